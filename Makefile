@@ -1,0 +1,46 @@
+# Everything runs in .venv, which is made on first use; python3 and make are all that is needed.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: help demo test lint types bench clean
+
+help:
+	@echo "make demo              the whole job on the bundled clips: preprocess, train, predict, evaluate"
+	@echo "make demo VIDEO=a.mp4  the same, then the demo's model on your own clip"
+	@echo "make test              lint, types, tests"
+	@echo "make lint              ruff and mypy alone"
+	@echo "make bench             benchmarks; results go to benchmarks/results"
+	@echo "make clean             remove what the demo made"
+
+# VIDEO reaches the script through the environment, so that no shell ever reads the file's name.
+demo: .venv/.demo
+	@$(BIN)/python benchmarks/run_demo.py
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/.dev
+	$(BIN)/python benchmarks/bench_preprocessing.py
+
+clean:
+	rm -rf demo
+
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
+
+# Stamps: what was installed, renewed when the project's requirements change.
+.venv/.demo: setup.cfg | $(BIN)/python
+	@echo "installing into .venv (a few minutes, about 6 GB: PyTorch) ..."
+	$(INSTALL) -e ".[offline-models]"
+	@touch $@
+
+.venv/.dev: setup.cfg | $(BIN)/python
+	@echo "installing into .venv (a few minutes, about 6 GB: PyTorch) ..."
+	$(INSTALL) -e ".[dev,offline-models,fast-asr,tensorboard]"
+	@touch $@ .venv/.demo

@@ -1,0 +1,32 @@
+"""Continuous valence and arousal for each frame of a video, from face, voice and words.
+
+The names below are loaded when they are first used, so that ``import rcma`` stays quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rcma import metrics, published
+    from rcma.checkpoint import load_model
+    from rcma.inference import predict
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "load_model", "metrics", "predict", "published"]
+
+_FUNCTIONS = {"load_model": "rcma.checkpoint", "predict": "rcma.inference"}
+_MODULES = ("metrics", "published")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module(_FUNCTIONS[name]), name)
+    if name in _MODULES:
+        return importlib.import_module(f"rcma.{name}")
+    raise AttributeError(f"module 'rcma' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

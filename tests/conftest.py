@@ -1,0 +1,80 @@
+"""Fixtures: where real recordings and models lie, and small videos made on the spot."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+DEMO = Path(__file__).parents[1] / "benchmarks" / "demo"
+
+
+def _folder_from_environment(variable: str, holds: str) -> Path:
+    value = os.environ.get(variable)
+    if not value:
+        pytest.skip(f"{variable} is not set (a folder with {holds})")
+    return Path(value)
+
+
+@pytest.fixture(scope="session")
+def media() -> Path:
+    """Folder of real recordings, easy and nasty."""
+    return _folder_from_environment("RCMA_TEST_MEDIA", "real video clips")
+
+
+@pytest.fixture(scope="session")
+def whisper_dir() -> Path:
+    """Folder with the real Whisper base: ``base.pt`` for openai-whisper, ``ct2/`` for faster-whisper."""
+    return _folder_from_environment("RCMA_TEST_WHISPER", "Whisper base as base.pt and ct2/")
+
+
+@pytest.fixture(scope="session")
+def demo_clips() -> Path:
+    """The clips that come with the project."""
+    return DEMO / "clips"
+
+
+@pytest.fixture(scope="session")
+def demo_annotations() -> Path:
+    """Labels of the clips that come with the project."""
+    return DEMO / "annotations"
+
+
+@pytest.fixture(scope="session")
+def make_video() -> Callable[..., Path]:
+    """Writes a small video: ``make_video(path, images, rate=25, samples=None, sample_rate=16000, audio_start_s=0.0)``."""
+
+    def make(
+        path: Path,
+        images: Sequence[np.ndarray],
+        *,
+        rate: int = 25,
+        samples: np.ndarray | None = None,
+        sample_rate: int = 16000,
+        audio_start_s: float = 0.0,
+    ) -> Path:
+        """Encode ``images`` (each uint8 (H,W,3), even sides) and, if given, mono ``samples`` (float32 in [-1,1])."""
+        height, width = images[0].shape[:2]
+        with av.open(f"file:{path}", "w") as container:
+            video = container.add_stream("mpeg4", rate=rate)
+            video.width, video.height, video.pix_fmt = width, height, "yuv420p"
+            sound = None if samples is None else container.add_stream("aac", rate=sample_rate, layout="mono")
+            for index, image in enumerate(images):
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+                frame.pts, frame.time_base = index, Fraction(1, rate)
+                container.mux(video.encode(frame))
+            container.mux(video.encode())
+            if sound is not None and samples is not None:
+                frame = av.AudioFrame.from_ndarray(samples[None].astype(np.float32), format="fltp", layout="mono")
+                frame.sample_rate, frame.time_base = sample_rate, Fraction(1, sample_rate)
+                frame.pts = round(audio_start_s * sample_rate)
+                container.mux(sound.encode(frame))
+                container.mux(sound.encode())
+        return path
+
+    return make

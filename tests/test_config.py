@@ -1,0 +1,80 @@
+"""Settings: what is refused, and that the shipped files are what the code takes by default."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from preprocessing.config import PreprocessConfig, known_keys, load_config
+from preprocessing.errors import InputError
+from rcma.config import TrainConfig
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+DATA = ["data.features=features", "data.annotations=annotations"]
+
+
+def test_shipped_preprocessing_file_states_the_defaults() -> None:
+    assert load_config(PreprocessConfig, CONFIGS / "preprocess.yaml") == PreprocessConfig()
+
+
+def test_shipped_training_file_states_the_defaults() -> None:
+    assert load_config(TrainConfig, CONFIGS / "rcma.yaml") == load_config(TrainConfig, None, DATA)
+
+
+@pytest.mark.parametrize("name", ["preprocess.yaml", "rcma.yaml"])
+def test_shipped_files_name_every_key(name: str) -> None:
+    cls = PreprocessConfig if name == "preprocess.yaml" else TrainConfig
+    tree = yaml.safe_load((CONFIGS / name).read_text())
+
+    def keys(node: dict, prefix: str = "") -> set[str]:
+        found = set()
+        for key, value in node.items():
+            found.add(prefix + key)
+            found |= keys(value, f"{prefix}{key}.") if isinstance(value, dict) else set()
+        return found
+
+    # text_width and preprocessing are filled in by training, not by people.
+    written_by_training = {key for key in known_keys(cls) if key == "model.text_width" or key.startswith("preprocessing")}
+    assert keys(tree) == set(known_keys(cls)) - written_by_training
+
+
+def test_overrides_reach_nested_keys() -> None:
+    config = load_config(PreprocessConfig, None, ["faces.size=64", "speech.backend=faster-whisper", "speech.language=de"])
+    assert (config.faces.size, config.speech.backend, config.speech.language) == (64, "faster-whisper", "de")
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("faces.sise=64", "unknown key 'faces.sise'; the nearest known key is 'faces.size'"),
+        ("speach.backend=none", "unknown key 'speach'; the nearest known key is 'speech'"),
+        ("faces.size=big", "faces.size: Input should be a valid integer"),
+        ("faces.size=4", "faces.size: Input should be greater than or equal to 16"),
+        ("speech.backend=vosk", "speech.backend: Input should be 'openai-whisper', 'faster-whisper' or 'none'"),
+        ("faces", "write key=value"),
+        ("faces.size.more=1", "faces.size"),
+    ],
+)
+def test_bad_override_is_one_line_that_names_the_key(override: str, says: str) -> None:
+    with pytest.raises(InputError) as error:
+        load_config(PreprocessConfig, None, [override])
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_hop_that_leaves_frames_out_is_refused() -> None:
+    with pytest.raises(InputError, match=r"data\.hop \(400\) is larger than model\.length \(300\)"):
+        load_config(TrainConfig, None, [*DATA, "data.hop=400"])
+
+
+@pytest.mark.parametrize("content", ["a: [1", "- 1\n- 2\n", "\xff\xfe"])
+def test_file_that_is_no_configuration(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(InputError, match=r"c\.yaml"):
+        load_config(PreprocessConfig, path)
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nowhere\.yaml: no such configuration file"):
+        load_config(PreprocessConfig, tmp_path / "nowhere.yaml")
