@@ -41,7 +41,7 @@ class AudioBackbone(BackboneSettings):
 
 
 class TCNSettings(Settings):
-    """Temporal convolutional network of each modality (FACTS of the paper: 4 levels, kernel 5, dilations 1 2 4 8)."""
+    """Temporal convolutional network of each modality (published: four levels with dilations 1, 2, 4, 8)."""
 
     face: Annotated[tuple[int, ...], Field(min_length=1)] = (512, 512, 512, 512)
     """Channels of each level; the last is the modality's width d_m."""
@@ -131,6 +131,7 @@ class TrainConfig(Settings):
     def _hop_covers(self) -> TrainConfig:
         if self.data.hop > self.model.length:
             raise ValueError(
-                f"data.hop ({self.data.hop}) is larger than model.length ({self.model.length}): frames would be left out"
+                f"data.hop ({self.data.hop}) is larger than model.length ({self.model.length}): "
+                "frames would be left out"
             )
         return self

@@ -1,0 +1,257 @@
+"""Networks that turn one frame of a modality into an embedding: one face crop, or one log-mel patch.
+
+``IR50`` and ``VGGish`` have the layers and the parameter names of the published networks, so that their authors'
+weights load; ``SmallFaceNet`` and ``SmallAudioNet`` are made to be trained from random values on a CPU.
+"""
+
+from __future__ import annotations
+
+import difflib
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Size, Tensor, nn
+
+from preprocessing.errors import InputError
+
+
+class IRUnit(nn.Module):
+    """Residual unit of ArcFace's networks (arXiv 1801.07698); only the second convolution and the shortcut stride."""
+
+    def __init__(self, in_channels: int, channels: int, *, stride: int) -> None:
+        """Build the layers, with random weights."""
+        super().__init__()
+        self.res_layer = nn.Sequential(
+            nn.BatchNorm2d(in_channels),
+            nn.Conv2d(in_channels, channels, kernel_size=3, padding=1, bias=False),
+            nn.PReLU(channels),
+            nn.Conv2d(channels, channels, kernel_size=3, stride=stride, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+        )
+        self.shortcut_layer: nn.Module = nn.MaxPool2d(kernel_size=1, stride=stride)
+        if in_channels != channels:
+            self.shortcut_layer = nn.Sequential(
+                nn.Conv2d(in_channels, channels, kernel_size=1, stride=stride, bias=False), nn.BatchNorm2d(channels)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N,in_channels,S,S) -> (N,channels,S/stride,S/stride)."""
+        return torch.as_tensor(self.res_layer(x) + self.shortcut_layer(x))
+
+
+class IR50(nn.Module):
+    """ArcFace's ResNet-50 for 40x40 crops, as used by sucv/ABAW3 and praveena2j/RJCMA (res50_ir_0.887.pth)."""
+
+    width = 512
+    """Length of the embedding."""
+    side = 40
+    """Side of the crop in pixels."""
+
+    STAGES = ((64, 3, 1), (128, 4, 2), (256, 14, 2), (512, 3, 2))
+    """Channels, units, and stride of the first unit of each stage: 40 -> 40 -> 20 -> 10 -> 5."""
+
+    def __init__(self) -> None:
+        """Build the layers, with random weights."""
+        super().__init__()
+        self.input_layer = nn.Sequential(
+            nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False), nn.BatchNorm2d(64), nn.PReLU(64)
+        )
+        units: list[nn.Module] = []
+        in_channels = 64
+        for channels, n_units, stride in self.STAGES:
+            for unit in range(n_units):
+                units.append(IRUnit(in_channels, channels, stride=stride if unit == 0 else 1))
+                in_channels = channels
+        self.body = nn.Sequential(*units)
+        self.output_layer = nn.Sequential(
+            nn.BatchNorm2d(512), nn.Dropout(0.4), nn.Flatten(), nn.Linear(512 * 5 * 5, self.width), nn.BatchNorm1d(512)
+        )
+
+    def forward(self, faces: Tensor) -> Tensor:
+        """Crops (N,3,40,40) RGB in [-1,1] -> embeddings (N,512) of length 1.
+
+        Raises:
+            ValueError: the crops have another shape.
+        """
+        _check_shape(faces, "face crops", (3, self.side, self.side))
+        return F.normalize(self.output_layer(self.body(self.input_layer(faces))), dim=1)
+
+
+class VGGish(nn.Module):
+    """VGGish (AudioSet; Hershey et al., arXiv 1609.09430) without PCA or quantisation; vggish-10086976.pth loads."""
+
+    width = 128
+    """Length of the embedding."""
+
+    def __init__(self) -> None:
+        """Build the layers, with random weights."""
+        super().__init__()
+        layers: list[nn.Module] = []
+        in_channels = 1
+        for stage in ((64,), (128,), (256, 256), (512, 512)):
+            for channels in stage:
+                layers += [nn.Conv2d(in_channels, channels, kernel_size=3, padding=1), nn.ReLU()]
+                in_channels = channels
+            layers.append(nn.MaxPool2d(kernel_size=2))
+        self.features = nn.Sequential(*layers)
+        self.embeddings = nn.Sequential(
+            nn.Linear(512 * 6 * 4, 4096), nn.ReLU(), nn.Linear(4096, 4096), nn.ReLU(), nn.Linear(4096, self.width)
+        )
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Log-mel patches (N,96,64) -> embeddings (N,128).
+
+        Raises:
+            ValueError: the patches have another shape.
+        """
+        _check_shape(patches, "log-mel patches", (96, 64))
+        maps = self.features(patches[:, None])  # (N,512,6,4)
+        flat = maps.permute(0, 2, 3, 1).flatten(start_dim=1)  # (N,6*4*512), channels last as in TensorFlow
+        return torch.as_tensor(self.embeddings(flat))
+
+
+class SmallFaceNet(nn.Module):
+    """About 3 million multiplications a face; no global pooling, so that mouth corners and eyes keep their places."""
+
+    width = 64
+    """Length of the embedding."""
+
+    def __init__(self) -> None:
+        """Build the layers, with random weights."""
+        super().__init__()
+        layers: list[nn.Module] = []
+        for in_channels, channels, stride in ((3, 16, 2), (16, 32, 2), (32, 32, 1), (32, 64, 2)):
+            layers += [
+                nn.Conv2d(in_channels, channels, kernel_size=3, stride=stride, padding=1, bias=False),
+                # Over each face alone: the faces of a window are too alike for BatchNorm's statistics to last.
+                nn.GroupNorm(num_groups=8, num_channels=channels),
+                nn.ReLU(),
+            ]
+        self.features = nn.Sequential(*layers)
+        self.pool = nn.AdaptiveAvgPool2d(5)  # changes nothing for a side of 40
+        self.embedding = nn.Linear(64 * 5 * 5, self.width)
+
+    def forward(self, faces: Tensor) -> Tensor:
+        """Square crops (N,3,S,S) RGB in [-1,1], S divisible by 8 -> embeddings (N,64).
+
+        Raises:
+            ValueError: the crops have another shape.
+        """
+        side = faces.shape[-1]
+        _check_shape(faces, "face crops", (3, side, side))
+        if side == 0 or side % 8:
+            raise ValueError(f"face crops: the side must be divisible by 8, given: {side}")
+        maps = self.pool(self.features(faces))  # (N,64,5,5)
+        return torch.as_tensor(self.embedding(maps.flatten(start_dim=1)))
+
+
+class SmallAudioNet(nn.Module):
+    """Convolutions over time with the bands as channels, for how the sound moves; beside them each band's mean, for how
+    loud and how high it is. About 2 million multiplications a patch.
+    """
+
+    width = 64
+    """Length of the embedding."""
+
+    def __init__(self) -> None:
+        """Build the layers, with random weights."""
+        super().__init__()
+        layers: list[nn.Module] = []
+        for in_channels, channels, kernel_size in ((64, 64, 5), (64, 64, 5), (64, 96, 3)):
+            layers += [
+                nn.Conv1d(in_channels, channels, kernel_size, stride=2, padding=kernel_size // 2, bias=False),
+                nn.GroupNorm(num_groups=8, num_channels=channels),
+                nn.ReLU(),
+            ]
+        self.features = nn.Sequential(*layers)
+        self.embedding = nn.Linear(2 * 96 + 64, self.width)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Log-mel patches (N,96,64), best with mean 0 and deviation 1 in each band -> embeddings (N,64).
+
+        Raises:
+            ValueError: the patches have another shape.
+        """
+        _check_shape(patches, "log-mel patches", (96, 64))
+        maps = self.features(patches.transpose(1, 2))  # (N,96,12): channel, time
+        # GroupNorm takes the level out of the maps, so the level goes past them.
+        summary = torch.cat([maps.mean(dim=2), maps.amax(dim=2), patches.mean(dim=1)], dim=1)  # (N,96+96+64)
+        return torch.as_tensor(self.embedding(summary))
+
+
+def _check_shape(x: Tensor, what: str, shape: tuple[int, ...]) -> None:
+    if tuple(x.shape[1:]) != shape:
+        wanted = ",".join(str(size) for size in shape)
+        raise ValueError(f"{what}: the shape must be (N,{wanted}), given: {tuple(x.shape)}")
+
+
+def load_backbone_weights(backbone: nn.Module, path: Path) -> None:
+    """Load a weight file of a backbone's authors.
+
+    Names may carry the prefix ``backbone.``; a classifier beside the backbone (``logits.``) is left out.
+
+    Raises:
+        InputError: the file cannot be read as a plain dictionary of tensors, or an entry is missing, surplus or has the
+            wrong shape.
+    """
+    given = read_state_dict(path)
+    if any(name.startswith("backbone.") for name in given):
+        given = {name.removeprefix("backbone."): value for name, value in given.items()}
+    given = {name: value for name, value in given.items() if not name.startswith("logits.")}
+    wanted = backbone.state_dict()
+    for name in wanted:
+        # Files older than PyTorch 0.4.1 lack BatchNorm's counters, which nothing here reads.
+        if name.endswith(".num_batches_tracked"):
+            given.setdefault(name, wanted[name])
+    check_entries(given, {name: value.shape for name, value in wanted.items()}, source=str(path))
+    backbone.load_state_dict(given)
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """A file of ``torch.save(module.state_dict(), path)``, on the CPU; nothing but tensors is ever unpickled.
+
+    Raises:
+        InputError: no such file, or it holds something else.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; a weight file written by torch.save is wanted") from None
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path}: not a file of weights alone ({reason}); save module.state_dict()") from error
+    return named_tensors(content, source=str(path))
+
+
+def named_tensors(content: object, *, source: str) -> dict[str, Tensor]:
+    """``content`` as a dictionary of tensors.
+
+    Raises:
+        InputError: it is something else, such as a dictionary with the weights one level down.
+    """
+    if not isinstance(content, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    ):
+        raise InputError(f"{source}: holds something else than named tensors; module.state_dict() is wanted")
+    return dict(content)
+
+
+def check_entries(given: Mapping[str, Tensor], wanted: Mapping[str, Size], *, source: str) -> None:
+    """Compare names and shapes.
+
+    Raises:
+        InputError: naming ``source`` and the first entry that is surplus (with the nearest right name), missing, or of
+            the wrong shape.
+    """
+    for name in given:
+        if name not in wanted:
+            near = difflib.get_close_matches(name, wanted, n=1, cutoff=0.0)[0]
+            raise InputError(f"{source}: unknown entry {name!r}; the nearest right name is {near!r}")
+    for name, shape in wanted.items():
+        if name not in given:
+            raise InputError(f"{source}: no entry {name!r}, of shape {tuple(shape)}")
+        if given[name].shape != shape:
+            raise InputError(f"{source}: {name!r} has shape {tuple(given[name].shape)}; it should be {tuple(shape)}")

@@ -1,0 +1,86 @@
+"""Concordance correlation coefficient (CCC): the challenge's score and the loss it is trained with.
+
+    CCC(x, y) = 2 cov(x, y) / (var(x) + var(y) + (mean(x) - mean(y))^2)
+
+with population moments (divided by N), x the prediction and y the label (Lin, Biometrics 45, 1989). It lies in
+[-1, 1]; 1 only for x = y. CCC over a concatenation of windows is not the mean of the windows' CCCs.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+
+def ccc(x: ArrayLike, y: ArrayLike) -> float:
+    """CCC of predictions and labels, over the positions where the label is not NaN.
+
+    Args:
+        x: predictions, (N,), any real type.
+        y: labels, (N,), NaN where there is none.
+
+    Returns:
+        CCC in [-1, 1]; NaN where it says nothing: fewer than two labels, constant predictions or constant labels,
+        or a labelled position whose prediction is NaN or infinite.
+
+    Raises:
+        ValueError: x and y are not one-dimensional or differ in length.
+    """
+    prediction, label = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    if prediction.ndim != 1 or prediction.shape != label.shape:
+        raise ValueError(f"ccc takes two arrays (N,) of equal length, given: {prediction.shape} and {label.shape}")
+    labelled = ~np.isnan(label)
+    prediction, label = prediction[labelled], label[labelled]
+    if len(label) < 2 or not (np.isfinite(prediction).all() and np.isfinite(label).all()):
+        return float("nan")
+    if np.ptp(prediction) == 0.0 or np.ptp(label) == 0.0:
+        return float("nan")
+    shift = prediction.mean() - label.mean()
+    x_centred, y_centred = prediction - prediction.mean(), label - label.mean()
+    covariance = np.mean(x_centred * y_centred)
+    return float(2.0 * covariance / (np.mean(x_centred**2) + np.mean(y_centred**2) + shift**2))
+
+
+def ccc_loss(prediction: Tensor, labels: Tensor) -> Tensor:
+    """Mean of 1 - CCC over windows and targets.
+
+    Computed as mean((x - y)^2) / (var(x) + var(y) + (mean(x) - mean(y))^2), which is the same number and exactly 0
+    for a perfect prediction. A window whose labels are constant has no CCC; there the numerator, the mean squared
+    error, stands in so that the gradient still leads to the labels.
+
+    Args:
+        prediction: (B,L,K) float; never read where the label is NaN.
+        labels: (B,L,K) float, NaN where there is no label (unlabelled frames, padding).
+
+    Returns:
+        Scalar >= 0, float32 (float64 for float64 predictions). Always finite for finite predictions; windows with
+        fewer than two labels are left out, and if none remains the loss is 0 (still attached to the graph).
+
+    Raises:
+        ValueError: the two shapes differ or are not (B,L,K).
+    """
+    if prediction.ndim != 3 or prediction.shape != labels.shape:
+        raise ValueError(
+            f"ccc_loss takes prediction and labels of one shape (B,L,K), "
+            f"given: {tuple(prediction.shape)} and {tuple(labels.shape)}"
+        )
+    dtype = torch.promote_types(prediction.dtype, torch.float32)  # moments need more digits than half precision has
+    labelled = ~torch.isnan(labels)  # (B,L,K)
+    x = prediction.to(dtype).masked_fill(~labelled, 0.0)
+    y = labels.to(dtype).masked_fill(~labelled, 0.0)
+    n = labelled.sum(dim=1).clamp_min(1)  # (B,K)
+
+    x_mean, y_mean = x.sum(dim=1) / n, y.sum(dim=1) / n  # (B,K)
+    x_var = ((x - x_mean[:, None]).square() * labelled).sum(dim=1) / n
+    y_var = ((y - y_mean[:, None]).square() * labelled).sum(dim=1) / n
+    squared_error = (x - y).square().sum(dim=1) / n
+    # The floor, the variance of rounding errors at values of size one, only ever matters where x and y agree that far.
+    denominator = (x_var + y_var + (x_mean - y_mean).square()).clamp_min(torch.finfo(dtype).eps ** 2)
+
+    highest = y.masked_fill(~labelled, -torch.inf).amax(dim=1)
+    lowest = y.masked_fill(~labelled, torch.inf).amin(dim=1)
+    loss = squared_error / torch.where(highest == lowest, torch.ones_like(denominator), denominator)  # (B,K)
+    counted = labelled.sum(dim=1) >= 2
+    return (loss * counted).sum() / counted.sum().clamp_min(1)
