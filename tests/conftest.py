@@ -47,7 +47,7 @@ def demo_annotations() -> Path:
 
 @pytest.fixture(scope="session")
 def make_video() -> Callable[..., Path]:
-    """Writes a small video: ``make_video(path, images, rate=25, samples=None, sample_rate=16000, audio_start_s=0.0)``."""
+    """Writes a small video: ``make_video(path, images, rate=25, samples=None, ...)``."""
 
     def make(
         path: Path,

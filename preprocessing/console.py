@@ -1,0 +1,176 @@
+"""What every command shares: arguments, progress, one-line errors, exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from types import TracebackType
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from preprocessing.errors import InputError
+
+EXIT_DONE, EXIT_SOME_FAILED, EXIT_BAD_REQUEST, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+_WIDTH_OF_FILES = 160
+"""Columns when output goes to a file or a pipe, where no terminal says how many there are."""
+
+log = logging.getLogger("rcma")
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, and examples as they were written."""
+
+
+def add_common_arguments(parser: argparse.ArgumentParser, *, device: bool = True) -> None:
+    """Add ``--device`` and ``--log-level``."""
+    if device:
+        parser.add_argument(
+            "--device",
+            choices=("auto", "cpu", "cuda"),
+            default="auto",
+            help="where networks run; auto takes a GPU if any",
+        )
+    parser.add_argument(
+        "--log-level",
+        choices=("debug", "info", "warning", "error"),
+        default="warning",
+        help="how much is told on stderr; debug shows tracebacks",
+    )
+
+
+def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool, example: str) -> None:
+    """Add ``--config`` and ``--set``."""
+    parser.add_argument("--config", metavar="FILE", required=required, help="YAML file of settings")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help=f"change one setting, for example {example}; may be given many times",
+    )
+
+
+def run_command(
+    work: Callable[[argparse.Namespace], int], parser: argparse.ArgumentParser, argv: Sequence[str] | None
+) -> int:
+    """Parse the arguments, do the work, turn errors into one line on stderr and the exit code that belongs to them.
+
+    Returns:
+        0 everything asked for was done; 1 some inputs failed; 2 the request itself is wrong; 130 interrupted.
+    """
+    args = parser.parse_args(argv)
+    _set_up_logging(args.log_level)
+    try:
+        return work(args)
+    except InputError as error:
+        log.debug("traceback of the error below", exc_info=True)
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return EXIT_BAD_REQUEST
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted; nothing half-written was left", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def _set_up_logging(level: str) -> None:
+    handler = RichHandler(console=error_console(), show_time=False, show_path=False, rich_tracebacks=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
+    log.setLevel(level.upper())
+    if level != "debug":
+        # Remarks of the libraries on their own insides; what concerns the user is said by our own code.
+        warnings.filterwarnings("ignore")
+        for library in ("transformers", "huggingface_hub", "faster_whisper", "libav"):
+            logging.getLogger(library).setLevel(logging.ERROR)
+
+
+def output_console() -> Console:
+    """Console for results, on stdout."""
+    return Console(width=None if sys.stdout.isatty() else _WIDTH_OF_FILES, highlight=False)
+
+
+def error_console() -> Console:
+    """Console for progress and messages, on stderr."""
+    return Console(stderr=True, width=None if sys.stderr.isatty() else _WIDTH_OF_FILES, highlight=False)
+
+
+class Reporter:
+    """Progress over a known number of items: a bar on a terminal, one plain line for each item elsewhere."""
+
+    def __init__(self, total: int, *, unit: str) -> None:
+        """Prepare for ``total`` items, each called a ``unit``."""
+        self._total, self._unit, self._finished = total, unit, 0
+        self._console = error_console()
+        self._bar: Progress | None = None
+        if self._console.is_terminal:
+            self._bar = Progress(
+                SpinnerColumn(),
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=self._console,
+                transient=True,
+            )
+            self._task = self._bar.add_task(f"{unit}s", total=total)
+
+    def __enter__(self) -> Reporter:
+        """Start the bar."""
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Remove the bar."""
+        if self._bar:
+            self._bar.stop()
+
+    def status(self, text: str) -> None:
+        """Say what is being done now (terminals only: elsewhere it would fill the log)."""
+        if self._bar:
+            self._bar.update(self._task, description=text)
+
+    def finished(self, line: str, *, position: int | None = None) -> None:
+        """Say how one item went; ``position`` (from 1) is its place in the whole, by default the one after the last."""
+        self._finished = self._finished + 1 if position is None else position
+        self._console.print(Text(f"[{self._finished}/{self._total}] {line}"))
+        if self._bar:
+            self._bar.update(self._task, completed=self._finished)
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table on stdout; columns whose cells are all numbers are aligned to the right."""
+    table = Table()
+    for index, column in enumerate(columns):
+        numeric = all(_is_number(row[index]) for row in rows)
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        # Text, not str: square brackets in a file name are not markup.
+        table.add_row(*(Text(cell) for cell in row))
+    console = output_console()
+    # Not the table's own title, which would be wrapped to the width of the table.
+    console.print(Text(title), soft_wrap=True)
+    console.print(table)
+
+
+def _is_number(cell: str) -> bool:
+    return cell.strip("+-.%0123456789") in ("", "nan")

@@ -1,0 +1,85 @@
+"""From what the user names (files, folders, lists) to videos, each with an identifier of its own."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from preprocessing.errors import InputError
+
+_VIDEO_SUFFIXES = """
+    .3gp .asf .avi .divx .dv .f4v .flv .m2ts .m2v .m4v .mkv .mov .mp4 .mpe .mpeg .mpg .mts .mxf .ogm .ogv .qt .rm .rmvb
+    .ts .vob .webm .wmv
+"""
+# Recordings without pictures are taken up too, so that they are named as unusable rather than passed over.
+_SOUND_SUFFIXES = ".aac .flac .m4a .mp3 .oga .ogg .opus .wav .wma"
+MEDIA_SUFFIXES = frozenset((_VIDEO_SUFFIXES + _SOUND_SUFFIXES).split())
+"""Endings of the files that are taken from a folder; a file that is named itself may end in anything."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One video to work on."""
+
+    video_id: str
+    path: Path
+
+
+def collect_sources(inputs: Sequence[Path]) -> list[Source]:
+    """Find the videos behind ``inputs``: files, folders (searched below too), ``.txt`` files with one path a line.
+
+    Raises:
+        InputError: a folder holds no media file, a list is empty or no text, or two inputs would get the same video_id.
+    """
+    paths: dict[Path, None] = {}
+    for given in inputs:
+        for path in _expand(given):
+            paths.setdefault(path)
+    sources = [Source(video_id=path.stem, path=path) for path in paths]
+    refuse_shared_ids((source.video_id, source.path) for source in sources)
+    return sources
+
+
+def refuse_shared_ids(named: Iterable[tuple[str, Path]]) -> None:
+    """Raise InputError if two paths stand for the same video_id."""
+    groups: dict[str, list[Path]] = defaultdict(list)
+    for video_id, path in named:
+        groups[video_id].append(path)
+    shared = [
+        f"{' and '.join(str(path) for path in paths)} would both be {video_id!r}"
+        for video_id, paths in groups.items()
+        if len(paths) > 1
+    ]
+    if shared:
+        raise InputError(f"{'; '.join(shared)}: rename one of them, or run it with another --out")
+
+
+def _expand(given: Path) -> list[Path]:
+    if given.is_dir():
+        found = sorted(path for path in given.rglob("*") if _is_media(path, given))
+        if not found:
+            raise InputError(f"{given}: no video files in this folder")
+        return found
+    if given.suffix.lower() == ".txt" and given.exists():
+        return _read_list(given)
+    # A file that does not exist stays in: it is named at the end, and the others are done.
+    return [given]
+
+
+def _is_media(path: Path, root: Path) -> bool:
+    hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
+    return path.suffix.lower() in MEDIA_SUFFIXES and not hidden and path.is_file()
+
+
+def _read_list(listing: Path) -> list[Path]:
+    try:
+        lines = listing.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{listing}: cannot be read as a list of paths, one a line: {error}") from None
+    # Relative paths count from the list's own folder, so that the list works from anywhere.
+    paths = [listing.parent / line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    if not paths:
+        raise InputError(f"{listing}: no paths in it; write one a line")
+    return [file for path in paths for file in _expand(path)]

@@ -1,0 +1,336 @@
+"""Files of the ABAW valence-arousal track: annotations, submissions, the organisers' sample file.
+
+Annotation and per-video prediction: first line ``valence,arousal``, then one line for each frame. Single file
+(editions 5, 6, 8 and later): first line ``image_location,valence,arousal``, then ``<video>/00001.jpg,<v>,<a>``, frames
+counted from 1. Source: https://affective-behavior-analysis-in-the-wild.github.io
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple, TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from preprocessing.errors import InputError
+from rcma.files import replace_when_whole
+
+Split = Literal["train", "validation", "test"]
+
+SPLIT_FOLDERS: dict[Split, str] = {"train": "Train_Set", "validation": "Validation_Set", "test": "Test_Set"}
+_CHALLENGE_FOLDER = "VA_Estimation_Challenge"
+
+PER_VIDEO_HEADER = "valence,arousal"
+SINGLE_FILE_HEADER = "image_location,valence,arousal"
+NOT_ANNOTATED = -5.0
+
+_LOCATION = re.compile(r"(?P<video>.+)/(?P<frame>\d+)\.\w+")
+
+
+class Location(NamedTuple):
+    """One row of the organisers' sample file."""
+
+    text: str
+    """As it stands in the file, for example ``video7/00001.jpg``."""
+    video_id: str
+    frame: int
+    """Counted from 1."""
+
+
+def find_split(annotations: Path, split: Split) -> dict[str, Path]:
+    """Annotation files of one split.
+
+    Args:
+        annotations: a folder that holds ``Train_Set``, ``Validation_Set`` (and ``Test_Set``), itself or in its
+            subfolder ``VA_Estimation_Challenge``.
+        split: which of them.
+
+    Returns:
+        Path of the annotation for each video_id, sorted by video_id.
+
+    Raises:
+        InputError: the folder does not exist, does not hold the split, or the split is empty.
+    """
+    name = SPLIT_FOLDERS[split]
+    candidates = [annotations / name, annotations / _CHALLENGE_FOLDER / name]
+    for folder in candidates:
+        if folder.is_dir():
+            return find_annotations(folder)
+    state = "holds neither of" if annotations.is_dir() else "no such folder; it should hold one of"
+    raise InputError(f"{annotations}: {state} {name}/, {_CHALLENGE_FOLDER}/{name}/ with one <video_id>.txt per video")
+
+
+def find_annotations(folder: Path) -> dict[str, Path]:
+    """All ``<video_id>.txt`` of a folder, sorted by video_id; hidden files are passed over.
+
+    Raises:
+        InputError: no such folder, or no such file in it.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder of annotations")
+    paths = {path.stem: path for path in sorted(folder.glob("*.txt")) if not path.name.startswith(".")}
+    if not paths:
+        raise InputError(f"{folder}: no annotations in it; expected one <video_id>.txt per video")
+    return paths
+
+
+def read_annotation(path: Path) -> NDArray[np.float32]:
+    """Read the annotation of one video.
+
+    Returns:
+        float32 (n,2): valence and arousal in [-1,1] of each frame; NaN in both columns where either is -5.
+
+    Raises:
+        InputError: the file cannot be read, its header is another one, or a line does not hold two values in [-1,1]
+            (or -5); the line is named.
+    """
+    return _read_per_video(path, not_annotated=NOT_ANNOTATED)
+
+
+def read_predictions(path: Path) -> dict[str, NDArray[np.float32]]:
+    """Read predictions in either format.
+
+    Args:
+        path: a folder of ``<video_id>.txt`` files, a folder with one single-file prediction, or that file itself.
+
+    Returns:
+        float32 (n,2) for each video_id: valence and arousal in [-1,1]; NaN for frames that a single file leaves out.
+
+    Raises:
+        InputError: nothing there, or a line that is not right; the line is named.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: no such predictions; give a folder of <video_id>.txt files or a single file")
+    if path.is_file():
+        return _read_single_file(path) if _is_single_file(path) else {path.stem: _read_per_video(path)}
+    files = find_annotations(path)
+    single = [file for file in files.values() if _is_single_file(file)]
+    if not single:
+        return {video_id: _read_per_video(file) for video_id, file in files.items()}
+    if len(files) > 1:
+        raise InputError(f"{path}: {single[0].name} holds all videos, but there are other .txt files; keep one kind")
+    return _read_single_file(single[0])
+
+
+def write_per_video(folder: Path, video_id: str, predictions: NDArray[np.floating]) -> None:
+    """Write ``<video_id>.txt``: the header, then one line per frame with six decimals.
+
+    Args:
+        folder: made when missing.
+        video_id: name of the file.
+        predictions: (T,2) valence and arousal in [-1,1], one row for each decoded frame.
+
+    Raises:
+        ValueError: another shape, or values that are no number in [-1,1].
+    """
+    _check_predictions(video_id, predictions)
+    rows = (f"{valence:.6f},{arousal:.6f}\n" for valence, arousal in predictions)
+    _write_lines(folder / f"{video_id}.txt", PER_VIDEO_HEADER, rows)
+
+
+def write_single_file(
+    path: Path, predictions: Mapping[str, NDArray[np.floating]], *, template: Sequence[Location] | None = None
+) -> None:
+    """Write one file for all videos: the header, then one line per frame with six decimals.
+
+    Args:
+        path: the file.
+        predictions: (T,2) valence and arousal in [-1,1] for each video_id.
+        template: rows to write, in their order (:func:`read_template`); None writes every frame of every video.
+
+    Raises:
+        InputError: the template names videos or frames that have no prediction; all of them are named.
+        ValueError: another shape, or values that are no number in [-1,1].
+    """
+    for video_id, values in predictions.items():
+        _check_predictions(video_id, values)
+    rows = _all_rows(predictions) if template is None else fill_template(template, predictions)
+    _write_lines(path, SINGLE_FILE_HEADER, (f"{location},{v:.6f},{a:.6f}\n" for location, v, a in rows))
+
+
+def read_template(path: Path) -> list[Location]:
+    """Read the organisers' sample file: which rows a submission must hold, in which order.
+
+    The header and the value columns may be there or not.
+
+    Raises:
+        InputError: the file cannot be read, is empty, names a row twice, or a line names no
+            ``<video>/<frame>.jpg``; the line is named.
+    """
+    locations: list[Location] = []
+    seen: dict[str, set[int]] = defaultdict(set)
+    with _open(path) as file:
+        for number, line in _lines(path, file):
+            text = line.split(",")[0].strip()
+            if number == 1 and text == SINGLE_FILE_HEADER.split(",")[0]:
+                continue
+            location = _parse_location(text, where=f"{path}, line {number}")
+            if location.frame in seen[location.video_id]:
+                raise InputError(f"{path}, line {number}: {text} is there twice; each row may be there once")
+            seen[location.video_id].add(location.frame)
+            locations.append(location)
+    if not locations:
+        raise InputError(f"{path}: no rows in it; expected lines such as video7/00001.jpg")
+    return locations
+
+
+def fill_template(
+    template: Sequence[Location], predictions: Mapping[str, NDArray[np.floating]]
+) -> Iterator[tuple[str, float, float]]:
+    """Give the template's rows in its order, each with its prediction.
+
+    Returns:
+        Location as the template writes it, valence and arousal in [-1,1].
+
+    Raises:
+        InputError: videos without predictions, or with fewer frames than the template asks for; all are named.
+    """
+    check_template(template, {video_id: len(values) for video_id, values in predictions.items()})
+    return ((row.text, *_pair(predictions[row.video_id][row.frame - 1])) for row in template)
+
+
+def check_template(template: Sequence[Location], n_frames: Mapping[str, int]) -> None:
+    """Refuse what does not cover the template.
+
+    Args:
+        template: see :func:`read_template`.
+        n_frames: how many frames of each video_id are predicted.
+
+    Raises:
+        InputError: see :func:`fill_template`.
+    """
+    needed: dict[str, int] = {}
+    for location in template:
+        needed[location.video_id] = max(location.frame, needed.get(location.video_id, 0))
+    problems = []
+    for video_id, n in needed.items():
+        if video_id not in n_frames:
+            problems.append(f"{video_id}: no predictions")
+        elif n_frames[video_id] < n:
+            problems.append(f"{video_id}: {n_frames[video_id]} frames predicted, {n} needed")
+    if problems:
+        raise InputError(f"the sample file asks for rows that are not predicted: {'; '.join(problems)}")
+
+
+def _write_lines(path: Path, header: str, lines: Iterable[str]) -> None:
+    with replace_when_whole(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(header + "\n")
+        file.writelines(lines)
+
+
+def _all_rows(predictions: Mapping[str, NDArray[np.floating]]) -> Iterator[tuple[str, float, float]]:
+    for video_id, values in predictions.items():
+        for frame, value in enumerate(values, start=1):
+            yield (f"{video_id}/{frame:05d}.jpg", *_pair(value))
+
+
+def _pair(row: NDArray[np.floating]) -> tuple[float, float]:
+    return float(row[0]), float(row[1])
+
+
+def _check_predictions(video_id: str, predictions: NDArray[np.floating]) -> None:
+    if predictions.ndim != 2 or predictions.shape[1] != 2:
+        raise ValueError(f"{video_id}: predictions of shape {predictions.shape}, but (frames, 2) is right")
+    if not np.all(np.abs(predictions) <= 1.0):  # NaN fails this too
+        raise ValueError(f"{video_id}: predictions that are no number in [-1,1]")
+
+
+def _read_per_video(path: Path, *, not_annotated: float | None = None) -> NDArray[np.float32]:
+    rows: list[tuple[float, float]] = []
+    with _open(path) as file:
+        for number, line in _lines(path, file):
+            if number == 1:
+                _check_header(path, line, PER_VIDEO_HEADER)
+                continue
+            where = f"{path}, line {number}"
+            cells = line.split(",")
+            if len(cells) != 2:
+                raise InputError(f"{where}: {len(cells)} column(s), but two are right: {PER_VIDEO_HEADER}")
+            rows.append(_parse_values(cells, where=where, not_annotated=not_annotated))
+    if not rows:
+        raise InputError(f"{path}: no rows after the header; expected one line per frame")
+    return np.array(rows, dtype=np.float32)
+
+
+def _read_single_file(path: Path) -> dict[str, NDArray[np.float32]]:
+    rows: dict[str, dict[int, tuple[float, float]]] = defaultdict(dict)
+    with _open(path) as file:
+        for number, line in _lines(path, file):
+            if number == 1:
+                _check_header(path, line, SINGLE_FILE_HEADER)
+                continue
+            where = f"{path}, line {number}"
+            cells = line.split(",")
+            if len(cells) != 3:
+                raise InputError(f"{where}: {len(cells)} column(s), but three are right: {SINGLE_FILE_HEADER}")
+            location = _parse_location(cells[0].strip(), where=where)
+            if location.frame in rows[location.video_id]:
+                raise InputError(f"{where}: {location.text} is there twice; each row may be there once")
+            rows[location.video_id][location.frame] = _parse_values(cells[1:], where=where)
+    if not rows:
+        raise InputError(f"{path}: no rows after the header")
+    predictions = {}
+    for video_id, values in rows.items():
+        predictions[video_id] = np.full((max(values), 2), np.nan, dtype=np.float32)
+        predictions[video_id][np.fromiter(values, dtype=np.int64) - 1] = list(values.values())
+    return predictions
+
+
+def _is_single_file(path: Path) -> bool:
+    with _open(path) as file:
+        return _normal(file.readline(1000)) == SINGLE_FILE_HEADER
+
+
+def _open(path: Path) -> TextIO:
+    try:
+        # utf-8-sig: files that went through a spreadsheet start with a byte order mark. Broken bytes fail as values.
+        return path.open(encoding="utf-8-sig", errors="replace")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _lines(path: Path, file: Iterable[str]) -> Iterator[tuple[int, str]]:
+    """Number (from 1) and content of each line; blank lines may only come at the end, or frames would slip."""
+    blank = 0
+    for number, line in enumerate(file, start=1):
+        if not line.strip():
+            blank = blank or number
+        elif blank:
+            raise InputError(f"{path}, line {blank}: blank; each line belongs to one frame, only the last may be blank")
+        else:
+            yield number, line.strip()
+
+
+def _check_header(path: Path, line: str, header: str) -> None:
+    if _normal(line) != header:
+        raise InputError(f"{path}, line 1: {line[:60]!r} instead of the header {header}")
+
+
+def _normal(header: str) -> str:
+    return header.strip().lower().replace(" ", "")
+
+
+def _parse_values(cells: Sequence[str], *, where: str, not_annotated: float | None = None) -> tuple[float, float]:
+    try:
+        valence, arousal = float(cells[0]), float(cells[1])
+    except ValueError:
+        raise InputError(f"{where}: {','.join(cells)[:60]!r} is not two numbers") from None
+    if not_annotated is not None and not_annotated in (valence, arousal):
+        return math.nan, math.nan
+    for value in (valence, arousal):
+        if not -1.0 <= value <= 1.0:
+            allowed = "in [-1, 1]" if not_annotated is None else f"in [-1, 1], or {not_annotated:g} where not annotated"
+            raise InputError(f"{where}: {value:g} is out of range; values are {allowed}")
+    return valence, arousal
+
+
+def _parse_location(text: str, *, where: str) -> Location:
+    match = _LOCATION.fullmatch(text)
+    if match is None or int(match["frame"]) < 1:
+        raise InputError(f"{where}: {text[:80]!r} does not name a frame; expected <video>/00001.jpg, counted from 1")
+    return Location(text, match["video"], int(match["frame"]))

@@ -1,0 +1,410 @@
+"""From feature folders and annotations to windows of tensors; labels stay at their frames, NaN where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from preprocessing.align import Alignment, cut_patches, patch_start
+from preprocessing.audio import N_MELS
+from preprocessing.config import PreprocessConfig, build_config, flatten
+from preprocessing.errors import InputError
+from preprocessing.store import Features, load_features
+from rcma.abaw import find_split, read_annotation
+from rcma.backbones import IR50
+from rcma.config import TARGETS, ModelSettings, Target
+
+MATTERING_SETTINGS = ("faces.size", "faces.margin", "speech.model", "words.model")
+"""Preprocessing settings that must be the same for all videos a model is trained on."""
+
+CROP_OF_FACE = (5, 6)
+"""The network sees this fraction of the stored face's side: 40 of 48 pixels, as published."""
+_MEL_ROWS_AT_ONCE = 1 << 16
+_LEAST_STD = 1e-3
+_NAMES_IN_WARNING = 10
+
+
+@dataclass(frozen=True)
+class Video:
+    """A feature folder and the labels of its T decoded frames.
+
+    Only the folder's name is kept: hundreds of videos, seven memory-mapped files each, would exceed the number of
+    files that a process may hold open.
+    """
+
+    folder: Path
+    labels: NDArray[np.float32]
+    """(T,2) valence and arousal in [-1,1], NaN where there is none."""
+
+    @property
+    def video_id(self) -> str:
+        """Name of the feature folder."""
+        return self.folder.name
+
+    def features(self) -> Features:
+        """Open the feature folder; the large arrays are memory-mapped."""
+        return load_features(self.folder)
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Videos that have both features and annotations."""
+
+    train: tuple[Video, ...]
+    validation: tuple[Video, ...]
+    preprocessing: PreprocessConfig
+    """What the features were made with."""
+    text_width: int | None
+    """D, width of a word vector; None when no video has a word."""
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Statistics of the training videos, float32; a deviation is 1 where nothing varies or nothing is known."""
+
+    audio_mean: Tensor
+    """(64,) of each mel band."""
+    audio_std: Tensor
+    text_mean: Tensor
+    """(D,) of each dimension of the word vectors; every spoken word counts once."""
+    text_std: Tensor
+
+
+def windows(n_frames: int, length: int, hop: int) -> list[int]:
+    """First frames of the windows that cover a video.
+
+    Args:
+        n_frames: T, at least 1.
+        length: L, frames in a window.
+        hop: frames between two starts, from 1 to ``length``.
+
+    Returns:
+        Rising starts; the last window ends with the video. One window at 0, longer than the video, when T < L.
+
+    Raises:
+        ValueError: a number outside its range.
+    """
+    if n_frames < 1 or not 1 <= hop <= length:
+        raise ValueError(f"{n_frames} frames, windows of {length}, hop {hop}: 1 <= hop <= length is right")
+    if n_frames <= length:
+        return [0]
+    last = n_frames - length
+    return [*range(0, last, hop), last]
+
+
+def open_training_data(features: Path, annotations: Path) -> TrainingData:
+    """Match feature folders with the annotations of the training and validation splits.
+
+    Args:
+        features: folder of feature folders.
+        annotations: see :func:`rcma.abaw.find_split`.
+
+    Raises:
+        InputError: a split has no video with both, a video is in both splits, a file is damaged, or the training videos
+            were made with different settings.
+    """
+    folders = _feature_folders(features)
+    train_files, validation_files = find_split(annotations, "train"), find_split(annotations, "validation")
+    both = sorted(train_files.keys() & validation_files.keys())
+    if both:
+        raise InputError(f"{annotations}: {', '.join(both)} in Train_Set and in Validation_Set; keep each video in one")
+    if not folders.keys() & (train_files.keys() | validation_files.keys()):
+        raise InputError(
+            f"{features} and {annotations} have no video in common; a feature folder is named like its annotation"
+        )
+    warnings = []
+    unused = sorted(folders.keys() - train_files.keys() - validation_files.keys())
+    if unused:
+        warnings.append(f"{features}: no annotation for {_some(unused)}: not used")
+    splits: dict[str, list[Video]] = {}
+    described: list[tuple[Path, dict[str, Any]]] = []
+    widths: dict[int, Path] = {}
+    for split, files in (("training", train_files), ("validation", validation_files)):
+        without = sorted(files.keys() - folders.keys())
+        if without:
+            warnings.append(f"{annotations}: no features for {_some(without)} of the {split} split: not used")
+        splits[split] = []
+        for video_id in sorted(files.keys() & folders.keys()):
+            opened = load_features(folders[video_id])
+            labels, warning = _labels_of_frames(read_annotation(files[video_id]), opened.n_frames, files[video_id])
+            warnings += warning
+            splits[split].append(Video(folders[video_id], labels))
+            described.append((folders[video_id], opened.meta))
+            if len(opened.words):
+                widths.setdefault(opened.word_vectors.shape[1], folders[video_id])
+        if not any(np.isfinite(video.labels).any() for video in splits[split]):
+            raise InputError(f"{annotations}: no annotated frame of the {split} split has features in {features}")
+    if len(widths) > 1:
+        (one, first), (other, second) = list(widths.items())[:2]
+        raise InputError(f"{first} has word vectors of width {one}, {second} of width {other}; preprocess them alike")
+    return TrainingData(
+        train=tuple(splits["training"]),
+        validation=tuple(splits["validation"]),
+        preprocessing=_common_settings(described),
+        text_width=next(iter(widths), None),
+        warnings=tuple(warnings),
+    )
+
+
+def check_face_size(settings: ModelSettings, size: int) -> None:
+    """Refuse stored faces that the face backbone cannot take.
+
+    Raises:
+        InputError: naming ``faces.size`` and what fits.
+    """
+    side, kind = face_side(size), settings.face.kind
+    if (side != IR50.side) if kind == "ir50" else (side % 8 != 0):
+        wanted = str(IR50.side) if kind == "ir50" else "multiples of 8"
+        raise InputError(
+            f"faces.size: {size} gives crops of {side} pixels, but model.face.kind {kind} takes {wanted}; use 48"
+        )
+
+
+def face_side(size: int) -> int:
+    """Side of the crop that the network sees, for a stored face of ``size`` pixels."""
+    shown, of = CROP_OF_FACE
+    return size * shown // of
+
+
+def cut_window(
+    features: Features,
+    start: int,
+    *,
+    length: int,
+    text_width: int,
+    audio_alignment: Alignment,
+    crop: tuple[int, int] | None = None,
+    flip: bool = False,
+) -> dict[str, Tensor]:
+    """Cut one window of L frames out of a video of T frames; what lies beyond its end is padding.
+
+    Args:
+        features: the video.
+        start: first frame, below T.
+        length: L.
+        text_width: D; a video without words may have vectors of any width.
+        audio_alignment: see :func:`preprocessing.align.patch_start`.
+        crop: upper and left edge, in pixels, of the part of the stored face to take; None for the centre.
+        flip: mirror the faces.
+
+    Returns:
+        ``face`` (L,3,s,s) in [-1,1], s = 40 for stored faces of 48; ``audio`` (L,96,64) log-mel; ``text`` (L,D); all
+        float32, zeros where there is nothing. ``face_mask``, ``audio_mask``, ``text_mask`` bool (L,), True where the
+        modality is there; all False in padding.
+    """
+    frames = slice(start, min(start + length, features.n_frames))
+    n = frames.stop - frames.start
+    size = features.faces.shape[1]
+    side = face_side(size)
+    top, left = crop if crop is not None else ((size - side) // 2, (size - side) // 2)
+
+    face = np.zeros((length, 3, side, side), np.float32)
+    face_mask = np.zeros(length, np.bool_)
+    face_mask[:n] = ~np.isnan(features.face_box[frames]).any(axis=1)
+    pixels = features.faces[frames, top : top + side, left : left + side]  # (n,s,s,3)
+    if flip:
+        pixels = pixels[:, :, ::-1]
+    face[:n] = (pixels.transpose(0, 3, 1, 2) / np.float32(255.0) - 0.5) / 0.5
+    face[~face_mask] = 0.0
+
+    audio = np.zeros((length, 96, N_MELS), np.float32)
+    audio_mask = np.zeros(length, np.bool_)
+    audio[:n], audio_mask[:n] = cut_patches(features.log_mel, patch_start(features.time_s[frames], audio_alignment))
+
+    text = np.zeros((length, text_width), np.float32)
+    text_mask = np.zeros(length, np.bool_)
+    word = np.asarray(features.frame_word[frames])
+    text_mask[:n] = word >= 0
+    if text_mask.any():
+        text[text_mask] = features.word_vectors[word[word >= 0]]
+
+    arrays = {
+        "face": face,
+        "audio": audio,
+        "text": text,
+        "face_mask": face_mask,
+        "audio_mask": audio_mask,
+        "text_mask": text_mask,
+    }
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+class WindowDataset(Dataset[dict[str, Tensor]]):
+    """Training windows with random crop and flip, the same for all frames of a window.
+
+    What item i looks like depends on (seed, epoch, i) alone: not on the order of reading, not on the number of workers.
+    Windows in which no target has two labels teach nothing and are left out.
+
+    Each item is what :func:`cut_window` gives, with ``labels`` float32 (L,n_targets), NaN where there is none, and
+    ``window`` int64 (), the item's index.
+    """
+
+    def __init__(
+        self,
+        videos: Sequence[Video],
+        *,
+        targets: Sequence[Target],
+        length: int,
+        hop: int,
+        text_width: int,
+        audio_alignment: Alignment,
+        seed: int,
+    ) -> None:
+        """Lay windows over the videos; nothing is read yet."""
+        self.seed = seed
+        self.epoch = 0
+        self._videos = tuple(videos)
+        self._columns = [TARGETS.index(target) for target in targets]
+        self._length, self._text_width, self._audio_alignment = length, text_width, audio_alignment
+        self._places = [
+            (number, start)
+            for number, video in enumerate(self._videos)
+            for start in windows(len(video.labels), length, hop)
+            if (np.isfinite(video.labels[start : start + length, self._columns]).sum(axis=0) >= 2).any()
+        ]
+
+    def __len__(self) -> int:
+        """Number of windows."""
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """Read one window."""
+        number, start = self._places[index]
+        video = self._videos[number]
+        features = video.features()
+        random = np.random.default_rng((self.seed, self.epoch, index))
+        size = features.faces.shape[1]
+        top, left = random.integers(0, size - face_side(size) + 1, size=2)
+        item = cut_window(
+            features,
+            start,
+            length=self._length,
+            text_width=self._text_width,
+            audio_alignment=self._audio_alignment,
+            crop=(int(top), int(left)),
+            flip=bool(random.random() < 0.5),
+        )
+        labels = np.full((self._length, len(self._columns)), np.nan, np.float32)
+        known = video.labels[start : start + self._length, self._columns]
+        labels[: len(known)] = known
+        return {**item, "labels": torch.from_numpy(labels), "window": torch.tensor(index)}
+
+    # Not named set_epoch: Accelerate calls a method of that name with its own count, which starts anew on resuming.
+    def start_epoch(self, epoch: int) -> None:
+        """Draw other crops, flips and another order from now on."""
+        self.epoch = epoch
+
+    def name(self, index: int) -> str:
+        """Video and frames of a window, for messages."""
+        number, start = self._places[index]
+        return f"{self._videos[number].video_id} from frame {start}"
+
+
+class ShuffledWindows(Sampler[int]):
+    """All windows of a dataset, in an order that depends on (seed, epoch) alone."""
+
+    def __init__(self, dataset: WindowDataset) -> None:
+        """Shuffle ``dataset``, each epoch in another way."""
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        """Number of windows."""
+        return len(self._dataset)
+
+    def __iter__(self) -> Iterator[int]:
+        """Indices of the windows."""
+        random = np.random.default_rng((self._dataset.seed, self._dataset.epoch))
+        yield from random.permutation(len(self._dataset)).tolist()
+
+
+def fit_normalisation(videos: Sequence[Video], *, text_width: int) -> Normalisation:
+    """Mean and standard deviation over the training videos, read piece by piece; never give it validation videos.
+
+    Args:
+        videos: the training videos.
+        text_width: D.
+    """
+    audio, text = _Moments(N_MELS), _Moments(text_width)
+    for video in videos:
+        features = video.features()
+        for start in range(0, len(features.log_mel), _MEL_ROWS_AT_ONCE):
+            rows = features.log_mel[start : start + _MEL_ROWS_AT_ONCE].astype(np.float64)
+            audio.add(rows[np.isfinite(rows).all(axis=1)])
+        if len(features.words):
+            text.add(features.word_vectors.astype(np.float64))
+    return Normalisation(*audio.mean_and_std(), *text.mean_and_std())
+
+
+class _Moments:
+    """Mean and variance of rows that come in pieces, in float64 (Chan, Golub and LeVeque, 1983)."""
+
+    def __init__(self, width: int) -> None:
+        self._n = 0
+        self._mean = np.zeros(width)
+        self._squares = np.zeros(width)
+
+    def add(self, rows: NDArray[np.float64]) -> None:
+        if not len(rows):
+            return
+        n = self._n + len(rows)
+        mean = rows.mean(axis=0)
+        shift = mean - self._mean
+        self._squares += np.square(rows - mean).sum(axis=0) + np.square(shift) * self._n * len(rows) / n
+        self._mean += shift * len(rows) / n
+        self._n = n
+
+    def mean_and_std(self) -> tuple[Tensor, Tensor]:
+        std = np.sqrt(self._squares / max(self._n, 1))
+        # Dividing by next to nothing would blow up the first sound that differs from a silent training set.
+        std[std < _LEAST_STD] = 1.0
+        return torch.tensor(self._mean, dtype=torch.float32), torch.tensor(std, dtype=torch.float32)
+
+
+def _feature_folders(features: Path) -> dict[str, Path]:
+    if not features.is_dir():
+        raise InputError(f"data.features: {features}: no such folder; rcma-preprocess --out makes it")
+    found = {path.name: path for path in sorted(features.iterdir()) if path.is_dir() and not path.name.startswith(".")}
+    if not found:
+        raise InputError(f"data.features: {features}: no feature folders in it; rcma-preprocess --out makes them")
+    return found
+
+
+def _labels_of_frames(
+    annotation: NDArray[np.float32], n_frames: int, path: Path
+) -> tuple[NDArray[np.float32], list[str]]:
+    labels = np.full((n_frames, 2), np.nan, np.float32)
+    known = annotation[:n_frames]
+    labels[: len(known)] = known
+    if len(annotation) == n_frames:
+        return labels, []
+    done = "surplus rows are left out" if len(annotation) > n_frames else "the last frames have no label"
+    return labels, [f"{path}: {len(annotation)} rows for {n_frames} decoded frames: {done}"]
+
+
+def _common_settings(described: Sequence[tuple[Path, dict[str, Any]]]) -> PreprocessConfig:
+    first_folder, first = described[0]
+    wanted = flatten(first["settings"])
+    for folder, meta in described[1:]:
+        given = flatten(meta["settings"])
+        for key in MATTERING_SETTINGS:
+            if given.get(key) != wanted.get(key):
+                raise InputError(
+                    f"{first_folder} was made with {key} {wanted.get(key)!r}, {folder} with {given.get(key)!r}; "
+                    "preprocess them alike"
+                )
+    return build_config(PreprocessConfig, first["settings"], source=f"{first_folder}/meta.json")
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_NAMES_IN_WARNING])
+    more = len(names) - _NAMES_IN_WARNING
+    return f"{shown} and {more} more" if more > 0 else shown

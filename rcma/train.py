@@ -1,0 +1,390 @@
+"""Training: one visible loop; interrupted and resumed it ends exactly where it would have ended without."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from preprocessing.config import flatten
+from preprocessing.device import resolve_device
+from preprocessing.errors import InputError
+from rcma.checkpoint import (
+    TrainedRCMA,
+    TrainingState,
+    load_run_config,
+    load_state,
+    save_config,
+    save_state,
+    save_weights,
+)
+from rcma.config import TrainConfig, TrainSettings
+from rcma.data import (
+    ShuffledWindows,
+    TrainingData,
+    Video,
+    WindowDataset,
+    check_face_size,
+    fit_normalisation,
+    open_training_data,
+)
+from rcma.evaluate import Scores, evaluate
+from rcma.files import replace_when_whole
+from rcma.inference import predict_video, to_abaw_columns
+from rcma.metrics import ccc_loss
+
+LOG_FILE = "log.csv"
+SCORES_FILE = "scores.json"
+_MAY_CHANGE = ("train.epochs", "train.workers")
+"""Settings that may differ when a run is resumed: they change no batch and no weight of an epoch."""
+
+
+@dataclass(frozen=True)
+class EpochRow:
+    """One row of log.csv."""
+
+    epoch: int
+    """Counted from 1."""
+    learning_rate: float
+    train_loss: float
+    """Mean of 1 - CCC over the windows and targets of the epoch."""
+    valence_ccc: float
+    """On the validation split; NaN where undefined or not predicted."""
+    arousal_ccc: float
+    mean_ccc: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """How a training ended."""
+
+    best: EpochRow
+    """The epoch whose weights are in best.safetensors."""
+    epochs: int
+    """Epochs that were run, those before a resume included."""
+    stopped_early: bool
+    """No better score for ``train.early_stopping`` epochs."""
+    n_videos: int
+    """Validation videos."""
+    n_frames: int
+    """Annotated frames among them."""
+
+
+def learning_rate(settings: TrainSettings, scores: Sequence[float]) -> float:
+    """Rate of the next epoch, from the validation scores of all epochs before: no state to save.
+
+    The rate rises linearly and reaches ``learning_rate`` in the last of ``warmup_epochs``; from then on, each time more
+    than ``plateau_patience`` epochs in a row bring no better score, it is multiplied by ``plateau_factor``, down to
+    ``min_learning_rate``. NaN is no better score.
+    """
+    if len(scores) < settings.warmup_epochs:
+        return settings.learning_rate * (len(scores) + 1) / settings.warmup_epochs
+    rate, best, waited = settings.learning_rate, -math.inf, 0
+    for epoch, score in enumerate(scores):
+        if score > best:
+            best, waited = score, 0
+        elif epoch >= settings.warmup_epochs:
+            waited += 1
+        if waited > settings.plateau_patience:
+            rate, waited = max(rate * settings.plateau_factor, min(rate, settings.min_learning_rate)), 0
+    return rate
+
+
+def best_epoch(scores: Sequence[float]) -> int:
+    """Index of the first of the best scores; 0 when all are NaN."""
+    ranked = [-math.inf if math.isnan(score) else score for score in scores]
+    return ranked.index(max(ranked))
+
+
+def _say_nothing(*_: object) -> None:
+    """Stands for a listener that nobody gave."""
+
+
+def train(
+    config: TrainConfig,
+    run: Path,
+    *,
+    resume: bool = False,
+    device: str = "auto",
+    on_warning: Callable[[str], None] = _say_nothing,
+    on_batch: Callable[[int, int, int], None] = _say_nothing,
+    on_epoch: Callable[[EpochRow], None] = _say_nothing,
+) -> TrainingResult:
+    """Train a model and leave its run folder.
+
+    Args:
+        config: data, model and recipe; see configs/rcma.yaml.
+        run: where the run goes; it must be empty or not there, unless ``resume``.
+        resume: go on after the last finished epoch of ``run`` (from the start, when there is none).
+        device: ``auto``, ``cpu`` or ``cuda``.
+        on_warning: is told of videos that are not used and of lengths that differ.
+        on_batch: is told the epoch (from 1), and how many of how many batches are done.
+        on_epoch: is told each finished epoch.
+
+    Raises:
+        InputError: the configuration, the data or the run folder cannot be used, or the loss is no longer finite; what
+            finished epochs left is kept.
+    """
+    accelerator = _start_accelerator(device)
+    if not accelerator.is_main_process:
+        on_warning = on_batch = on_epoch = _say_nothing
+    data = open_training_data(config.data.features, config.data.annotations)
+    for warning in data.warnings:
+        on_warning(warning)
+    config = _resolve(config, data)
+    state = _open_run(run, config, resume=resume)
+    accelerator.wait_for_everyone()  # every process has looked before one writes
+
+    with _deterministic():
+        plain_model = _build_model(config, data, state)
+        dataset = _build_dataset(config, data)
+        loader = DataLoader(
+            dataset,
+            batch_size=config.train.batch_size,
+            sampler=ShuffledWindows(dataset),
+            num_workers=config.train.workers,
+        )
+        trained = [parameter for parameter in plain_model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.Adam(trained, lr=config.train.learning_rate, weight_decay=config.train.weight_decay)
+        model, optimizer, loader = accelerator.prepare(plain_model, optimizer, loader)
+        rows: list[EpochRow] = []
+        if state is not None:
+            optimizer.load_state_dict(state.optimizer)
+            rows = [EpochRow(**row) for row in state.rows]
+        writer = RunWriter(run, config, rows) if accelerator.is_main_process else None
+
+        while len(rows) < config.train.epochs and not _is_over(config.train, rows):
+            begin = time.perf_counter()
+            epoch = len(rows) + 1
+            rate = learning_rate(config.train, [row.mean_ccc for row in rows])
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            # Drawn from (seed, epoch) alone, so that resuming needs no saved state of random numbers.
+            torch.manual_seed(_seed_of(config.train.seed, epoch, accelerator.process_index))
+            dataset.start_epoch(epoch)
+
+            model.train()
+            sums = torch.zeros(2, dtype=torch.float64, device=accelerator.device)  # losses, number of 1 - CCC in them
+            for done, batch in enumerate(loader, start=1):
+                loss = ccc_loss(model(batch), batch["labels"])
+                _refuse_non_finite(accelerator.gather(loss.detach().reshape(1)), dataset, batch["window"], epoch)
+                optimizer.zero_grad()
+                accelerator.backward(loss)
+                if config.train.clip_norm is not None:
+                    accelerator.clip_grad_norm_(trained, config.train.clip_norm)
+                optimizer.step()
+                n_terms = ((~torch.isnan(batch["labels"])).sum(dim=1) >= 2).sum()
+                sums += torch.stack([loss.detach().double() * n_terms, n_terms.double()])
+                on_batch(epoch, done, len(loader))
+            loss_sum, n_sum = accelerator.reduce(sums, reduction="sum").tolist()
+
+            scores = _validate(accelerator, plain_model, data.validation)
+            rows.append(
+                EpochRow(
+                    epoch=epoch,
+                    learning_rate=rate,
+                    train_loss=loss_sum / n_sum,
+                    valence_ccc=scores.valence,
+                    arousal_ccc=scores.arousal,
+                    mean_ccc=scores.mean,
+                    seconds=round(time.perf_counter() - begin, 3),
+                )
+            )
+            if writer is not None:
+                writer.finish_epoch(rows, plain_model.state_dict(), optimizer.state_dict())
+            on_epoch(rows[-1])
+
+    result = TrainingResult(
+        best=rows[best_epoch([row.mean_ccc for row in rows])],
+        epochs=len(rows),
+        stopped_early=_is_over(config.train, rows),
+        n_videos=len(data.validation),
+        n_frames=sum(int(np.isfinite(video.labels).any(axis=1).sum()) for video in data.validation),
+    )
+    if writer is not None:
+        writer.finish(result)
+    return result
+
+
+class RunWriter:
+    """Writes what a run leaves behind, each file whole or not at all."""
+
+    def __init__(self, run: Path, config: TrainConfig, rows: Sequence[EpochRow]) -> None:
+        """Write the configuration and the rows of earlier epochs into ``run``."""
+        self._run = run
+        save_config(run, config)
+        self._write_log(rows)
+        self._board: Any = None
+        with suppress(ImportError):  # the extra "tensorboard" is not installed
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(run), purge_step=len(rows) + 1)
+
+    def finish_epoch(self, rows: Sequence[EpochRow], weights: dict[str, Tensor], optimizer: dict[str, Any]) -> None:
+        """Save the epoch of the last row; the weights as the best ones, if they are."""
+        if best_epoch([row.mean_ccc for row in rows]) == len(rows) - 1:
+            save_weights(self._run, weights)
+        # After best.safetensors: killed in between, the epoch is run again and writes both.
+        save_state(self._run, TrainingState(weights, optimizer, [asdict(row) for row in rows]))
+        self._write_log(rows)
+        if self._board is not None:
+            for name, value in asdict(rows[-1]).items():
+                self._board.add_scalar(name, value, rows[-1].epoch)
+            self._board.flush()
+
+    def finish(self, result: TrainingResult) -> None:
+        """Write scores.json and close the TensorBoard events."""
+        scores = {
+            "split": "validation",
+            "best_epoch": result.best.epoch,
+            "epochs": result.epochs,
+            "valence_ccc": result.best.valence_ccc,
+            "arousal_ccc": result.best.arousal_ccc,
+            "mean_ccc": result.best.mean_ccc,
+            "n_videos": result.n_videos,
+            "n_frames": result.n_frames,
+        }
+        # JSON has no NaN.
+        scores = {key: None if value != value else value for key, value in scores.items()}
+        with replace_when_whole(self._run / SCORES_FILE) as partial:
+            partial.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
+        if self._board is not None:
+            self._board.close()
+
+    def _write_log(self, rows: Sequence[EpochRow]) -> None:
+        columns = [field.name for field in fields(EpochRow)]
+        with replace_when_whole(self._run / LOG_FILE) as partial, partial.open("w", newline="") as file:
+            table = csv.DictWriter(file, columns, lineterminator="\n")
+            table.writeheader()
+            table.writerows(asdict(row) for row in rows)
+
+
+def _start_accelerator(device: str) -> Accelerator:
+    wanted = resolve_device(device)
+    accelerator = Accelerator(cpu=wanted == "cpu")
+    if accelerator.device.type != wanted:
+        # Accelerate settles on a device once for the whole process.
+        raise InputError(
+            f"--device {device}: this process has trained on {accelerator.device.type} before; start a new process"
+        )
+    return accelerator
+
+
+def _resolve(config: TrainConfig, data: TrainingData) -> TrainConfig:
+    """Fill in what the features decide; refuse what contradicts them."""
+    check_face_size(config.model, data.preprocessing.faces.size)
+    wanted, known = config.model.text_width, data.text_width
+    if wanted is not None and known is not None and wanted != known:
+        raise InputError(f"model.text_width is {wanted}, the features' word vectors have {known} values; leave it out")
+    # Without a single word any width serves: nothing is ever read.
+    model = config.model.model_copy(update={"text_width": wanted or known or 1})
+    return config.model_copy(update={"model": model, "preprocessing": data.preprocessing})
+
+
+def _open_run(run: Path, config: TrainConfig, *, resume: bool) -> TrainingState | None:
+    """State to go on from, None to start; refuses a folder in use, or settings other than those it began with."""
+    if run.exists() and not run.is_dir():
+        raise InputError(f"--out {run}: a file; give a folder")
+    if not run.exists() or not any(run.iterdir()):
+        return None
+    if not resume:
+        raise InputError(f"--out {run}: holds a run already; add --resume to go on with it, or give another folder")
+    before, now = flatten(load_run_config(run).model_dump(mode="json")), flatten(config.model_dump(mode="json"))
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key) and key not in _MAY_CHANGE:
+            raise InputError(
+                f"{key}: {run} began with {before.get(key)!r}, now it is {now.get(key)!r}; "
+                f"only {', '.join(_MAY_CHANGE)} may change on --resume"
+            )
+    return load_state(run)
+
+
+def _build_model(config: TrainConfig, data: TrainingData, state: TrainingState | None) -> TrainedRCMA:
+    torch.manual_seed(config.train.seed)
+    model = TrainedRCMA(config)
+    if state is not None:
+        model.load_state_dict(state.model)
+        return model
+    model.load_backbones()
+    statistics = fit_normalisation(data.train, text_width=_text_width(config))
+    model.set_normalisation(statistics.audio_mean, statistics.audio_std, statistics.text_mean, statistics.text_std)
+    return model
+
+
+def _build_dataset(config: TrainConfig, data: TrainingData) -> WindowDataset:
+    dataset = WindowDataset(
+        data.train,
+        targets=config.model.targets,
+        length=config.model.length,
+        hop=config.data.hop,
+        text_width=_text_width(config),
+        audio_alignment=config.data.audio_alignment,
+        seed=config.train.seed,
+    )
+    if not len(dataset):
+        raise InputError(f"{config.data.annotations}: no window of the training split has two annotated frames")
+    return dataset
+
+
+def _text_width(config: TrainConfig) -> int:
+    assert config.model.text_width is not None  # _resolve has filled it in
+    return config.model.text_width
+
+
+def _validate(accelerator: Accelerator, model: TrainedRCMA, videos: Sequence[Video]) -> Scores:
+    """Challenge score of the validation videos, which the processes share out among them."""
+    data = model.config.data
+    predictions: dict[str, NDArray[np.float32]] = {}
+    with accelerator.split_between_processes(list(videos)) as share:
+        for video in share:
+            prediction = predict_video(model, video.features(), hop=data.hop, audio_alignment=data.audio_alignment)
+            predictions[video.video_id] = to_abaw_columns(model, prediction)
+    for gathered in gather_object([predictions]):
+        predictions.update(gathered)
+    return evaluate(predictions, {video.video_id: video.labels for video in videos}, targets=model.config.model.targets)
+
+
+def _refuse_non_finite(losses: Tensor, dataset: WindowDataset, window: Tensor, epoch: int) -> None:
+    if not torch.isfinite(losses).all():
+        names = ", ".join(dataset.name(index) for index in window.tolist())
+        raise InputError(
+            f"epoch {epoch}: the loss is {losses.max().item()} in a batch of {names}; "
+            "lower train.learning_rate, or set train.clip_norm"
+        )
+
+
+def _is_over(settings: TrainSettings, rows: Sequence[EpochRow]) -> bool:
+    scores = [row.mean_ccc for row in rows]
+    return bool(scores) and len(scores) - 1 - best_epoch(scores) >= settings.early_stopping
+
+
+def _seed_of(seed: int, epoch: int, process: int) -> int:
+    return int(np.random.SeedSequence((seed, epoch, process)).generate_state(1, np.uint64)[0] >> 1)
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """Choose algorithms that give the same result every time, where there are any."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA's linear algebra starts
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
