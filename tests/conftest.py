@@ -78,3 +78,16 @@ def make_video() -> Callable[..., Path]:
         return path
 
     return make
+
+
+@pytest.fixture(scope="session")
+def short_clip(demo_clips: Path, make_video: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first 12 frames of a bundled clip, with half a second of its sound."""
+    from preprocessing.video import Video, read_audio
+
+    source = min(demo_clips.glob("*.mp4"))
+    with Video(source) as video:
+        images = [frame.image for frame, _ in zip(video.frames(), range(12), strict=False)]
+    audio = read_audio(source, origin_s=0.0)
+    assert audio is not None
+    return make_video(tmp_path_factory.mktemp("short") / "short.mp4", images, samples=audio.samples[:8000])

@@ -34,12 +34,16 @@ def test_shipped_files_name_every_key(name: str) -> None:
         return found
 
     # text_width and preprocessing are filled in by training, not by people.
-    written_by_training = {key for key in known_keys(cls) if key == "model.text_width" or key.startswith("preprocessing")}
+    written_by_training = {
+        key for key in known_keys(cls) if key == "model.text_width" or key.startswith("preprocessing")
+    }
     assert keys(tree) == set(known_keys(cls)) - written_by_training
 
 
 def test_overrides_reach_nested_keys() -> None:
-    config = load_config(PreprocessConfig, None, ["faces.size=64", "speech.backend=faster-whisper", "speech.language=de"])
+    config = load_config(
+        PreprocessConfig, None, ["faces.size=64", "speech.backend=faster-whisper", "speech.language=de"]
+    )
     assert (config.faces.size, config.speech.backend, config.speech.language) == (64, "faster-whisper", "de")
 
 

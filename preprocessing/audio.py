@@ -1,0 +1,91 @@
+"""Log-mel as VGGish defines it, laid on the video's clock."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from preprocessing.align import MEL_RATE
+from preprocessing.video import SAMPLE_RATE, Audio
+
+__all__ = ["MEL_RATE", "N_MELS", "SAMPLE_RATE", "log_mel", "log_mel_on_clock"]
+
+N_MELS = 64
+
+_HOP_LENGTH = SAMPLE_RATE // MEL_RATE
+"""10 ms, in samples."""
+_WINDOW_LENGTH = SAMPLE_RATE * 25 // 1000
+"""25 ms, in samples."""
+_N_FFT = 512
+_LOWEST_HZ = 125.0
+_HIGHEST_HZ = 7500.0
+_LOG_OFFSET = 0.01
+_TAIL_S = 1.0
+"""Edge padding at the end of the signal, so that a patch of 0.96 s can start at any time inside the audio."""
+_ROWS_AT_ONCE = 60 * MEL_RATE
+"""A minute: keeps the temporaries at some 50 MB for audio of any length."""
+
+
+def log_mel(samples: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    """Log-mel of 16 kHz mono audio: row m covers the samples [160 m, 160 m + 400).
+
+    Periodic Hann window of 400 samples, magnitude of the real FFT of 512 (zeros at the end), 64 triangles between
+    125 and 7500 Hz whose sides are linear in mel, natural logarithm of (x + 0.01). No centre padding.
+
+    Args:
+        samples: (N,) in [-1, 1].
+
+    Returns:
+        float32 (M, 64), M = 1 + (N - 400) // 160, or 0 where N < 400; values from log(0.01) = -4.6 to about 5.
+
+    Source: the features of VGGish (Hershey et al., "CNN architectures for large-scale audio classification", 2017),
+    tensorflow/models, research/audioset/vggish.
+    """
+    signal = np.asarray(samples)
+    if len(signal) < _WINDOW_LENGTH:
+        return np.zeros((0, N_MELS), np.float32)
+    frames = np.lib.stride_tricks.sliding_window_view(signal, _WINDOW_LENGTH)[::_HOP_LENGTH]
+    hann = 0.5 - 0.5 * np.cos(2.0 * np.pi / _WINDOW_LENGTH * np.arange(_WINDOW_LENGTH))
+    weights = _mel_weights()
+    rows = np.empty((len(frames), N_MELS), np.float32)
+    for first in range(0, len(frames), _ROWS_AT_ONCE):
+        # float64, because the logarithm near its offset magnifies rounding beside a loud band a thousandfold.
+        windowed = frames[first : first + _ROWS_AT_ONCE].astype(np.float64) * hann
+        magnitude = np.abs(np.fft.rfft(windowed, _N_FFT))
+        rows[first : first + _ROWS_AT_ONCE] = np.log(magnitude @ weights + _LOG_OFFSET)
+    return rows
+
+
+def log_mel_on_clock(audio: Audio) -> npt.NDArray[np.float16]:
+    """Log-mel whose row m is at m / 100 s on the video's clock, whenever the audio starts.
+
+    The signal is edge-padded by 1 s at its end.
+
+    Returns:
+        float16 (M, 64); rows before the audio starts are NaN. (0, 64) where the audio ends before its first row.
+    """
+    # The first row is the first multiple of 10 ms at which there is audio; what lies before it (< 10 ms) is cut off,
+    # so that rows stay on the clock to the sample. The tolerance keeps 2.43 * 100 = 243.00000000000003 at row 243.
+    first_row = max(0, int(np.ceil(audio.start_s * MEL_RATE - 1e-6)))
+    skipped = max(0, round((first_row / MEL_RATE - audio.start_s) * SAMPLE_RATE))
+    signal = audio.samples[skipped:]
+    if len(signal) == 0:
+        return np.zeros((0, N_MELS), np.float16)
+    heard = log_mel(np.pad(signal, (0, round(_TAIL_S * SAMPLE_RATE)), mode="edge"))
+    silent = np.full((first_row, N_MELS), np.nan, np.float16)
+    return np.concatenate([silent, heard.astype(np.float16)])
+
+
+def _mel_weights() -> npt.NDArray[np.float64]:
+    """float64 (257, 64): how much each FFT bin counts in each band."""
+    bin_mel = _mel(np.linspace(0.0, SAMPLE_RATE / 2, _N_FFT // 2 + 1))[:, None]
+    edge = np.linspace(_mel(_LOWEST_HZ), _mel(_HIGHEST_HZ), N_MELS + 2)
+    lower, centre, upper = edge[:-2], edge[1:-1], edge[2:]
+    rising = (bin_mel - lower) / (centre - lower)
+    falling = (upper - bin_mel) / (upper - centre)
+    # The DC bin is at 0 Hz, below the lowest band: its weights are zero by themselves.
+    return np.maximum(0.0, np.minimum(rising, falling))
+
+
+def _mel(frequency_hz: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    return 1127.0 * np.log1p(np.asarray(frequency_hz, np.float64) / 700.0)

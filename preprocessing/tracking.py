@@ -1,0 +1,189 @@
+"""Faces through time, as boxes only: linking them into tracks, and choosing the main subject's. Pure NumPy.
+
+A box is x1 y1 x2 y2 in pixels of the upright frame, x to the right and y down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+_LINK_IOU = 0.3
+"""Least overlap of a face with itself in the next picture."""
+_INTERPOLATION_IOU = 0.5
+"""Least overlap of a face with itself at the two ends of a stretch; one that moves more may not move evenly."""
+_LONGEST_GAP_S = 0.5
+"""A track goes on when its face is missing for at most this long."""
+_MINOR_SIDE = 1 / 3
+"""A face whose side is below this fraction of the largest face's is no candidate while the larger one is there."""
+_MOST_OVERLAP = 0.5
+"""Largest fraction of a track that may coincide with better tracks for it to be the subject in the rest."""
+
+
+@dataclass(frozen=True)
+class Detections:
+    """The n faces of one picture."""
+
+    boxes: NDArray[np.float64]
+    """(n,4) x1 y1 x2 y2."""
+    scores: NDArray[np.float64]
+    """(n,) in [0, 1]."""
+
+    def __len__(self) -> int:
+        """Number of faces."""
+        return len(self.scores)
+
+
+@dataclass
+class Track:
+    """One face through time; entries of equal position belong together, in order of time."""
+
+    frames: list[int] = field(default_factory=list)
+    """Index of the frame."""
+    times_s: list[float] = field(default_factory=list)
+    boxes: list[NDArray[np.float64]] = field(default_factory=list)
+    """(4,) each."""
+    scores: list[float] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
+    """Number of the detection, counted over the whole video in the order given to :meth:`Tracker.add`."""
+
+
+def sides(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Longer side of each box, (n,4) -> (n,)."""
+    return np.maximum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1])
+
+
+def overlaps(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Intersection over union of each box of ``a`` (n,4) with each of ``b`` (m,4), (n,m) in [0, 1]."""
+    corner_1 = np.maximum(a[:, None, :2], b[None, :, :2])
+    corner_2 = np.minimum(a[:, None, 2:], b[None, :, 2:])
+    shared = np.prod(np.maximum(corner_2 - corner_1, 0.0), axis=2)
+    area_a = np.prod(a[:, 2:] - a[:, :2], axis=1)
+    area_b = np.prod(b[:, 2:] - b[:, :2], axis=1)
+    union = area_a[:, None] + area_b[None, :] - shared
+    return shared / np.maximum(union, np.finfo(np.float64).tiny)
+
+
+def match(a: NDArray[np.float64], b: NDArray[np.float64], *, least_iou: float) -> list[tuple[int, int]]:
+    """Pairs of boxes of ``a`` (n,4) and ``b`` (m,4), each box at most once, best overlap first."""
+    iou = overlaps(a, b)
+    pairs: list[tuple[int, int]] = []
+    while iou.size and iou.max() >= least_iou:
+        i, j = (int(k) for k in np.unravel_index(np.argmax(iou), iou.shape))
+        pairs.append((i, j))
+        iou[i, :] = iou[:, j] = -1.0
+    return pairs
+
+
+def interpolate(a: Detections, b: Detections, weights: Sequence[float]) -> list[Detections] | None:
+    """Faces in between two pictures, where every face of note is in both at about the same place.
+
+    Args:
+        a: faces of the earlier picture.
+        b: faces of the later picture.
+        weights: position of each picture in between, from 0 (at ``a``) to 1 (at ``b``).
+
+    Returns:
+        Faces of each picture in between, linear in the weight; None where the two ends do not agree (a face comes,
+        goes or jumps, the scene is cut), so that only a look at the pictures can tell.
+    """
+    pairs = match(a.boxes, b.boxes, least_iou=_INTERPOLATION_IOU)
+    of_a, of_b = [i for i, _ in pairs], [j for _, j in pairs]
+    largest = max((float(sides(ends.boxes).max()) for ends in (a, b) if len(ends)), default=0.0)
+    for ends, paired in ((a, of_a), (b, of_b)):
+        unpaired = np.delete(ends.boxes, paired, axis=0)
+        if np.any(sides(unpaired) >= _MINOR_SIDE * largest):
+            return None
+    return [
+        Detections(
+            boxes=(1 - weight) * a.boxes[of_a] + weight * b.boxes[of_b],
+            scores=(1 - weight) * a.scores[of_a] + weight * b.scores[of_b],
+        )
+        for weight in weights
+    ]
+
+
+class Tracker:
+    """Links the faces of one picture after another into tracks."""
+
+    def __init__(self) -> None:
+        """Start without tracks."""
+        self.tracks: list[Track] = []
+        self._live: list[Track] = []
+        self._n_detections = 0
+
+    def add(self, frame: int, time_s: float, detections: Detections) -> None:
+        """Continue tracks with the faces of the next picture, start new ones for the rest."""
+        self._live = [track for track in self._live if time_s - track.times_s[-1] <= _LONGEST_GAP_S]
+        last = np.array([track.boxes[-1] for track in self._live]).reshape(-1, 4)
+        track_of = {j: self._live[i] for i, j in match(last, detections.boxes, least_iou=_LINK_IOU)}
+        for j in range(len(detections)):
+            track = track_of.get(j)
+            if track is None:
+                track = Track()
+                self.tracks.append(track)
+                self._live.append(track)
+            track.frames.append(frame)
+            track.times_s.append(time_s)
+            track.boxes.append(detections.boxes[j])
+            track.scores.append(float(detections.scores[j]))
+            track.numbers.append(self._n_detections)
+            self._n_detections += 1
+
+
+def main_subject(
+    tracks: Sequence[Track], *, width: int, height: int, spacing_s: float, min_track_s: float
+) -> dict[int, tuple[Track, int]]:
+    """Which face is the main subject's in each frame.
+
+    The main subject is the face that is largest, longest seen and most central. Where it is lost (a cut, a gap) the best
+    of the other tracks goes on, one that lies where the subject was before or will be after being preferred; a track
+    that is mostly seen beside the subject is somebody else.
+
+    Args:
+        tracks: all faces of the video.
+        width: of the frame, pixels.
+        height: of the frame, pixels.
+        spacing_s: mean time between two frames, seconds.
+        min_track_s: tracks seen for less are taken for false alarms.
+
+    Returns:
+        For each frame that has the subject's face: the track and the position in it.
+    """
+    left = [track for track in tracks if len(track.frames) * spacing_s >= min_track_s]
+    subject: dict[int, tuple[Track, int]] = {}
+    chosen: list[Track] = []
+    while left:
+        best = max(left, key=lambda track: _importance(track, width, height) * (1 + _continuity(track, chosen)))
+        left.remove(best)
+        free = [position for position, frame in enumerate(best.frames) if frame not in subject]
+        if len(free) < (1 - _MOST_OVERLAP) * len(best.frames):
+            continue
+        subject.update({best.frames[position]: (best, position) for position in free})
+        chosen.append(best)
+    return subject
+
+
+def _importance(track: Track, width: int, height: int) -> float:
+    """Size times centrality (1 in the centre, 0.5 in a corner), summed over the frames; in pixels."""
+    boxes = np.array(track.boxes)
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    offsets = np.linalg.norm(centres - np.array([width, height]) / 2, axis=1) / np.hypot(width / 2, height / 2)
+    return float(np.sum(sides(boxes) * (1 - 0.5 * np.minimum(offsets, 1.0))))
+
+
+def _continuity(track: Track, chosen: Sequence[Track]) -> float:
+    """Overlap in space with the chosen tracks that end just before it or begin just after it, in [0, 1]."""
+    before = [other for other in chosen if other.frames[-1] < track.frames[0]]
+    after = [other for other in chosen if other.frames[0] > track.frames[-1]]
+    iou = 0.0
+    if before:
+        nearest = max(before, key=lambda other: other.frames[-1])
+        iou = float(overlaps(nearest.boxes[-1][None], track.boxes[0][None])[0, 0])
+    if after:
+        nearest = min(after, key=lambda other: other.frames[0])
+        iou = max(iou, float(overlaps(track.boxes[-1][None], nearest.boxes[0][None])[0, 0]))
+    return iou

@@ -1,0 +1,122 @@
+"""Log-mel against a slow transcription of VGGish's definition, and its place on the video's clock."""
+
+from __future__ import annotations
+
+import math
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from preprocessing import audio as audio_module
+from preprocessing.align import cut_patches, patch_start
+from preprocessing.audio import MEL_RATE, N_MELS, SAMPLE_RATE, log_mel, log_mel_on_clock
+from preprocessing.video import Audio, Video, read_audio
+
+
+def slow_log_mel(samples, row):
+    """One row, from the definition: plain sums in double precision, nothing from the module under test."""
+    frame = [float(value) for value in samples[160 * row : 160 * row + 400]]
+    windowed = [value * (0.5 - 0.5 * math.cos(2 * math.pi * n / 400)) for n, value in enumerate(frame)]
+    magnitude = []
+    for k in range(257):
+        real = sum(value * math.cos(2 * math.pi * k * n / 512) for n, value in enumerate(windowed))
+        imaginary = sum(value * math.sin(2 * math.pi * k * n / 512) for n, value in enumerate(windowed))
+        magnitude.append(math.hypot(real, imaginary))
+
+    def mel(hz):
+        return 1127.0 * math.log(1.0 + hz / 700.0)
+
+    step = (mel(7500.0) - mel(125.0)) / 65
+    bands = []
+    for band in range(64):
+        lower = mel(125.0) + band * step
+        energy = 0.0
+        for k in range(1, 257):  # the DC bin is left out
+            position = (mel(k * 16000 / 512) - lower) / step  # 0 at the lower edge, 1 at the peak, 2 at the upper edge
+            energy += magnitude[k] * max(0.0, min(position, 2.0 - position))
+        bands.append(math.log(energy + 0.01))
+    return bands
+
+
+def test_log_mel_equals_the_slow_transcription():
+    rng = np.random.default_rng(0)
+    time_s = np.arange(4000) / SAMPLE_RATE
+    # A full-scale tone beside near silence in the other bands is the hard case for rounding.
+    samples = np.sin(2 * np.pi * 1000 * time_s) * (time_s < 0.15) + 1e-4 * rng.standard_normal(4000)
+    rows = log_mel(samples.astype(np.float32))
+    assert rows.dtype == np.float32
+    assert rows.shape == (1 + (4000 - 400) // 160, N_MELS)
+    for row in (0, 7, 14, 22):
+        expected = slow_log_mel(samples.astype(np.float32), row)
+        assert np.abs(rows[row] - expected).max() < 1e-5
+
+
+def test_number_of_rows():
+    for n_samples, n_rows in [(0, 0), (399, 0), (400, 1), (559, 1), (560, 2), (16000, 98)]:
+        assert log_mel(np.zeros(n_samples, np.float32)).shape == (n_rows, N_MELS)
+    assert np.allclose(log_mel(np.zeros(400)), math.log(0.01))
+
+
+def test_blocks_join_without_a_seam_and_memory_stays_small(monkeypatch):
+    rng = np.random.default_rng(1)
+    samples = rng.uniform(-1, 1, 30 * SAMPLE_RATE).astype(np.float32)
+    whole = log_mel(samples)
+    monkeypatch.setattr(audio_module, "_ROWS_AT_ONCE", 70)
+    assert np.array_equal(log_mel(samples), whole)
+    tracemalloc.start()
+    log_mel(samples)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # All frames of the signal at once would be 2998 x 400 doubles = 9.6 MB.
+    assert peak < 4e6
+
+
+@pytest.mark.parametrize("start_s", [0.0, 2.43, 0.5003, 1 / 3])
+def test_rows_stay_on_the_clock_whenever_the_audio_starts(start_s):
+    """The same sound, cut to start later, gives the same rows from there on."""
+    rng = np.random.default_rng(2)
+    world = rng.uniform(-0.5, 0.5, 5 * SAMPLE_RATE).astype(np.float32)  # sample i is at i / 16000 s
+    first_sample = round(start_s * SAMPLE_RATE)
+    start_s = first_sample / SAMPLE_RATE
+    rows = log_mel_on_clock(Audio(samples=world[first_sample:], start_s=start_s))
+    assert rows.dtype == np.float16
+    first_row = math.ceil(first_sample / 160)
+    assert np.isnan(rows[:first_row].astype(np.float32)).all()
+    reference = log_mel_on_clock(Audio(samples=world, start_s=0.0))
+    assert rows.shape == reference.shape
+    assert np.array_equal(rows[first_row:], reference[first_row:])
+
+
+def test_a_click_is_in_the_rows_around_its_time():
+    samples = np.zeros(3 * SAMPLE_RATE, np.float32)
+    samples[round(1.7 * SAMPLE_RATE)] = 1.0
+    rows = log_mel_on_clock(Audio(samples=samples, start_s=0.6)).astype(np.float32)
+    heard = np.flatnonzero(rows.max(axis=1) > math.log(0.02))
+    # The click is at 2.3 s; a row at t hears from t to t + 25 ms.
+    assert heard.min() >= round(2.3 * MEL_RATE) - 2
+    assert heard.max() <= round(2.3 * MEL_RATE)
+
+
+@pytest.mark.parametrize("n_samples", [1, 100, 16000, 23456])
+def test_a_patch_can_start_at_any_time_inside_the_audio(n_samples):
+    audio = Audio(samples=np.full(n_samples, 0.1, np.float32), start_s=0.0)
+    times = np.arange(0, n_samples, 37) / SAMPLE_RATE
+    _, present = cut_patches(log_mel_on_clock(audio), patch_start(times, "start"))
+    assert present.all()
+
+
+def test_audio_that_ends_before_its_first_row_has_none():
+    assert log_mel_on_clock(Audio(samples=np.ones(3, np.float32), start_s=0.002)).shape == (0, N_MELS)
+
+
+def test_real_audio_that_starts_late(media):
+    path = media / "pyfeat_face_noface.mov"  # its audio starts at 2.43 s and lasts 3.97 s
+    with Video(path) as video:
+        audio = read_audio(path, origin_s=video.start_s)
+    rows = log_mel_on_clock(audio).astype(np.float32)
+    there = ~np.isnan(rows).any(axis=1)
+    assert abs(np.argmax(there) / MEL_RATE - 2.43) < 0.011
+    assert there[np.argmax(there) :].all()
+    # 3.97 s and the second of padding, less what the last window needs.
+    assert abs(len(rows) / MEL_RATE - (2.43 + 3.97 + 1.0 - 0.02)) < 0.03

