@@ -37,7 +37,7 @@ class Detections:
         return len(self.scores)
 
 
-@dataclass
+@dataclass(eq=False)
 class Track:
     """One face through time; entries of equal position belong together, in order of time."""
 
@@ -139,9 +139,9 @@ def main_subject(
 ) -> dict[int, tuple[Track, int]]:
     """Which face is the main subject's in each frame.
 
-    The main subject is the face that is largest, longest seen and most central. Where it is lost (a cut, a gap) the best
-    of the other tracks goes on, one that lies where the subject was before or will be after being preferred; a track
-    that is mostly seen beside the subject is somebody else.
+    The main subject is the face that is largest, longest seen and most central. Where it is lost (a cut, a gap) the
+    best of the other tracks goes on, one that lies where the subject was before or will be after being preferred; a
+    track that is mostly seen beside the subject is somebody else.
 
     Args:
         tracks: all faces of the video.

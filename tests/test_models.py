@@ -202,7 +202,7 @@ def test_a_checkpoint_is_read_without_running_what_is_pickled_in_it(tmp_path):
     assert str(path) in one_line(error)
     assert not trace.exists()
     with path.with_name("plain.pickle").open("wb") as file:
-        pickle.dump(Danger(str(trace)), file)
+        pickle.dump(Danger(str(trace)), file, protocol=2)  # the one torch.load expects
     with pytest.raises(InputError, match=r"plain\.pickle"):
         models.load_openai_whisper(str(path.with_name("plain.pickle")), device="cpu")
     assert not trace.exists()

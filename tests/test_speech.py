@@ -37,11 +37,8 @@ KATIE_HILL = (
     "congressional district and I'm currently in DC for my second week of new member orientation in addition to "
     "learning where things are"
 )
-# What both libraries hear, and what makes sense; openai-whisper on the whole file hears "the value of a banknote".
-BANKNOTE = (
-    "sign element it represents the European Central Bank and it symbolizes the value of European bank notes as "
-    "central bank money"
-)
+# Both libraries hear "the value of European bank notes" in the end: two words away.
+BANKNOTE = "sign element it represents the European Central Bank and it symbolizes the value of a banknote"
 WEAKNESS = "my biggest weakness is asking for help when I need it I'd like to do better at that"
 WEBB = (
     "this is the optical and science segment of the Webb space telescope in one of the largest cleanrooms in the world "

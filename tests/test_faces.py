@@ -1,0 +1,120 @@
+"""Faces with the real detector: against a look at every frame, where there is none, and how they are cut out."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from preprocessing.config import FaceSettings
+from preprocessing.faces import FaceDetector, Faces, cut_face, find_faces
+from preprocessing.tracking import overlaps
+from preprocessing.video import Frame, Video
+
+SETTINGS = FaceSettings()
+EVERY_FRAME = FaceSettings(detect_every_s=0.0)
+
+
+@pytest.fixture(scope="module")
+def detector() -> FaceDetector:
+    return FaceDetector(SETTINGS, device="cpu")
+
+
+def faces_of(path: Path, detector: FaceDetector, settings: FaceSettings, *, n_frames: int | None = None) -> Faces:
+    with Video(path) as video:
+        return find_faces(islice(video.frames(), n_frames), detector, settings)
+
+
+def check_agreement(found: Faces, reference: Faces) -> None:
+    """A face on 98 % of the frames where the reference has one, and mean overlap of at least 0.8."""
+    wanted, there = np.isfinite(reference.scores), np.isfinite(found.scores)
+    assert wanted.any()
+    assert (wanted & there).sum() >= 0.98 * wanted.sum()
+    both = wanted & there
+    iou = [overlaps(found.boxes[None, k], reference.boxes[None, k])[0, 0] for k in np.flatnonzero(both)]
+    assert np.mean(iou) >= 0.8
+
+
+def test_tracking_agrees_with_a_look_at_every_frame(demo_clips: Path, detector: FaceDetector) -> None:
+    path = demo_clips / "demo_01.mp4"
+    check_agreement(faces_of(path, detector, SETTINGS, n_frames=75), faces_of(path, detector, EVERY_FRAME, n_frames=75))
+
+
+def test_hidden_face_is_none_and_returns(demo_clips: Path, detector: FaceDetector) -> None:
+    found = faces_of(demo_clips / "demo_02.mp4", detector, SETTINGS)
+    none = np.isnan(found.scores)
+    # The panel moves in and out within 0.2 s at both ends of a stretch of about 2 s.
+    assert 30 <= none.sum() <= 60
+    assert np.isnan(found.boxes[none]).all()
+    assert not found.crops[none].any()
+    assert np.isfinite(found.boxes[~none]).all()
+    assert all(crop.any() for crop in found.crops[~none])
+    assert not none[-50:].any()
+
+
+def test_no_face_in_noise_nor_in_tiny_pictures(detector: FaceDetector) -> None:
+    random = np.random.default_rng(0)
+    for side in (1, 8, 160):
+        frames = [Frame(random.integers(0, 256, (side, side, 3), dtype=np.uint8), k / 25) for k in range(10)]
+        found = find_faces(frames, detector, SETTINGS)
+        assert found.crops.shape == (10, SETTINGS.size, SETTINGS.size, 3)
+        assert np.isnan(found.scores).all()
+
+
+@pytest.mark.parametrize("name", ["pyfeat_no_face.mp4", "torchcodec_av1.mkv"])
+def test_no_face_where_there_are_no_people(media: Path, detector: FaceDetector, name: str) -> None:
+    assert np.isnan(faces_of(media / name, detector, SETTINGS).scores).all()
+
+
+def test_face_goes_when_the_cartoon_comes(media: Path, detector: FaceDetector) -> None:
+    there = np.isfinite(faces_of(media / "pyfeat_face_noface.mov", detector, SETTINGS).scores)
+    assert there[:60].all()
+    assert not there[80:].any()
+
+
+@pytest.mark.parametrize("name", ["sadtalker_WDA_KatieHill.mp4", "grid_bbaf2n.mpg", "pyfeat_single_face.mp4"])
+def test_real_faces_agree_with_the_detector_on_every_full_frame(media: Path, detector: FaceDetector, name: str) -> None:
+    full = FaceSettings(detect_every_s=0.0, detection_side=4096)
+    reference = faces_of(media / name, FaceDetector(full, device="cpu"), full, n_frames=40)
+    check_agreement(faces_of(media / name, detector, SETTINGS, n_frames=40), reference)
+
+
+def test_stored_crop_of_a_phone_video_is_upright(media: Path, detector: FaceDetector) -> None:
+    found = faces_of(media / "streamio_sideways_movie.mov", detector, SETTINGS)
+    there = np.flatnonzero(np.isfinite(found.scores))
+    assert len(there) == 25
+    # The detector itself tells: it finds the face in the crop as it is stored, larger or surer than on its side.
+    enlarged = [np.kron(found.crops[k], np.ones((4, 4, 1), np.uint8)) for k in there[::6]]
+    looks = [np.pad(crop, ((40, 40), (40, 40), (0, 0))) for crop in enlarged]
+    upright = sum(len(d) > 0 for d in detector.detect(looks))
+    for turns in (1, 2, 3):
+        assert upright > sum(len(d) > 0 for d in detector.detect([np.rot90(look, turns).copy() for look in looks]))
+
+
+def test_cut_is_square_around_the_box_and_black_outside() -> None:
+    image = np.zeros((100, 200, 3), np.uint8)
+    image[:, :100] = (200, 0, 0)
+    crop = cut_face(image, np.array([80.0, 30, 120, 60]), size=40, margin=0.0)
+    # 40 pixels wide, from 80 to 120: half of it red.
+    assert crop.shape == (40, 40, 3)
+    assert (crop[:, :19, 0] == 200).all()
+    assert not crop[:, 21:].any()
+    corner = cut_face(np.full((50, 50, 3), 255, np.uint8), np.array([-20.0, -20, 20, 20]), size=40, margin=0.0)
+    assert not corner[:19].any()
+    assert (corner[21:, 21:] == 255).all()
+
+
+def test_margin_widens_the_cut() -> None:
+    image = np.arange(100, dtype=np.uint8)[None, :, None].repeat(100, axis=0).repeat(3, axis=2)
+    crop = cut_face(image, np.array([40.0, 40, 60, 60]), size=30, margin=0.25)
+    assert crop[0, 0, 0] == 35
+    assert crop[0, -1, 0] == 64
+
+
+def test_same_frames_same_bytes(demo_clips: Path, detector: FaceDetector) -> None:
+    path = demo_clips / "demo_03.mp4"
+    first, second = (faces_of(path, detector, SETTINGS, n_frames=15) for _ in range(2))
+    assert first.crops.tobytes() == second.crops.tobytes()
+    assert first.boxes.tobytes() == second.boxes.tobytes()

@@ -1,0 +1,86 @@
+"""Boxes through time: hand-made tracks whose right answer is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from preprocessing.tracking import Detections, Tracker, interpolate, main_subject, match, overlaps
+
+WIDTH, HEIGHT = 640, 480
+
+
+def box(x: float, y: float, side: float) -> list[float]:
+    """Square box around a centre."""
+    return [x - side / 2, y - side / 2, x + side / 2, y + side / 2]
+
+
+def faces(*boxes: list[float], score: float = 0.99) -> Detections:
+    return Detections(boxes=np.array(boxes, float).reshape(-1, 4), scores=np.full(len(boxes), score))
+
+
+def subject_of(frames: list[Detections], *, min_track_s: float = 0.4) -> dict[int, np.ndarray]:
+    tracker = Tracker()
+    for number, found in enumerate(frames):
+        tracker.add(number, number / 25, found)
+    chosen = main_subject(tracker.tracks, width=WIDTH, height=HEIGHT, spacing_s=0.04, min_track_s=min_track_s)
+    return {frame: track.boxes[position] for frame, (track, position) in chosen.items()}
+
+
+def test_overlap_is_intersection_over_union() -> None:
+    a, b = np.array([box(50, 50, 20)]), np.array([box(50, 50, 20), box(60, 50, 20), box(90, 90, 20)])
+    np.testing.assert_allclose(overlaps(a, b), [[1.0, 200 / 600, 0.0]])
+
+
+def test_each_box_is_matched_once_and_best_first() -> None:
+    a = np.array([box(50, 50, 20), box(54, 50, 20)])
+    b = np.array([box(55, 50, 20)])
+    assert match(a, b, least_iou=0.3) == [(1, 0)]
+
+
+def test_faces_between_two_looks_are_linear_in_time() -> None:
+    start, end = faces(box(100, 100, 50)), faces(box(110, 100, 60), score=0.95)
+    between = interpolate(start, end, [0.25, 0.5])
+    assert between is not None
+    np.testing.assert_allclose(between[0].boxes, [box(102.5, 100, 52.5)])
+    np.testing.assert_allclose(between[1].scores, [0.97])
+
+
+@pytest.mark.parametrize("end", [faces(), faces(box(300, 100, 50)), faces(box(100, 100, 50), box(300, 100, 50))])
+def test_looks_that_do_not_agree_are_not_interpolated(end: Detections) -> None:
+    assert interpolate(faces(box(100, 100, 50)), end, [0.5]) is None
+
+
+def test_large_central_face_is_the_subject_and_stays_so() -> None:
+    crowd = [faces(box(60, 60, 40), box(320 + n, 240, 120), box(600, 60, 40)) for n in range(50)]
+    subject = subject_of(crowd)
+    assert sorted(subject) == list(range(50))
+    np.testing.assert_allclose(subject[49], box(369, 240, 120))
+
+
+def test_false_alarm_is_dropped_but_not_in_a_crowd_of_frames() -> None:
+    frames = [faces() for _ in range(40)]
+    frames[10] = frames[11] = faces(box(320, 240, 200))
+    assert subject_of(frames) == {}
+    assert sorted(subject_of(frames, min_track_s=0.0)) == [10, 11]
+
+
+def test_gap_is_no_face_and_the_subject_returns() -> None:
+    frames = [faces() if 20 <= n < 60 else faces(box(320, 240, 100)) for n in range(100)]
+    assert sorted(subject_of(frames)) == [*range(20), *range(60, 100)]
+
+
+def test_somebody_beside_the_subject_does_not_take_over_where_the_subject_stays() -> None:
+    frames = [faces(box(200, 240, 120), box(480, 240, 90)) for _ in range(50)]
+    subject = subject_of(frames)
+    assert all(subject[n][0] == 140 for n in range(50))
+
+
+def test_two_faces_that_come_close_keep_their_tracks() -> None:
+    tracker = Tracker()
+    for n in range(60):
+        tracker.add(n, n / 25, faces(box(100 + 2 * n, 200, 60), box(440 - 2 * n, 200, 60)))
+    assert len(tracker.tracks) == 2
+    lefts = [track.boxes[0][0] for track in tracker.tracks]
+    assert lefts == [70, 410]
+    assert [track.boxes[-1][0] for track in tracker.tracks] == [188, 292]
