@@ -153,18 +153,53 @@ def main_subject(
     Returns:
         For each frame that has the subject's face: the track and the position in it.
     """
-    left = [track for track in tracks if len(track.frames) * spacing_s >= min_track_s]
+    candidates = [track for track in tracks if len(track.frames) * spacing_s >= min_track_s]
+    importance = np.array([_importance(track, width, height) for track in candidates])
+    neighbours = _Neighbours(candidates)
+    left = np.ones(len(candidates), dtype=np.bool_)
     subject: dict[int, tuple[Track, int]] = {}
-    chosen: list[Track] = []
-    while left:
-        best = max(left, key=lambda track: _importance(track, width, height) * (1 + _continuity(track, chosen)))
-        left.remove(best)
+    while left.any():
+        number = int(np.argmax(np.where(left, importance * (1 + neighbours.continuity()), -1.0)))
+        left[number] = False
+        best = candidates[number]
         free = [position for position, frame in enumerate(best.frames) if frame not in subject]
         if len(free) < (1 - _MOST_OVERLAP) * len(best.frames):
             continue
         subject.update({best.frames[position]: (best, position) for position in free})
-        chosen.append(best)
+        neighbours.choose(number)
     return subject
+
+
+class _Neighbours:
+    """How well each of n tracks goes on where the chosen ones around it end and begin.
+
+    Kept up to date with each choice instead of computed anew: a long video has thousands of tracks.
+    """
+
+    def __init__(self, tracks: Sequence[Track]) -> None:
+        self._first_frame = np.array([track.frames[0] for track in tracks])
+        self._last_frame = np.array([track.frames[-1] for track in tracks])
+        self._first_box = np.array([track.boxes[0] for track in tracks]).reshape(-1, 4)
+        self._last_box = np.array([track.boxes[-1] for track in tracks]).reshape(-1, 4)
+        # Frame at which the nearest chosen track before each one ends, and the nearest after it begins.
+        self._end_before = np.full(len(tracks), -1)
+        self._start_after = np.full(len(tracks), np.iinfo(np.int64).max)
+        self._iou_before = np.zeros(len(tracks))
+        self._iou_after = np.zeros(len(tracks))
+
+    def continuity(self) -> NDArray[np.float64]:
+        """(n,) overlap in space with the nearest chosen track before or after, the larger one, in [0, 1]."""
+        return np.maximum(self._iou_before, self._iou_after)
+
+    def choose(self, number: int) -> None:
+        """Count a track among the chosen ones."""
+        start, end = self._first_frame[number], self._last_frame[number]
+        nearer = (end < self._first_frame) & (end > self._end_before)
+        self._end_before[nearer] = end
+        self._iou_before[nearer] = overlaps(self._last_box[None, number], self._first_box[nearer])[0]
+        nearer = (start > self._last_frame) & (start < self._start_after)
+        self._start_after[nearer] = start
+        self._iou_after[nearer] = overlaps(self._first_box[None, number], self._last_box[nearer])[0]
 
 
 def _importance(track: Track, width: int, height: int) -> float:
@@ -173,17 +208,3 @@ def _importance(track: Track, width: int, height: int) -> float:
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
     offsets = np.linalg.norm(centres - np.array([width, height]) / 2, axis=1) / np.hypot(width / 2, height / 2)
     return float(np.sum(sides(boxes) * (1 - 0.5 * np.minimum(offsets, 1.0))))
-
-
-def _continuity(track: Track, chosen: Sequence[Track]) -> float:
-    """Overlap in space with the chosen tracks that end just before it or begin just after it, in [0, 1]."""
-    before = [other for other in chosen if other.frames[-1] < track.frames[0]]
-    after = [other for other in chosen if other.frames[0] > track.frames[-1]]
-    iou = 0.0
-    if before:
-        nearest = max(before, key=lambda other: other.frames[-1])
-        iou = float(overlaps(nearest.boxes[-1][None], track.boxes[0][None])[0, 0])
-    if after:
-        nearest = min(after, key=lambda other: other.frames[0])
-        iou = max(iou, float(overlaps(track.boxes[-1][None], nearest.boxes[0][None])[0, 0]))
-    return iou

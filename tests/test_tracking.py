@@ -84,3 +84,23 @@ def test_two_faces_that_come_close_keep_their_tracks() -> None:
     lefts = [track.boxes[0][0] for track in tracker.tracks]
     assert lefts == [70, 410]
     assert [track.boxes[-1][0] for track in tracker.tracks] == [188, 292]
+
+
+def test_after_a_cut_the_face_at_the_same_place_is_preferred() -> None:
+    # Nobody for a moment; then two faces, equally large and equally far from the centre.
+    before = [faces(box(200, 240, 100)) for _ in range(50)]
+    after = [faces(box(205, 240, 100), box(435, 240, 101)) for _ in range(30)]
+    subject = subject_of([*before, *[faces()] * 20, *after])
+    assert all(subject[n][0] == 155 for n in range(70, 100))
+
+
+def test_a_long_video_of_many_cuts_is_quick() -> None:
+    # 3000 scenes of half a second: a cost that grows with the cube of them would take hours.
+    tracker = Tracker()
+    random = np.random.default_rng(0)
+    for scene in range(3000):
+        x, y = random.uniform(100, 540), random.uniform(100, 380)
+        for n in (0, 6, 12):
+            tracker.add(13 * scene + n, (13 * scene + n) / 25, faces(box(x, y, 80)))
+    chosen = main_subject(tracker.tracks, width=WIDTH, height=HEIGHT, spacing_s=0.2, min_track_s=0.4)
+    assert len(chosen) == 9000
