@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -26,14 +25,15 @@ from preprocessing.errors import InputError
 from preprocessing.faces import FaceDetector, find_faces
 from preprocessing.inputs import Source
 from preprocessing.speech import SpeechRecogniser, Transcript
-from preprocessing.store import Features, load_features, load_meta, save_features
+from preprocessing.store import Features, load_features, save_features
 from preprocessing.transcripts import find_transcript, read_transcript
 from preprocessing.video import Audio, Frame, Video, read_audio
 from preprocessing.words import WordEncoder
 
 log = logging.getLogger("rcma.preprocessing")
 
-_READ_BYTES = 1 << 20
+_THREADS = 4
+"""More hardly speed up networks as small as these."""
 
 Status = Callable[[str], None]
 """Is told in a few words what is being done now."""
@@ -166,13 +166,9 @@ class Preprocessor:
         save_features(folder, features)
         return features
 
-    def find_transcript(self, video_id: str) -> Path | None:
-        """Path of the transcript that replaces speech recognition for this video, if any."""
-        return None if self._transcripts is None else find_transcript(self._transcripts, video_id)
-
     def _transcribe(self, audio: Audio | None, video_id: str, *, origin_s: float) -> tuple[Transcript, Any]:
         if self._transcripts is not None:
-            path = self.find_transcript(video_id)
+            path = find_transcript(self._transcripts, video_id)
             if path is None:
                 missing = f"no transcript for {video_id!r} in {self._transcripts}: no words"
                 return Transcript(words=(), language=None, warnings=(missing,)), None
@@ -187,28 +183,15 @@ class Preprocessor:
         return self._encoder.encode(words)
 
 
-def preprocess_one(
-    preprocessor: Preprocessor, source: Source, out: Path, *, overwrite: bool, status: Status = lambda _: None
-) -> Outcome:
-    """Process one video of many: whatever goes wrong with it becomes part of its outcome."""
-    begin = time.perf_counter()
-    folder = out / source.video_id
-    try:
-        if not source.path.exists():
-            raise InputError(f"{source.path}: no such file or folder")
-        stale = None if overwrite or not folder.exists() else _reason_to_redo(folder, source, preprocessor)
-        if folder.exists() and not overwrite and stale is None:
-            return _describe_outcome(load_features(folder), skipped=True)
-        features = preprocessor.process(source.path, folder, status=status)
-        notes = [] if stale is None else [f"done again: {stale}"]
-        return _describe_outcome(features, notes=notes, seconds=time.perf_counter() - begin)
-    except InputError as error:
-        problem = str(error)
-    except Exception as error:
-        # One video must never stop the others, whatever its bytes do to the libraries.
-        problem = f"{source.path}: {type(error).__name__}: {' '.join(str(error).split())}"
-    log.debug("traceback of the failure of %s", source.path, exc_info=True)
-    return Outcome(source.video_id, done=False, problem=problem, seconds=time.perf_counter() - begin)
+@dataclass(frozen=True)
+class _Job:
+    """One video to be processed; everything a worker process needs to know of it."""
+
+    source: Source
+    folder: Path
+    """Where its features go."""
+    reason: str | None
+    """Why features that are already there do not serve; None where there are none, or all are to be done again."""
 
 
 def preprocess_many(
@@ -224,6 +207,9 @@ def preprocess_many(
 ) -> Iterator[Outcome]:
     """Process many videos, in this process or in ``workers`` others; yields each outcome when it is known.
 
+    Videos whose features are there, made from the same file with the same settings, come first and cost nothing. How
+    many workers there are changes no byte of the features.
+
     Raises:
         InputError: a model cannot be had, the transcript folder does not exist, or ``out`` cannot be written to.
     """
@@ -231,70 +217,95 @@ def preprocess_many(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out {out}: cannot be made: {error.strerror}") from None
+    jobs = []
+    for source in sources:
+        folder = out / source.video_id
+        reason = _reason_to_redo(folder, source, config, transcripts) if folder.exists() and not overwrite else None
+        if folder.exists() and not overwrite and reason is None:
+            yield _describe_outcome(load_features(folder), skipped=True)
+        else:
+            jobs.append(_Job(source, folder, reason))
+    if not jobs:
+        return
     if workers == 1:
         status("loading models")
-        preprocessor = Preprocessor(config, device=device, transcripts=transcripts)
-        for source in sources:
-            yield preprocess_one(
-                preprocessor,
-                source,
-                out,
-                overwrite=overwrite,
-                status=partial(_named_status, status, source.video_id),
-            )
+        with _fixed_threads():
+            preprocessor = Preprocessor(config, device=device, transcripts=transcripts)
+            for job in jobs:
+                yield _process_job(preprocessor, job, status=partial(_named_status, status, job.source.video_id))
         return
     # spawn: a forked child must not touch CUDA, and inherits locks of the parent's threads.
-    with ProcessPoolExecutor(min(workers, len(sources)), mp_context=get_context("spawn")) as pool:
-        jobs = [pool.submit(_work, source, out, config, device, transcripts, overwrite, workers) for source in sources]
+    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
+        futures = [pool.submit(_work, job, config, device, transcripts) for job in jobs]
         try:
-            for job in as_completed(jobs):
-                yield job.result()
+            for future in as_completed(futures):
+                yield future.result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _process_job(preprocessor: Preprocessor, job: _Job, *, status: Status = lambda _: None) -> Outcome:
+    """Process one video of many: whatever goes wrong with it becomes part of its outcome."""
+    begin = time.perf_counter()
+    path = job.source.path
+    try:
+        features = preprocessor.process(path, job.folder, status=status)
+        notes = [] if job.reason is None else [f"done again: {job.reason}"]
+        return _describe_outcome(features, notes=notes, seconds=time.perf_counter() - begin)
+    except InputError as error:
+        problem = str(error)
+    except Exception as error:
+        # One video must never stop the others, whatever its bytes do to the libraries.
+        problem = f"{path}: {type(error).__name__}: {' '.join(str(error).split())}"
+    log.debug("traceback of the failure of %s", path, exc_info=True)
+    return Outcome(job.source.video_id, done=False, problem=problem, seconds=time.perf_counter() - begin)
 
 
 def _named_status(status: Status, video_id: str, text: str) -> None:
     status(f"{video_id}: {text}")
 
 
+@contextmanager
+def _fixed_threads() -> Iterator[None]:
+    """Let networks use the same number of threads whatever else runs: it decides the last digits of their results."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(_THREADS, before))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 _preprocessor_of_this_worker: Preprocessor | None = None
 
 
-def _work(
-    source: Source,
-    out: Path,
-    config: PreprocessConfig,
-    device: str,
-    transcripts: Path | None,
-    overwrite: bool,
-    workers: int,
-) -> Outcome:
+def _work(job: _Job, config: PreprocessConfig, device: str, transcripts: Path | None) -> Outcome:
     global _preprocessor_of_this_worker
-    if _preprocessor_of_this_worker is None:
-        import torch
-
-        # Workers that each use all cores would slow each other down.
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
-        _preprocessor_of_this_worker = Preprocessor(config, device=device, transcripts=transcripts)
-    return preprocess_one(_preprocessor_of_this_worker, source, out, overwrite=overwrite)
+    with _fixed_threads():
+        if _preprocessor_of_this_worker is None:
+            _preprocessor_of_this_worker = Preprocessor(config, device=device, transcripts=transcripts)
+        return _process_job(_preprocessor_of_this_worker, job)
 
 
-def _reason_to_redo(folder: Path, source: Source, preprocessor: Preprocessor) -> str | None:
+def _reason_to_redo(folder: Path, source: Source, config: PreprocessConfig, transcripts: Path | None) -> str | None:
     """Say why features that are already there do not serve; None when they do."""
     try:
-        meta = load_meta(folder)
-    except InputError as error:
+        meta = load_features(folder).meta
+        then, now = flatten(meta["settings"]), flatten(config.model_dump(mode="json"))
+        changed = [f"{key} was {then.get(key)!r}, is {now[key]!r}" for key in now if then.get(key) != now[key]]
+        if changed:
+            return "; ".join(changed)
+        # Where what they were made from is gone, the features are whole all the same.
+        if source.path.exists() and not _is_same_file(source.path, meta["source"]):
+            return f"{source.path} is not the file that the features were made from"
+        transcript = find_transcript(transcripts, source.video_id) if transcripts is not None else None
+        known = meta["transcript"]
+        if (transcript is None) != (known is None) or (transcript and not _is_same_file(transcript, known)):
+            return "its transcript has changed"
+    except (InputError, OSError, KeyError) as error:
         return str(error)
-    then, now = flatten(meta["settings"]), flatten(preprocessor.config.model_dump(mode="json"))
-    changed = [f"{key} was {then.get(key)!r}, is {now[key]!r}" for key in now if then.get(key) != now[key]]
-    if changed:
-        return "; ".join(changed)
-    if not _is_same_file(source.path, meta["source"]):
-        return f"{source.path} is not the file that the features were made from"
-    transcript = preprocessor.find_transcript(source.video_id)
-    known = meta["transcript"]
-    if (transcript is None) != (known is None) or (transcript and not _is_same_file(transcript, known)):
-        return "its transcript has changed"
     return None
 
 
