@@ -57,9 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _preprocess(args: argparse.Namespace) -> int:
-    # Idle threads that spin take the time of whatever else runs, such as the other workers: on two busy cores,
-    # detection took three times as long. Read when PyTorch is loaded, so it must come before.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if args.workers > 1:
+        # Idle threads that spin take the time of the other workers: on two busy cores, detection took three times as
+        # long. One worker alone is quicker with them. Read when PyTorch is loaded, so it must come before.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     config = load_config(PreprocessConfig, Path(args.config) if args.config else None, args.overrides)
     if args.workers < 1:
         raise InputError(f"--workers {args.workers}: at least 1 is needed")
