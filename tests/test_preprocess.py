@@ -141,15 +141,22 @@ def test_shared_id_is_refused_before_any_work(
     assert not (tmp_path / "f").exists()
 
 
-def test_interrupt_leaves_nothing_half_written(demo_clips: Path, tmp_path: Path) -> None:
-    out = tmp_path / "features"
-    command = [sys.executable, "-m", "preprocessing.cli", str(demo_clips), "--out", str(out), *NO_SPEECH]
+def start_and_wait(videos: Path, out: Path, *, until: int) -> subprocess.Popen[str]:
+    """Start the command and wait until work on video number ``until`` (from 1) has begun."""
+    command = [sys.executable, "-m", "preprocessing.cli", str(videos), "--out", str(out), *NO_SPEECH]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     deadline = time.monotonic() + 60
-    while not (out.is_dir() and any(path.name.startswith("demo") for path in out.iterdir())):
+    while not (out.is_dir() and len(list(out.iterdir())) >= until):
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
-        time.sleep(0.05)
+        time.sleep(0.01)
+    return process
+
+
+def test_interrupt_leaves_nothing_half_written(demo_clips: Path, tmp_path: Path) -> None:
+    out = tmp_path / "features"
+    # Work on the second video has begun only when the first is whole.
+    process = start_and_wait(demo_clips, out, until=2)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=30)
     assert process.returncode == 130
@@ -159,6 +166,25 @@ def test_interrupt_leaves_nothing_half_written(demo_clips: Path, tmp_path: Path)
     assert finished
     assert len(finished) < len(list(demo_clips.glob("*.mp4")))
     assert all(load_features(out / name).n_frames > 0 for name in finished)
+
+
+def test_killed_and_started_again_gives_the_same_bytes(short_clip: Path, tmp_path: Path) -> None:
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for number in range(6):
+        shutil.copy(short_clip, videos / f"v{number}.mp4")
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert main([str(videos), "--out", str(whole), *NO_SPEECH]) == 0
+    for until in (1, 3, 5):
+        process = start_and_wait(videos, broken, until=until)
+        process.kill()
+        process.communicate(timeout=30)
+        assert all(load_features(path).n_frames == 12 for path in broken.iterdir() if path.name.startswith("v"))
+    assert main([str(videos), "--out", str(broken), *NO_SPEECH]) == 0
+    assert sorted(path.name for path in broken.iterdir()) == sorted(path.name for path in whole.iterdir())
+    for file in whole.rglob("*"):
+        if file.suffix == ".npy" or file.name == "words.json":
+            assert file.read_bytes() == (broken / file.relative_to(whole)).read_bytes(), file
 
 
 def test_meta_says_how_the_features_were_made(short_clip: Path, tmp_path: Path) -> None:
