@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -88,9 +87,16 @@ def run_command(
         return EXIT_INTERRUPTED
 
 
+class _ConsoleHandler(logging.Handler):
+    """One line for each message, above a progress bar if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one record; made anew each time, the console finds the standard error that is in force."""
+        error_console().print(Text(f"{record.levelname.lower()}: {self.format(record)}"), soft_wrap=True)
+
+
 def _set_up_logging(level: str) -> None:
-    handler = RichHandler(console=error_console(), show_time=False, show_path=False, rich_tracebacks=False)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_ConsoleHandler()], force=True)
     log.setLevel(level.upper())
     if level != "debug":
         # Remarks of the libraries on their own insides; what concerns the user is said by our own code.
@@ -152,7 +158,7 @@ class Reporter:
     def finished(self, line: str, *, position: int | None = None) -> None:
         """Say how one item went; ``position`` (from 1) is its place in the whole, by default the one after the last."""
         self._finished = self._finished + 1 if position is None else position
-        self._console.print(Text(f"[{self._finished}/{self._total}] {line}"))
+        self._console.print(Text(f"[{self._finished}/{self._total}] {line}"), soft_wrap=True)
         if self._bar:
             self._bar.update(self._task, completed=self._finished)
 

@@ -69,6 +69,17 @@ def test_train_then_predict_then_evaluate(project: Project, tmp_path: Path, caps
     assert f"{scores['mean']:.3f}" in printed
 
 
+def test_score_over_part_of_the_annotated_videos_is_not_a_success(
+    project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "predictions")
+    assert cli.predict([*project.features("video2"), "--checkpoint", project.run, "--out", out, "--device", "cpu"]) == 0
+    annotations = str(project.root / "annotations" / "Validation_Set")
+    assert cli.evaluate(["--predictions", out, "--annotations", annotations]) == 1
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert warnings == ["warning: video3: no predictions; not compared"]
+
+
 def test_single_file_holds_the_rows_of_the_sample_in_its_order(project: Project, tmp_path: Path) -> None:
     rows = [f"video3/{k:05d}.jpg" for k in (2, 1, 40)] + [f"video2/{k:05d}.jpg" for k in range(1, 31)]
     sample = tmp_path / "sample.txt"
