@@ -1,0 +1,55 @@
+"""The quicker openai-whisper against the library as it comes, on small networks with random weights."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from whisper import DecodingOptions
+from whisper.model import ModelDimensions, Whisper
+
+from preprocessing.quicker_whisper import make_quicker
+
+DIMENSIONS = ModelDimensions(
+    n_mels=80,
+    n_audio_ctx=1500,
+    n_audio_state=64,
+    n_audio_head=4,
+    n_audio_layer=2,
+    n_vocab=51865,
+    n_text_ctx=32,
+    n_text_state=64,
+    n_text_head=4,
+    n_text_layer=2,
+)
+
+
+@pytest.fixture(scope="module")
+def pair() -> tuple[Whisper, Whisper]:
+    torch.manual_seed(0)
+    plain = Whisper(DIMENSIONS).eval()
+    with torch.no_grad():
+        for parameter in plain.parameters():
+            parameter.normal_(std=0.3)
+    return plain, make_quicker(copy.deepcopy(plain))
+
+
+@pytest.mark.parametrize("beam_size", [None, 5])
+def test_same_words(pair: tuple[Whisper, Whisper], beam_size: int | None) -> None:
+    mel = torch.randn(80, 3000)
+    options = DecodingOptions(language="en", beam_size=beam_size, fp16=False, sample_len=10)
+    plain, quicker = (model.decode(mel, options) for model in pair)
+    assert quicker.tokens == plain.tokens
+    assert quicker.avg_logprob == pytest.approx(plain.avg_logprob, abs=1e-4)
+
+
+def test_a_sound_is_encoded_once_and_another_anew(pair: tuple[Whisper, Whisper]) -> None:
+    plain, quicker = pair
+    calls = []
+    hook = quicker.encoder.encoder.register_forward_hook(lambda *_: calls.append(1))
+    first, second = torch.randn(2, 1, 80, 3000)
+    for mel in (first, first.clone(), second, first):
+        torch.testing.assert_close(quicker.encoder(mel), plain.encoder(mel))
+    hook.remove()
+    assert len(calls) == 3
