@@ -27,6 +27,8 @@ lint: .venv/.dev
 
 bench: .venv/.dev
 	$(BIN)/python benchmarks/bench_preprocessing.py
+	$(BIN)/python benchmarks/bench_growth.py
+	$(BIN)/python benchmarks/bench_speech.py
 
 clean:
 	rm -rf demo
@@ -42,5 +44,5 @@ $(BIN)/python:
 
 .venv/.dev: setup.cfg | $(BIN)/python
 	@echo "installing into .venv (a few minutes, about 6 GB: PyTorch) ..."
-	$(INSTALL) -e ".[dev,offline-models,fast-asr,tensorboard]"
+	$(INSTALL) -e ".[dev,offline-models,fast-asr,ray,tensorboard]"
 	@touch $@ .venv/.demo

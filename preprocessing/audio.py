@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 
@@ -20,8 +22,8 @@ _N_FFT = 512
 _LOWEST_HZ = 125.0
 _HIGHEST_HZ = 7500.0
 _LOG_OFFSET = 0.01
-_TAIL_S = 1.0
-"""Edge padding at the end of the signal, so that a patch of 0.96 s can start at any time inside the audio."""
+_TAIL = SAMPLE_RATE
+"""Samples of edge padding at the end, so that a patch of 0.96 s can start at any time inside the audio."""
 _ROWS_AT_ONCE = 60 * MEL_RATE
 """A minute: keeps the temporaries at some 50 MB for audio of any length."""
 
@@ -64,16 +66,40 @@ def log_mel_on_clock(audio: Audio) -> npt.NDArray[np.float16]:
     Returns:
         float16 (M, 64); rows before the audio starts are NaN. (0, 64) where the audio ends before its first row.
     """
-    # The first row is the first multiple of 10 ms at which there is audio; what lies before it (< 10 ms) is cut off,
-    # so that rows stay on the clock to the sample. The tolerance keeps 2.43 * 100 = 243.00000000000003 at row 243.
+    return np.concatenate([np.zeros((0, N_MELS), np.float16), *log_mel_blocks(audio)])
+
+
+def n_log_mel_rows(audio: Audio) -> int:
+    """M, the number of rows of :func:`log_mel_on_clock`."""
+    first_row, skipped = _first_row(audio)
+    n_samples = len(audio.samples) - skipped
+    return first_row + 1 + (n_samples + _TAIL - _WINDOW_LENGTH) // _HOP_LENGTH if n_samples > 0 else 0
+
+
+def log_mel_blocks(audio: Audio) -> Iterator[npt.NDArray[np.float16]]:
+    """Rows of :func:`log_mel_on_clock`, at most a minute at a time: memory does not grow with the audio."""
+    first_row, skipped = _first_row(audio)
+    n_rows = n_log_mel_rows(audio)
+    for first in range(0, min(first_row, n_rows), _ROWS_AT_ONCE):
+        yield np.full((min(_ROWS_AT_ONCE, first_row - first), N_MELS), np.nan, np.float16)
+    for first in range(first_row, n_rows, _ROWS_AT_ONCE):
+        stop = min(first + _ROWS_AT_ONCE, n_rows)
+        begin = skipped + (first - first_row) * _HOP_LENGTH
+        wanted = (stop - first - 1) * _HOP_LENGTH + _WINDOW_LENGTH
+        signal = audio.samples[begin : begin + wanted]
+        if len(signal) < wanted:
+            last = audio.samples[len(audio.samples) - 1 : len(audio.samples)]
+            signal = np.concatenate([signal, np.repeat(last, wanted - len(signal))])
+        yield log_mel(signal).astype(np.float16)
+
+
+def _first_row(audio: Audio) -> tuple[int, int]:
+    """The first multiple of 10 ms at which there is audio, and the number of samples before it (< 10 ms), cut off.
+
+    So rows stay on the clock to the sample. The tolerance keeps 2.43 * 100 = 243.00000000000003 at row 243.
+    """
     first_row = max(0, int(np.ceil(audio.start_s * MEL_RATE - 1e-6)))
-    skipped = max(0, round((first_row / MEL_RATE - audio.start_s) * SAMPLE_RATE))
-    signal = audio.samples[skipped:]
-    if len(signal) == 0:
-        return np.zeros((0, N_MELS), np.float16)
-    heard = log_mel(np.pad(signal, (0, round(_TAIL_S * SAMPLE_RATE)), mode="edge"))
-    silent = np.full((first_row, N_MELS), np.nan, np.float16)
-    return np.concatenate([silent, heard.astype(np.float16)])
+    return first_row, max(0, round((first_row / MEL_RATE - audio.start_s) * SAMPLE_RATE))
 
 
 def _mel_weights() -> npt.NDArray[np.float64]:

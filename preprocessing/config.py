@@ -31,10 +31,17 @@ class FaceSettings(Settings):
     """Added to each side of the square around the detected box, as a fraction of its side."""
     detection_side: Annotated[int, Field(ge=64)] = 480
     """Longer side, in pixels, of the reduced picture that the detector sees; smaller frames are not enlarged."""
-    detect_every_s: Annotated[float, Field(ge=0.0)] = 0.2
-    """Longest time between two detector passes while a face is tracked; 0 runs the detector on every frame."""
+    detect_every_s: Annotated[float, Field(ge=0.0)] = 1.0
+    """Longest time between two searches of the whole picture while faces are followed."""
+    follow_every_s: Annotated[float, Field(ge=0.0)] = 0.2
+    """Longest time between two looks at a known face, whose box is interpolated in between; when both are 0, every
+    frame is searched."""
     min_score: Annotated[float, Field(ge=0.0, le=1.0)] = 0.9
     """Least detector score of a face."""
+    alignment: Literal["box", "similarity"] = "box"
+    """``box``: an upright cut around the detected box; ``similarity``: turned and scaled by the five landmarks."""
+    subjects: Literal["main", "all"] = "main"
+    """``main``: the most important person; ``all``: features of their own for each person seen for long."""
     min_track_s: Annotated[float, Field(ge=0.0)] = 0.4
     """A face seen for less than this is taken for a false alarm (unless the whole video is shorter)."""
 
@@ -60,6 +67,9 @@ class WordSettings(Settings):
 
 class PreprocessConfig(Settings):
     """Everything that decides the contents of a feature folder."""
+
+    streams: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Numbers, in the file, of the video and the audio stream to use; without, the default ones."""
 
     faces: FaceSettings = FaceSettings()
     speech: SpeechSettings = SpeechSettings()

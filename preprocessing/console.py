@@ -101,7 +101,7 @@ def _set_up_logging(level: str) -> None:
     if level != "debug":
         # Remarks of the libraries on their own insides; what concerns the user is said by our own code.
         warnings.filterwarnings("ignore")
-        for library in ("transformers", "huggingface_hub", "faster_whisper", "libav"):
+        for library in ("transformers", "huggingface_hub", "faster_whisper", "libav", "matplotlib"):
             logging.getLogger(library).setLevel(logging.ERROR)
 
 

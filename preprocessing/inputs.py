@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from preprocessing.errors import InputError
@@ -25,10 +25,16 @@ class Source:
 
     video_id: str
     path: Path
+    provided_faces: dict[str, Path] | None = None
+    """Folders with the faces of each annotated person, by the person's name; None: faces are to be detected."""
 
 
-def collect_sources(inputs: Sequence[Path]) -> list[Source]:
+def collect_sources(inputs: Sequence[Path], *, cropped_aligned: Path | None = None) -> list[Source]:
     """Find the videos behind ``inputs``: files, folders (searched below too), ``.txt`` files with one path a line.
+
+    Args:
+        inputs: what the user names.
+        cropped_aligned: folder of provided faces, see :mod:`preprocessing.provided_faces`.
 
     Raises:
         InputError: a folder holds no media file, a list is empty or no text, or two inputs would get the same video_id.
@@ -39,7 +45,46 @@ def collect_sources(inputs: Sequence[Path]) -> list[Source]:
             paths.setdefault(path)
     sources = [Source(video_id=path.stem, path=path) for path in paths]
     refuse_shared_ids((source.video_id, source.path) for source in sources)
-    return sources
+    if cropped_aligned is None:
+        return sources
+    if not cropped_aligned.is_dir():
+        raise InputError(f"--cropped-aligned {cropped_aligned}: no such folder")
+    names = {source.video_id for source in sources}
+    return [
+        replace(
+            source,
+            provided_faces=find_provided(cropped_aligned, source.video_id, other_videos=names - {source.video_id}),
+        )
+        for source in sources
+    ]
+
+
+def find_provided(root: Path, video_id: str, *, other_videos: Container[str]) -> dict[str, Path]:
+    """Folders of provided faces that belong to a video, by the name of the person; empty when there is none.
+
+    Args:
+        root: Aff-Wild2's ``cropped_aligned``, with ``<video_id>``, ``<video_id>_left``, ``<video_id>_right``.
+        video_id: of the raw video.
+        other_videos: video_ids that own the folder of their name, even if it ends in ``_left`` or ``_right``.
+    """
+    names = [video_id + suffix for suffix in ("", "_left", "_right")]
+    return {name: root / name for name in names if name not in other_videos and (root / name).is_dir()}
+
+
+def take_shard(sources: Sequence[Source], shard: str) -> list[Source]:
+    """One of n equal parts of the videos, so that n machines can share them.
+
+    Args:
+        sources: the same, in the same order, on all machines.
+        shard: ``i/n`` with i from 1 to n.
+
+    Raises:
+        InputError: another form, or i is not from 1 to n.
+    """
+    first, slash, n = shard.partition("/")
+    if not (slash and first.isdecimal() and n.isdecimal() and 1 <= int(first) <= int(n)):
+        raise InputError(f"--shard {shard}: write i/n with i from 1 to n, for example 3/16")
+    return list(sources[int(first) - 1 :: int(n)])
 
 
 def refuse_shared_ids(named: Iterable[tuple[str, Path]]) -> None:

@@ -1,62 +1,77 @@
-"""One video through all stages, and many videos through one pipeline after another."""
+"""One video through all stages: pictures on one thread, sound and words on another, then one folder for each person.
+
+Networks run on one thread each, whatever the machine has: their results stay the same to the last digit, and other
+processes do not slow them down (OpenMP's threads wait for each other by spinning).
+"""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import logging
+import tempfile
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from threading import Event
+from typing import IO, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from preprocessing.align import frame_word
-from preprocessing.audio import N_MELS, SAMPLE_RATE, log_mel_on_clock
-from preprocessing.config import PreprocessConfig, flatten
+from preprocessing.audio import N_MELS, SAMPLE_RATE, log_mel_blocks, n_log_mel_rows
+from preprocessing.config import PreprocessConfig
 from preprocessing.errors import InputError
-from preprocessing.faces import FaceDetector, find_faces
+from preprocessing.faces import FaceDetector, Faces, follow_faces
 from preprocessing.inputs import Source
-from preprocessing.speech import SpeechRecogniser, Transcript
-from preprocessing.store import Features, load_features, save_features
+from preprocessing.provided_faces import describe_provided, read_provided
+from preprocessing.speech import SpeechRecogniser, Transcript, Word
+from preprocessing.store import Features, FeatureWriter, load_features, load_meta, whole_or_nothing
 from preprocessing.transcripts import find_transcript, read_transcript
 from preprocessing.video import Audio, Frame, Video, read_audio
 from preprocessing.words import WordEncoder
 
-log = logging.getLogger("rcma.preprocessing")
+Stage = Literal["faces", "audio", "speech", "words"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
 
-_THREADS = 4
-"""More hardly speed up networks as small as these."""
+Progress = Callable[[Stage, float, int], None]
+"""Is told a stage, the share of it that is done (0 to 1), and the number of frames seen so far."""
 
-Status = Callable[[str], None]
-"""Is told in a few words what is being done now."""
+_FRAMES_AT_ONCE = 256
+"""Crops read and written at a time."""
+_PROGRESS_FRAMES = 25
+"""Frames from one report to the next."""
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What became of one video."""
+class _Pictures:
+    """What the frames of a video gave."""
 
-    video_id: str
-    done: bool
-    """False when it failed."""
-    problem: str = ""
-    """One line: why it failed."""
-    skipped: bool = False
-    """Its features were already there, made from the same file with the same settings."""
-    n_frames: int = 0
-    face_share: float = 0.0
-    """Share of frames with a face, 0 to 1."""
-    n_words: int = 0
-    language: str = ""
-    seconds: float = 0.0
-    warnings: tuple[str, ...] = ()
+    time_s: NDArray[np.float64]
+    subjects: dict[str, Faces]
+    """By the name of the feature folder."""
+    meta: dict[str, Any]
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
+class _Sound:
+    """What the sound of a video gave."""
+
+    n_mel_rows: int
+    mel_blocks: Callable[[], Iterator[NDArray[np.float16]]]
+    words: tuple[Word, ...]
+    word_vectors: NDArray[np.float16]
+    meta: dict[str, Any]
+    warnings: dict[str, list[str]]
+
+
+class _StoppedError(Exception):
+    """The other thread has failed: what this one does is no longer needed."""
 
 
 @dataclass
@@ -66,10 +81,10 @@ class _Stopwatch:
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
+    def stage(self, name: Stage) -> Iterator[None]:
         begin = time.perf_counter()
         yield
-        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - begin, 3)
+        self.seconds[name] = round(time.perf_counter() - begin, 3)
 
 
 class Preprocessor:
@@ -96,77 +111,185 @@ class Preprocessor:
         # Without a source of words there is nothing to encode, and no encoder is asked for.
         self._encoder = WordEncoder(config.words, device=device) if recognise or transcripts is not None else None
 
-    def process(self, path: Path, folder: Path, *, status: Status = lambda _: None) -> Features:
-        """Turn one video into a feature folder, written whole or not at all.
+    def process(
+        self,
+        source: Source,
+        out: Path,
+        *,
+        stages: Sequence[Stage] = STAGES,
+        kept: Sequence[str] = (),
+        progress: Progress = lambda *_: None,
+    ) -> list[str]:
+        """Turn one video into feature folders, one for each subject, each written whole or not at all.
 
         Args:
-            path: the video file.
-            folder: where its features go; its name is the video_id.
-            status: is told what is being done.
+            source: the video.
+            out: where its feature folders go.
+            stages: what is to be done; the rest is taken over from the folders ``kept``.
+            kept: names of the video's feature folders that are there already.
+            progress: is told how far it is.
+
+        Returns:
+            Names of the feature folders.
 
         Raises:
-            InputError: the file is not a video that can be decoded, or its transcript cannot be read.
+            InputError: the file is not a video that can be decoded, or its transcript or faces cannot be read.
+            OSError: a file cannot be read or written.
         """
-        watch = _Stopwatch()
-        warnings: list[str] = []
-        with Video(path) as video:
-            times: list[float] = []
-            with watch.stage("faces"):
-                status("faces")
-                faces = find_faces(_noting_times(video.frames(), times, status), self._detector, self.config.faces)
-            warnings += video.warnings
-            if not times:
-                raise InputError(f"{path}: not one frame could be decoded; is the file damaged?")
-            time_s = np.asarray(times, dtype=np.float64)
-            with watch.stage("audio"):
-                status("audio")
-                audio = read_audio(path, origin_s=video.start_s)
-                log_mel = _log_mel(audio)
-            with watch.stage("speech"):
-                status("speech")
-                transcript, transcript_source = self._transcribe(audio, folder.name, origin_s=video.start_s)
-            warnings += (*(audio.warnings if audio is not None else ()), *transcript.warnings)
-            # What words.json says and what frame_word.npy says must be the same to the last digit.
-            words = tuple(
-                replace(word, start_s=round(word.start_s, 3), end_s=round(word.end_s, 3)) for word in transcript.words
-            )
-            with watch.stage("words"):
-                status("words")
-                vectors = self._encode([word.text for word in words])
-            features = Features(
-                video_id=folder.name,
-                meta={
-                    "source": _describe_source(path),
-                    "frame_rate": _mean_rate(time_s),
-                    "n_frames": len(time_s),
-                    "width": video.width,
-                    "height": video.height,
-                    "start_s": video.start_s,
-                    "audio": _describe_audio(audio),
-                    "language": transcript.language,
-                    "transcript": transcript_source,
-                    "settings": self.config.model_dump(mode="json"),
-                    "software": _software_versions(),
-                    "warnings": warnings,
-                    "seconds": watch.seconds,
-                },
-                time_s=time_s,
-                faces=faces.crops,
-                face_box=faces.boxes,
-                face_score=faces.scores,
-                log_mel=log_mel,
-                words=words,
-                word_vectors=vectors,
-                frame_word=frame_word(
-                    np.array([word.start_s for word in words], dtype=np.float64),
-                    np.array([word.end_s for word in words], dtype=np.float64),
-                    time_s,
-                ),
-            )
-        save_features(folder, features)
-        return features
+        if source.provided_faces == {}:
+            raise InputError(f"{source.path}: --cropped-aligned has no folder of faces for it")
+        before = _stat(source.path)
+        old = {name: load_features(out / name) for name in kept} if set(stages) != set(STAGES) else {}
+        watch = _Stopwatch(dict(next(iter(old.values())).meta["seconds"]) if old else {})
+        with ExitStack() as stack, _one_thread():
+            crops = stack.enter_context(tempfile.TemporaryFile(dir=out))
+            pictures, sound = self._perceive(source, stages, old, crops, out, watch, progress)
+            description = _describe_source(source.path)
+            if _stat(source.path) != before:
+                raise InputError(f"{source.path}: changed while it was read; run the command again")
+            meta = {
+                "source": description,
+                "subjects": list(pictures.subjects),
+                **pictures.meta,
+                **sound.meta,
+                "settings": self.config.model_dump(mode="json"),
+                "software": _software_versions(),
+                "warnings": {"faces": pictures.warnings, **sound.warnings},
+                "seconds": watch.seconds,
+            }
+            for name in pictures.subjects:
+                _refuse_foreign(out / name, source, description)
+            for name, faces in pictures.subjects.items():
+                provided = (source.provided_faces or {}).get(name)
+                description_of_faces = describe_provided(provided) if provided is not None else None
+                with whole_or_nothing(out / name) as partial_folder:
+                    _write(
+                        partial_folder, pictures.time_s, faces, sound, {**meta, "provided_faces": description_of_faces}
+                    )
+        return list(pictures.subjects)
 
-    def _transcribe(self, audio: Audio | None, video_id: str, *, origin_s: float) -> tuple[Transcript, Any]:
+    def _perceive(
+        self,
+        source: Source,
+        stages: Sequence[Stage],
+        old: dict[str, Features],
+        crops: IO[bytes],
+        scratch: Path,
+        watch: _Stopwatch,
+        progress: Progress,
+    ) -> tuple[_Pictures, _Sound]:
+        """Pictures on a thread of their own, sound on this one."""
+        if "faces" not in stages:
+            pictures = _kept_pictures(old)
+            return pictures, self._hear(source, pictures.meta, stages, old, scratch, watch, progress)
+        stop = Event()
+        with Video(source.path, streams=self.config.streams) as video, ThreadPoolExecutor(1, "pictures") as pool:
+            seeing = pool.submit(self._see, source, video, crops, watch, progress, stop)
+            try:
+                clock: dict[str, Any] = {"start_s": video.start_s, "clock_resets": []}
+                sound = self._hear(source, clock, stages, old, scratch, watch, progress)
+                pictures = seeing.result()
+                if pictures.meta["clock_resets"]:
+                    # Rare: only now is it known where the pictures' clock started anew.
+                    again = sorted({*stages, "audio", "speech", "words"}, key=STAGES.index)
+                    sound = self._hear(source, pictures.meta, again, old, scratch, watch, progress)
+            except BaseException:
+                stop.set()
+                raise
+        return pictures, sound
+
+    def _see(
+        self, source: Source, video: Video, crops: IO[bytes], watch: _Stopwatch, progress: Progress, stop: Event
+    ) -> _Pictures:
+        settings = self.config.faces
+        times: list[float] = []
+        frames = _watched(video, times, progress, stop)
+        warnings: list[str] = []
+        with watch.stage("faces"), _one_thread():
+            if source.provided_faces is None:
+                followed = follow_faces(frames, self._detector, settings, crops)
+                if settings.subjects == "all":
+                    subjects = _name_subjects(
+                        source.video_id, followed.lasting_subjects(min_track_s=settings.min_track_s)
+                    )
+                else:
+                    subjects = {}
+                # Without anybody who lasts, the video still has sound and words, and perhaps a face now and then.
+                subjects = subjects or {source.video_id: followed.main_subject(min_track_s=settings.min_track_s)}
+            else:
+                for _ in frames:
+                    pass
+                subjects = {}
+                for name, folder in source.provided_faces.items():
+                    subjects[name], remarks = read_provided(
+                        folder, n_frames=len(times), size=settings.size, store=crops
+                    )
+                    warnings += [f"{name}: {remark}" for remark in remarks]
+        progress("faces", 1.0, len(times))
+        time_s = np.asarray(times, dtype=np.float64)
+        meta = {
+            "frame_rate": _mean_rate(time_s),
+            "n_frames": len(time_s),
+            "width": video.width,
+            "height": video.height,
+            "start_s": video.start_s,
+            "clock_resets": video.resets,
+        }
+        return _Pictures(time_s, subjects, meta, [*video.warnings, *warnings])
+
+    def _hear(
+        self,
+        source: Source,
+        clock: dict[str, Any],
+        stages: Sequence[Stage],
+        old: dict[str, Features],
+        scratch: Path,
+        watch: _Stopwatch,
+        progress: Progress,
+    ) -> _Sound:
+        origin_s = clock["start_s"]
+        first_old = next(iter(old.values()), None)
+        warnings: dict[str, list[str]] = {}
+        audio = None
+        if "audio" in stages or "speech" in stages:
+            with watch.stage("audio"):
+                audio = read_audio(
+                    source.path,
+                    origin_s=origin_s,
+                    streams=self.config.streams,
+                    resets=clock["clock_resets"],
+                    scratch=scratch,
+                )
+            warnings["audio"] = list(audio.warnings) if audio is not None else []
+            described, n_rows, blocks = _describe_audio(audio), *_log_mel(audio)
+        else:
+            assert first_old is not None
+            warnings["audio"] = first_old.meta["warnings"]["audio"]
+            described, n_rows = first_old.meta["audio"], len(first_old.log_mel)
+            blocks = partial(_blocks, first_old.log_mel, 60 * 100)
+        if "speech" in stages:
+            with watch.stage("speech"):
+                transcript, origin = self._transcribe(audio, source.video_id, origin_s=origin_s, progress=progress)
+            # What words.json says and what frame_word.npy says must be the same to the last digit.
+            words = tuple(replace(w, start_s=round(w.start_s, 3), end_s=round(w.end_s, 3)) for w in transcript.words)
+            language, warnings["speech"] = transcript.language, list(transcript.warnings)
+        else:
+            assert first_old is not None
+            words, language, origin = first_old.words, first_old.meta["language"], first_old.meta["transcript"]
+            warnings["speech"] = first_old.meta["warnings"]["speech"]
+        progress("speech", 1.0, 0)
+        if "words" in stages:
+            with watch.stage("words"):
+                vectors = self._encode([word.text for word in words])
+        else:
+            assert first_old is not None
+            vectors = np.asarray(first_old.word_vectors)
+        meta = {"audio": described, "language": language, "transcript": origin}
+        return _Sound(n_rows, blocks, words, vectors, meta, warnings)
+
+    def _transcribe(
+        self, audio: Audio | None, video_id: str, *, origin_s: float, progress: Progress
+    ) -> tuple[Transcript, Any]:
         if self._transcripts is not None:
             path = find_transcript(self._transcripts, video_id)
             if path is None:
@@ -175,7 +298,7 @@ class Preprocessor:
             return read_transcript(path, offset_s=-origin_s), _describe_source(path)
         if self._recogniser is None or audio is None:
             return Transcript(words=(), language=None), None
-        return self._recogniser.transcribe(audio), None
+        return self._recogniser.transcribe(audio, progress=lambda share: progress("speech", share, 0)), None
 
     def _encode(self, words: list[str]) -> NDArray[np.float16]:
         if self._encoder is None:
@@ -183,155 +306,155 @@ class Preprocessor:
         return self._encoder.encode(words)
 
 
-@dataclass(frozen=True)
-class _Job:
-    """One video to be processed; everything a worker process needs to know of it."""
-
-    source: Source
-    folder: Path
-    """Where its features go."""
-    reason: str | None
-    """Why features that are already there do not serve; None where there are none, or all are to be done again."""
-
-
-def preprocess_many(
-    sources: list[Source],
-    out: Path,
-    config: PreprocessConfig,
-    *,
-    device: str,
-    transcripts: Path | None = None,
-    overwrite: bool = False,
-    workers: int = 1,
-    status: Status = lambda _: None,
-) -> Iterator[Outcome]:
-    """Process many videos, in this process or in ``workers`` others; yields each outcome when it is known.
-
-    Videos whose features are there, made from the same file with the same settings, come first and cost nothing. How
-    many workers there are changes no byte of the features.
+def kept_folders(out: Path, source: Source, config: PreprocessConfig) -> list[str]:
+    """Names of the feature folders of a video that are there already; empty when one of them is missing.
 
     Raises:
-        InputError: a model cannot be had, the transcript folder does not exist, or ``out`` cannot be written to.
+        InputError: a folder is no feature folder of this version.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {out}: cannot be made: {error.strerror}") from None
-    jobs = []
-    for source in sources:
-        folder = out / source.video_id
-        reason = _reason_to_redo(folder, source, config, transcripts) if folder.exists() and not overwrite else None
-        if folder.exists() and not overwrite and reason is None:
-            yield _describe_outcome(load_features(folder), skipped=True)
-        else:
-            jobs.append(_Job(source, folder, reason))
-    if not jobs:
+    if source.provided_faces is not None:
+        names = list(source.provided_faces)
+        return names if names and all((out / name).is_dir() for name in names) else []
+    several = (f"{source.video_id}_left", f"{source.video_id}_1") if config.faces.subjects == "all" else ()
+    for candidate in (*several, source.video_id):
+        if (out / candidate).is_dir():
+            names = load_meta(out / candidate)["subjects"]
+            if source.video_id in names or config.faces.subjects == "all":
+                return list(names) if all((out / name).is_dir() for name in names) else []
+    return []
+
+
+def changed_stages(
+    folder: Path, source: Source, config: PreprocessConfig, transcripts: Path | None
+) -> dict[Stage, str]:
+    """Which stages have to be done again, and why; empty when features serve as they are.
+
+    Args:
+        folder: one of the video's feature folders.
+        source: the video.
+        config: the settings that are asked for.
+        transcripts: see :class:`Preprocessor`.
+
+    Raises:
+        InputError: the folder is damaged.
+    """
+    meta = load_features(folder).meta
+    provided = (source.provided_faces or {}).get(folder.name)
+    # Where what they were made from is gone, the features are whole all the same.
+    if source.path.exists() and not is_same_file(source.path, meta["source"]):
+        return dict.fromkeys(STAGES, f"{source.path} is not the file that the features were made from")
+    then, now = meta["settings"], config.model_dump(mode="json")
+    if then.get("streams") != now["streams"]:
+        return dict.fromkeys(STAGES, f"streams was {then.get('streams')!r}, is {now['streams']!r}")
+    changed: dict[Stage, str] = {}
+    sections: tuple[Stage, ...] = ("faces", "speech", "words")
+    for stage in sections:
+        old, new = then.get(stage, {}), now[stage]
+        reasons = [f"{stage}.{key} was {old.get(key)!r}, is {new[key]!r}" for key in new if old.get(key) != new[key]]
+        if reasons:
+            changed[stage] = "; ".join(reasons)
+    if (describe_provided(provided) if provided is not None else None) != meta["provided_faces"]:
+        changed.setdefault("faces", "the provided faces have changed")
+    transcript = find_transcript(transcripts, source.video_id) if transcripts is not None else None
+    known = meta["transcript"]
+    if (transcript is None) != (known is None) or (transcript and not is_same_file(transcript, known)):
+        changed.setdefault("speech", "its transcript has changed")
+    if "speech" in changed:
+        changed.setdefault("words", changed["speech"])
+    return changed
+
+
+def is_same_file(path: Path, description: dict[str, Any]) -> bool:
+    """Whether a file is the one that ``meta.json`` describes."""
+    status = path.stat()
+    if status.st_size != description["size"]:
+        return False
+    # Reading terabytes again only to see that nothing changed would cost hours: the time of change comes first.
+    return status.st_mtime_ns == description["modified_ns"] or _sha256(path) == description["sha256"]
+
+
+def _write(folder: Path, time_s: NDArray[np.float64], faces: Faces, sound: _Sound, meta: dict[str, Any]) -> None:
+    writer = FeatureWriter(folder)
+    writer.write_array("time_s", time_s)
+    n_frames, size = len(time_s), meta["settings"]["faces"]["size"]
+    starts = range(0, n_frames, _FRAMES_AT_ONCE)
+    blocks = (faces.read_crops(first, min(first + _FRAMES_AT_ONCE, n_frames)) for first in starts)
+    writer.write_rows("faces", (n_frames, size, size, 3), blocks)
+    writer.write_array("face_box", faces.boxes)
+    writer.write_array("face_score", faces.scores)
+    writer.write_rows("log_mel", (sound.n_mel_rows, N_MELS), sound.mel_blocks())
+    writer.write_array("word_vectors", sound.word_vectors)
+    starts_s, ends_s = (np.array([getattr(word, edge) for word in sound.words]) for edge in ("start_s", "end_s"))
+    writer.write_array("frame_word", frame_word(starts_s, ends_s, time_s))
+    writer.write_words(sound.words)
+    writer.write_meta(meta)
+
+
+def _kept_pictures(old: dict[str, Features]) -> _Pictures:
+    first = next(iter(old.values()))
+    subjects = {
+        name: Faces(np.asarray(features.face_box), np.asarray(features.face_score), partial(_slice, features.faces))
+        for name, features in old.items()
+    }
+    keys = ("frame_rate", "n_frames", "width", "height", "start_s", "clock_resets")
+    return _Pictures(
+        np.asarray(first.time_s), subjects, {key: first.meta[key] for key in keys}, first.meta["warnings"]["faces"]
+    )
+
+
+def _slice(array: NDArray[Any], first: int, stop: int) -> NDArray[Any]:
+    return np.asarray(array[first:stop])
+
+
+def _blocks(array: NDArray[Any], n_rows: int) -> Iterator[NDArray[Any]]:
+    for first in range(0, len(array), n_rows):
+        yield np.asarray(array[first : first + n_rows])
+
+
+def _name_subjects(video_id: str, people: Sequence[Faces]) -> dict[str, Faces]:
+    """Names of feature folders, as Aff-Wild2 names them where two people sit side by side."""
+    if len(people) == 2:
+        boxes = [np.nanmedian(faces.boxes, axis=0) for faces in people]
+        centres = [(box[0] + box[2]) / 2 for box in boxes]
+        widths = [box[2] - box[0] for box in boxes]
+        if abs(centres[0] - centres[1]) >= 0.5 * max(widths):
+            left, right = sorted((0, 1), key=lambda k: centres[k])
+            return {f"{video_id}_left": people[left], f"{video_id}_right": people[right]}
+    if len(people) == 1:
+        return {video_id: people[0]}
+    return {f"{video_id}_{number}": faces for number, faces in enumerate(people, start=1)}
+
+
+def _refuse_foreign(folder: Path, source: Source, description: dict[str, Any]) -> None:
+    """Do not write one video's person over the features of another video."""
+    if folder.name == source.video_id or not folder.is_dir():
         return
-    if workers == 1:
-        status("loading models")
-        with _fixed_threads():
-            preprocessor = Preprocessor(config, device=device, transcripts=transcripts)
-            for job in jobs:
-                yield _process_job(preprocessor, job, status=partial(_named_status, status, job.source.video_id))
-        return
-    # spawn: a forked child must not touch CUDA, and inherits locks of the parent's threads.
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(_work, job, config, device, transcripts) for job in jobs]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    made_from = load_meta(folder)["source"]
+    if made_from["path"] != description["path"] and made_from["sha256"] != description["sha256"]:
+        raise InputError(f"{source.path}: {folder} holds features of {made_from['path']}; use another --out")
 
 
-def _process_job(preprocessor: Preprocessor, job: _Job, *, status: Status = lambda _: None) -> Outcome:
-    """Process one video of many: whatever goes wrong with it becomes part of its outcome."""
-    begin = time.perf_counter()
-    path = job.source.path
-    try:
-        features = preprocessor.process(path, job.folder, status=status)
-        notes = [] if job.reason is None else [f"done again: {job.reason}"]
-        return _describe_outcome(features, notes=notes, seconds=time.perf_counter() - begin)
-    except InputError as error:
-        problem = str(error)
-    except Exception as error:
-        # One video must never stop the others, whatever its bytes do to the libraries.
-        problem = f"{path}: {type(error).__name__}: {' '.join(str(error).split())}"
-    log.debug("traceback of the failure of %s", path, exc_info=True)
-    return Outcome(job.source.video_id, done=False, problem=problem, seconds=time.perf_counter() - begin)
-
-
-def _named_status(status: Status, video_id: str, text: str) -> None:
-    status(f"{video_id}: {text}")
+def _watched(video: Video, times: list[float], progress: Progress, stop: Event) -> Iterator[Frame]:
+    """Frames of a video, whose times are noted."""
+    for frame in video.frames():
+        times.append(frame.time_s)
+        if len(times) % _PROGRESS_FRAMES == 0:
+            if stop.is_set():
+                raise _StoppedError
+            progress("faces", video.share_read, len(times))
+        yield frame
 
 
 @contextmanager
-def _fixed_threads() -> Iterator[None]:
-    """Let networks use the same number of threads whatever else runs: it decides the last digits of their results."""
+def _one_thread() -> Iterator[None]:
     import torch
 
     before = torch.get_num_threads()
-    torch.set_num_threads(min(_THREADS, before))
+    torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-_preprocessor_of_this_worker: Preprocessor | None = None
-
-
-def _work(job: _Job, config: PreprocessConfig, device: str, transcripts: Path | None) -> Outcome:
-    global _preprocessor_of_this_worker
-    with _fixed_threads():
-        if _preprocessor_of_this_worker is None:
-            _preprocessor_of_this_worker = Preprocessor(config, device=device, transcripts=transcripts)
-        return _process_job(_preprocessor_of_this_worker, job)
-
-
-def _reason_to_redo(folder: Path, source: Source, config: PreprocessConfig, transcripts: Path | None) -> str | None:
-    """Say why features that are already there do not serve; None when they do."""
-    try:
-        meta = load_features(folder).meta
-        then, now = flatten(meta["settings"]), flatten(config.model_dump(mode="json"))
-        changed = [f"{key} was {then.get(key)!r}, is {now[key]!r}" for key in now if then.get(key) != now[key]]
-        if changed:
-            return "; ".join(changed)
-        # Where what they were made from is gone, the features are whole all the same.
-        if source.path.exists() and not _is_same_file(source.path, meta["source"]):
-            return f"{source.path} is not the file that the features were made from"
-        transcript = find_transcript(transcripts, source.video_id) if transcripts is not None else None
-        known = meta["transcript"]
-        if (transcript is None) != (known is None) or (transcript and not _is_same_file(transcript, known)):
-            return "its transcript has changed"
-    except (InputError, OSError, KeyError) as error:
-        return str(error)
-    return None
-
-
-def _describe_outcome(
-    features: Features, *, skipped: bool = False, notes: list[str] | None = None, seconds: float = 0.0
-) -> Outcome:
-    with_face = np.isfinite(features.face_score)
-    return Outcome(
-        video_id=features.video_id,
-        done=True,
-        skipped=skipped,
-        n_frames=features.n_frames,
-        face_share=float(with_face.mean()),
-        n_words=len(features.words),
-        language=features.meta["language"] or "",
-        seconds=seconds,
-        warnings=(*(notes or []), *features.meta["warnings"]),
-    )
-
-
-def _noting_times(frames: Iterator[Frame], times: list[float], status: Status) -> Iterator[Frame]:
-    for frame in frames:
-        times.append(frame.time_s)
-        if len(times) % 100 == 0:
-            status(f"faces, frame {len(times)}")
-        yield frame
 
 
 def _mean_rate(time_s: NDArray[np.float64]) -> float | None:
@@ -339,10 +462,10 @@ def _mean_rate(time_s: NDArray[np.float64]) -> float | None:
     return round((len(time_s) - 1) / span, 6) if span > 0 else None
 
 
-def _log_mel(audio: Audio | None) -> NDArray[np.float16]:
+def _log_mel(audio: Audio | None) -> tuple[int, Callable[[], Iterator[NDArray[np.float16]]]]:
     if audio is None:
-        return np.zeros((0, N_MELS), dtype=np.float16)
-    return log_mel_on_clock(audio)
+        return 0, lambda: iter(())
+    return n_log_mel_rows(audio), partial(log_mel_blocks, audio)
 
 
 def _describe_audio(audio: Audio | None) -> dict[str, Any]:
@@ -355,17 +478,17 @@ def _describe_audio(audio: Audio | None) -> dict[str, Any]:
     }
 
 
+def _stat(path: Path) -> tuple[int, int]:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    return status.st_size, status.st_mtime_ns
+
+
 def _describe_source(path: Path) -> dict[str, Any]:
-    status = path.stat()
-    return {"path": str(path), "size": status.st_size, "modified_ns": status.st_mtime_ns, "sha256": _sha256(path)}
-
-
-def _is_same_file(path: Path, description: dict[str, Any]) -> bool:
-    status = path.stat()
-    if status.st_size != description["size"]:
-        return False
-    # Reading terabytes again only to see that nothing changed would cost hours: the time of change comes first.
-    return status.st_mtime_ns == description["modified_ns"] or _sha256(path) == description["sha256"]
+    size, modified_ns = _stat(path)
+    return {"path": str(path), "size": size, "modified_ns": modified_ns, "sha256": _sha256(path)}
 
 
 def _sha256(path: Path) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -27,10 +27,12 @@ from preprocessing.models import load_faster_whisper, load_openai_whisper
 if TYPE_CHECKING:
     import torch
 
-    from preprocessing.video import Audio
+    from preprocessing.video import Audio, Samples
 
 _VAD_SAMPLES = 512
 """Samples that silero-vad judges at a time: 32 ms."""
+_VAD_BLOCK = 2000 * _VAD_SAMPLES
+"""Samples read at a time: about a minute."""
 _CLEARLY_SPEECH = 0.5
 """How far the mean probability of speech of a chunk must lie above ``vad_threshold``, as a part of what lies above it:
 half way to certainty, 0.75 for the default threshold. Measured: 0.97 and more on clean speech, from 0.88 with music or
@@ -39,8 +41,9 @@ _SPEECH_PAD_S = 0.1
 """Added to both ends of what silero-vad calls speech: it cuts soft consonants off."""
 _CHUNK_S = 28.0
 """Longest chunk handed to Whisper, whose window is 30 s."""
-_CHUNK_PAD_S = 0.2
-"""More sound around the speech of a chunk: Whisper misses words that begin at its first sample."""
+_CHUNK_PAD_S = 0.5
+"""More sound around the speech of a chunk: Whisper misses words at its edges. Measured on six GRID clips: 12 of 36
+words wrong with 0.2 s, 8 with 0.3 and more."""
 _LONGEST_PAUSE_S = 2.0
 """Longer pauses end a chunk: Whisper fills them with words and stretches the times of the words around them."""
 
@@ -146,20 +149,25 @@ class SpeechRecogniser:
         _check_language(settings.language, self._whisper.languages)
         self._vad = _load_silero_vad()
 
-    def transcribe(self, audio: Audio) -> Transcript:
-        """Words on the video's clock, inside the audio, in order, none overlapping the next."""
+    def transcribe(self, audio: Audio, *, progress: Callable[[float], None] = lambda _: None) -> Transcript:
+        """Words on the video's clock, inside the audio, in order, none overlapping the next.
+
+        Args:
+            audio: see :func:`preprocessing.video.read_audio`.
+            progress: is told the share that is done, 0 to 1.
+        """
         chunks, notes = self._find_speech(audio)
         if not chunks:
             return Transcript((), self._settings.language, tuple(notes))
         language = self._settings.language
         if language is None:
-            speech = np.concatenate([_cut(audio.samples, chunk) for chunk in chunks])
-            language, probability = self._whisper.detect_language(speech[: 30 * SAMPLE_RATE])
+            language, probability = self._whisper.detect_language(_first_speech(audio.samples, chunks))
             if probability < _SURE_OF_LANGUAGE:
                 notes.append(f"language {language} is a guess (probability {probability:.2f}); set speech.language")
 
         words: list[Word] = []
-        for chunk in chunks:
+        for number, chunk in enumerate(chunks):
+            progress(number / len(chunks))
             with _threads_kept():
                 heard = self._whisper.recognise(_cut(audio.samples, chunk), language)
             reason = _why_not_words(heard)
@@ -179,12 +187,15 @@ class SpeechRecogniser:
         n_samples = len(audio.samples)
         if n_samples == 0:
             return [], []
-        signal = torch.from_numpy(np.pad(audio.samples, (0, -n_samples % _VAD_SAMPLES)))
         self._vad.reset_states()
+        found: list[float] = []
         # One thread: handing silero-vad's tiny layers to several costs far more than it saves.
         with torch.no_grad(), _threads_kept(inside=1):
-            parts = torch.split(signal, _VAD_SAMPLES)
-            probabilities = np.array([self._vad(part, SAMPLE_RATE).item() for part in parts])
+            for first in range(0, n_samples, _VAD_BLOCK):
+                block = audio.samples[first : first + _VAD_BLOCK]
+                signal = torch.from_numpy(np.pad(block, (0, -len(block) % _VAD_SAMPLES)))
+                found += [self._vad(part, SAMPLE_RATE).item() for part in torch.split(signal, _VAD_SAMPLES)]
+        probabilities = np.array(found)
         threshold = self._settings.vad_threshold
         segments = get_speech_timestamps_from_probs(
             probabilities.tolist(),
@@ -210,7 +221,9 @@ class _OpenAIWhisper:
     def __init__(self, name: str, *, device: str) -> None:
         from whisper.tokenizer import LANGUAGES
 
-        self._model = load_openai_whisper(name, device=device)
+        from preprocessing.quicker_whisper import make_quicker
+
+        self._model = make_quicker(load_openai_whisper(name, device=device))
         self._half = self._model.device.type == "cuda"
         # Later models add languages at the end of the list.
         known = list(LANGUAGES)[: self._model.num_languages] if self._model.is_multilingual else ["en"]
@@ -394,7 +407,19 @@ def _pad(spans: Sequence[tuple[float, float]], by_s: float, *, duration_s: float
     ]
 
 
-def _cut(samples: npt.NDArray[np.float32], chunk: _Chunk) -> npt.NDArray[np.float32]:
+def _first_speech(samples: Samples, chunks: Sequence[_Chunk]) -> npt.NDArray[np.float32]:
+    """The first 30 s of speech, pauses left out."""
+    parts: list[npt.NDArray[np.float32]] = []
+    missing = 30 * SAMPLE_RATE
+    for chunk in chunks:
+        parts.append(_cut(samples, chunk)[:missing])
+        missing -= len(parts[-1])
+        if not missing:
+            break
+    return np.concatenate(parts)
+
+
+def _cut(samples: Samples, chunk: _Chunk) -> npt.NDArray[np.float32]:
     return samples[round(chunk.start_s * SAMPLE_RATE) : round(chunk.end_s * SAMPLE_RATE)]
 
 

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from preprocessing.errors import InputError
 from preprocessing.speech import Word
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _ARRAYS: dict[str, tuple[str, int]] = {
     "time_s": ("float64", 1),
@@ -71,16 +71,15 @@ class Features:
 def whole_or_nothing(folder: Path) -> Iterator[Path]:
     """Give a temporary sibling of ``folder`` to write into; it takes the folder's place only if nothing went wrong.
 
-    A sibling left behind by a process that was killed is cleared first.
+    Siblings left behind by a process that was killed are cleared first.
     """
-    partial = folder.with_name(f".partial-{folder.name}")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial, replaced = (folder.with_name(f".{state}-{folder.name}") for state in ("partial", "replaced"))
+    for left_behind in (partial, replaced):
+        shutil.rmtree(left_behind, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         yield partial
         if folder.exists():
-            replaced = folder.with_name(f".replaced-{folder.name}")
-            shutil.rmtree(replaced, ignore_errors=True)
             folder.rename(replaced)
             partial.rename(folder)
             shutil.rmtree(replaced)
@@ -89,6 +88,51 @@ def whole_or_nothing(folder: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+class FeatureWriter:
+    """Writes the files of a feature folder, large ones piece by piece."""
+
+    def __init__(self, folder: Path) -> None:
+        """Write into ``folder``, which exists."""
+        self._folder = folder
+
+    def write_array(self, name: str, array: NDArray[Any]) -> None:
+        """Write one array.
+
+        Raises:
+            ValueError: its dtype or number of dimensions is not that of the file.
+        """
+        self.write_rows(name, array.shape, [array])
+
+    def write_rows(self, name: str, shape: Sequence[int], blocks: Iterable[NDArray[Any]]) -> None:
+        """Write one array from consecutive blocks of its rows.
+
+        Raises:
+            ValueError: see :meth:`write_array`, or the blocks do not make up the shape.
+        """
+        dtype, dimensions = _ARRAYS[name]
+        n_rows = 0
+        with (self._folder / f"{name}.npy").open("wb") as file:
+            header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False}
+            np.lib.format.write_array_header_1_0(file, {**header, "shape": tuple(shape)})
+            for block in blocks:
+                if block.dtype != np.dtype(dtype) or block.ndim != dimensions or block.shape[1:] != tuple(shape[1:]):
+                    raise ValueError(
+                        f"{name}: {block.dtype} {block.shape}, but {dtype} (n, {tuple(shape)[1:]}) is right"
+                    )
+                file.write(np.ascontiguousarray(block).data)
+                n_rows += len(block)
+        if n_rows != shape[0]:
+            raise ValueError(f"{name}: {n_rows} rows, but {shape[0]} are right")
+
+    def write_words(self, words: Iterable[Word]) -> None:
+        """Write ``words.json``."""
+        _write_json(self._folder / "words.json", [_word_to_json(word) for word in words])
+
+    def write_meta(self, meta: dict[str, Any]) -> None:
+        """Write ``meta.json``, with the format version."""
+        _write_json(self._folder / "meta.json", {"format_version": FORMAT_VERSION, **meta})
 
 
 def save_features(folder: Path, features: Features) -> None:
@@ -101,11 +145,11 @@ def save_features(folder: Path, features: Features) -> None:
     for name, problem in _array_problems(arrays, n_frames=features.n_frames, n_words=len(features.words)):
         raise ValueError(f"{features.video_id}: {name}: {problem}")
     with whole_or_nothing(folder) as partial:
+        writer = FeatureWriter(partial)
         for name, array in arrays.items():
-            np.save(partial / f"{name}.npy", array, allow_pickle=False)
-        words = [_word_to_json(word) for word in features.words]
-        _write_json(partial / "words.json", words)
-        _write_json(partial / "meta.json", {"format_version": FORMAT_VERSION, **features.meta})
+            writer.write_array(name, array)
+        writer.write_words(features.words)
+        writer.write_meta(features.meta)
 
 
 def load_meta(folder: Path) -> dict[str, Any]:

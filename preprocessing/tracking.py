@@ -19,6 +19,8 @@ _LONGEST_GAP_S = 0.5
 """A track goes on when its face is missing for at most this long."""
 _MINOR_SIDE = 1 / 3
 """A face whose side is below this fraction of the largest face's is no candidate while the larger one is there."""
+_LASTING_SHARE = 0.2
+"""Least share of the frames in which a person's face is seen who gets features of their own."""
 _MOST_OVERLAP = 0.5
 """Largest fraction of a track that may coincide with better tracks for it to be the subject in the rest."""
 
@@ -31,10 +33,22 @@ class Detections:
     """(n,4) x1 y1 x2 y2."""
     scores: NDArray[np.float64]
     """(n,) in [0, 1]."""
+    landmarks: NDArray[np.float64]
+    """(n,5,2) x and y of the eyes, the nose and the corners of the mouth, those on the picture's left first."""
 
     def __len__(self) -> int:
         """Number of faces."""
         return len(self.scores)
+
+    def take(self, which: NDArray[np.bool_] | NDArray[np.intp] | Sequence[int]) -> Detections:
+        """Some of the faces, as NumPy indexes them."""
+        return Detections(self.boxes[which], self.scores[which], self.landmarks[which])
+
+    @property
+    def of_note(self) -> NDArray[np.bool_]:
+        """(n,) which faces are large enough, beside the largest, to be the subject's."""
+        size = sides(self.boxes)
+        return size >= _MINOR_SIDE * size.max(initial=0.0)
 
 
 @dataclass(eq=False)
@@ -97,10 +111,12 @@ def interpolate(a: Detections, b: Detections, weights: Sequence[float]) -> list[
         unpaired = np.delete(ends.boxes, paired, axis=0)
         if np.any(sides(unpaired) >= _MINOR_SIDE * largest):
             return None
+    first, last = a.take(of_a), b.take(of_b)
     return [
         Detections(
-            boxes=(1 - weight) * a.boxes[of_a] + weight * b.boxes[of_b],
-            scores=(1 - weight) * a.scores[of_a] + weight * b.scores[of_b],
+            boxes=(1 - weight) * first.boxes + weight * last.boxes,
+            scores=(1 - weight) * first.scores + weight * last.scores,
+            landmarks=(1 - weight) * first.landmarks + weight * last.landmarks,
         )
         for weight in weights
     ]
@@ -134,9 +150,11 @@ class Tracker:
             self._n_detections += 1
 
 
-def main_subject(
-    tracks: Sequence[Track], *, width: int, height: int, spacing_s: float, min_track_s: float
-) -> dict[int, tuple[Track, int]]:
+Subject = dict[int, tuple[Track, int]]
+"""One person's face: for each frame that has it, the track and the position in it."""
+
+
+def main_subject(tracks: Sequence[Track], *, width: int, height: int, spacing_s: float, min_track_s: float) -> Subject:
     """Which face is the main subject's in each frame.
 
     The main subject is the face that is largest, longest seen and most central. Where it is lost (a cut, a gap) the
@@ -149,25 +167,74 @@ def main_subject(
         height: of the frame, pixels.
         spacing_s: mean time between two frames, seconds.
         min_track_s: tracks seen for less are taken for false alarms.
-
-    Returns:
-        For each frame that has the subject's face: the track and the position in it.
     """
-    candidates = [track for track in tracks if len(track.frames) * spacing_s >= min_track_s]
+    candidates = _candidates(tracks, spacing_s, min_track_s)
     importance = np.array([_importance(track, width, height) for track in candidates])
-    neighbours = _Neighbours(candidates)
+    everybody = np.ones(len(candidates), dtype=np.bool_)
+    subject, _ = _follow_subject(candidates, importance, everybody, _Neighbours(candidates), least_continuity=0.0)
+    return subject
+
+
+def lasting_subjects(
+    tracks: Sequence[Track], *, width: int, height: int, spacing_s: float, min_track_s: float, n_frames: int
+) -> list[Subject]:
+    """Every person whose face is seen in at least a fifth of the frames, the most important one first.
+
+    Without recognition of faces, place alone tells who goes on after a gap: a track continues a person where it lies
+    over the person's last or next box.
+
+    Args:
+        tracks: all faces of the video.
+        width: of the frame, pixels.
+        height: of the frame, pixels.
+        spacing_s: mean time between two frames, seconds.
+        min_track_s: tracks seen for less are taken for false alarms.
+        n_frames: of the video.
+    """
+    candidates = _candidates(tracks, spacing_s, min_track_s)
+    importance = np.array([_importance(track, width, height) for track in candidates])
     left = np.ones(len(candidates), dtype=np.bool_)
-    subject: dict[int, tuple[Track, int]] = {}
+    neighbours = _Neighbours(candidates)
+    lasting = []
     while left.any():
-        number = int(np.argmax(np.where(left, importance * (1 + neighbours.continuity()), -1.0)))
+        person, chosen = _follow_subject(candidates, importance, left, neighbours, least_continuity=_LINK_IOU)
+        left[chosen] = False
+        if len(person) >= _LASTING_SHARE * n_frames:
+            lasting.append(person)
+    return lasting
+
+
+def _candidates(tracks: Sequence[Track], spacing_s: float, min_track_s: float) -> list[Track]:
+    return [track for track in tracks if len(track.frames) * spacing_s >= min_track_s]
+
+
+def _follow_subject(
+    tracks: Sequence[Track],
+    importance: NDArray[np.float64],
+    among: NDArray[np.bool_],
+    neighbours: _Neighbours,
+    *,
+    least_continuity: float,
+) -> tuple[Subject, list[int]]:
+    """One person through the tracks marked in ``among``, and the numbers of the tracks taken."""
+    neighbours.forget()
+    left = among.copy()
+    subject: Subject = {}
+    chosen: list[int] = []
+    while True:
+        continuity = neighbours.continuity()
+        open_to = left & (continuity >= least_continuity) if chosen else left
+        if not open_to.any():
+            return subject, chosen
+        number = int(np.argmax(np.where(open_to, importance * (1 + continuity), -1.0)))
         left[number] = False
-        best = candidates[number]
+        best = tracks[number]
         free = [position for position, frame in enumerate(best.frames) if frame not in subject]
         if len(free) < (1 - _MOST_OVERLAP) * len(best.frames):
             continue
         subject.update({best.frames[position]: (best, position) for position in free})
+        chosen.append(number)
         neighbours.choose(number)
-    return subject
 
 
 class _Neighbours:
@@ -181,11 +248,16 @@ class _Neighbours:
         self._last_frame = np.array([track.frames[-1] for track in tracks])
         self._first_box = np.array([track.boxes[0] for track in tracks]).reshape(-1, 4)
         self._last_box = np.array([track.boxes[-1] for track in tracks]).reshape(-1, 4)
+        self.forget()
+
+    def forget(self) -> None:
+        """Start again with none of the tracks chosen."""
+        n_tracks = len(self._first_frame)
         # Frame at which the nearest chosen track before each one ends, and the nearest after it begins.
-        self._end_before = np.full(len(tracks), -1)
-        self._start_after = np.full(len(tracks), np.iinfo(np.int64).max)
-        self._iou_before = np.zeros(len(tracks))
-        self._iou_after = np.zeros(len(tracks))
+        self._end_before = np.full(n_tracks, -1)
+        self._start_after = np.full(n_tracks, np.iinfo(np.int64).max)
+        self._iou_before = np.zeros(n_tracks)
+        self._iou_after = np.zeros(n_tracks)
 
     def continuity(self) -> NDArray[np.float64]:
         """(n,) overlap in space with the nearest chosen track before or after, the larger one, in [0, 1]."""

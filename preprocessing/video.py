@@ -6,13 +6,15 @@ headers for counts or durations: those are often wrong, and only decoding tells.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import overload
+from typing import Protocol, TypeVar, overload
 
 import av
 import numpy as np
@@ -27,15 +29,19 @@ from numpy.typing import NDArray
 
 from preprocessing.errors import InputError
 
+S = TypeVar("S", VideoStream, AudioStream)
+
 SAMPLE_RATE = 16000
 """Hz, of all sound that leaves this module."""
 
 _AUDIO_TOLERANCE_S = 0.04
 """Times of audio packets are trusted over the count of samples when they differ by more; below it is rounding."""
 _LONGEST_GAP_S = 3600.0
-"""A larger jump in the audio's times is a broken clock, not a silence to fill."""
+"""A larger jump of a clock is no gap either: it goes on from there."""
 _NUDGE_S = 1e-4
 """A frame whose time does not increase is placed this long after the one before."""
+_RESET_S = 0.25
+"""A clock that goes back by more than this has started anew, as where recordings were joined: it goes on from there."""
 _SANE_ASPECT = (Fraction(1, 4), Fraction(4))
 """Range of pixel shapes (width / height) that are taken for real."""
 
@@ -50,20 +56,63 @@ class Frame:
     """Presentation time in seconds on the video's clock; strictly increasing over the frames."""
 
 
+class Samples(Protocol):
+    """A signal that is read in parts: a NumPy array, or a file of which only what is asked for enters memory."""
+
+    def __len__(self) -> int:
+        """Number of samples."""
+
+    def __getitem__(self, part: slice, /) -> NDArray[np.float32]:
+        """Some of the samples."""
+
+
 @dataclass(frozen=True)
 class Audio:
     """Sound on the video's clock."""
 
-    samples: NDArray[np.float32]
-    """(N,) mono in [-1, 1] at 16 kHz; zeros where the stream has gaps."""
+    samples: Samples
+    """(N,) float32 mono in [-1, 1] at 16 kHz; zeros where the stream has gaps."""
     start_s: float
     """Time of the first sample in seconds on the video's clock, at least 0."""
     warnings: tuple[str, ...] = ()
     """What was wrong with the stream and what was done about it."""
 
 
+class _SampleFile:
+    """Samples in a file without a name, which goes with the process; what was not written is zero."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (it lives as long as the samples)
+        self._first, self._stop = 0, 0
+
+    def write(self, first: int, samples: NDArray[np.float32]) -> None:
+        """Put samples in place, over those that are there."""
+        data = samples.astype(np.float32, copy=False).tobytes()
+        while data:
+            written = os.pwrite(self._file.fileno(), data, first * 4)
+            data, first = data[written:], first + written // 4
+            self._stop = max(self._stop, first)
+
+    def start_at(self, first: int) -> None:
+        """Leave out what lies before."""
+        self._first = first
+
+    def __len__(self) -> int:
+        return self._stop - self._first
+
+    def __getitem__(self, part: slice) -> NDArray[np.float32]:
+        first, stop, step = part.indices(len(self))
+        n_bytes = max(0, stop - first) * 4
+        data = os.pread(self._file.fileno(), n_bytes, (self._first + first) * 4) if n_bytes else b""
+        return np.frombuffer(data, dtype=np.float32)[::step]
+
+
 class Video:
-    """The first video stream of a file that is not cover art, decoded in one pass; a context manager."""
+    """One video stream of a file, decoded in one pass; a context manager.
+
+    Of several, it is the one that is asked for, else the first that the file marks as default, else the first; cover
+    art is none.
+    """
 
     width: int
     """Pixels of the upright frame with square pixels."""
@@ -74,21 +123,27 @@ class Video:
     """Time of the first decoded frame on the container's own clock, seconds; the zero of the video's clock."""
     warnings: list[str]
     """What was wrong with the stream and what was done about it; complete when :meth:`frames` has ended."""
+    resets: list[float]
+    """Where the stream's clock starts anew: what is added to container times from then on, seconds, one for each time;
+    complete when :meth:`frames` has ended."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, streams: Sequence[int] = ()) -> None:
         """Open a file and decode its first frame.
 
         Args:
             path: any file that FFmpeg reads.
+            streams: numbers, in the file, of the streams to use, at most one of video and one of audio.
 
         Raises:
-            InputError: there is no such file, it is no recording, it has no video stream, or no frame can be decoded.
+            InputError: there is no such file, it is no recording, it has no video stream or not the one asked for, or
+                no frame can be decoded.
         """
-        self.warnings = []
+        self.warnings, self.resets = [], []
         self._container = _open(path)
+        self._n_read = 0
         try:
-            self._stream = _video_stream(self._container, path)
-            self._decoded = _decode(self._container, self._stream, self.warnings)
+            self._stream = _video_stream(self._container, path, streams, self.warnings)
+            self._decoded = _decode(self._container, self._stream, self.warnings, self._note_position)
             first = next(self._decoded, None)
             if first is None:
                 raise InputError(f"{path}: no video frame can be decoded; give a file that plays in a video player")
@@ -123,10 +178,25 @@ class Video:
         if self._first is None:
             raise RuntimeError("the frames of a video can be read once; open it again for another pass")
         first, self._first = self._first, None
-        clock = _Clock(self._stream)
+        clock = _Clock(self._stream, self.resets)
+        held: VideoFrame | None = None
+        # One frame is held back: whether its time is right shows in the next one's.
         for decoded in chain([first], self._decoded):
-            yield Frame(image=self._upright(decoded), time_s=clock.time_s(decoded))
+            if held is not None:
+                yield Frame(image=self._upright(held), time_s=clock.time_s(held, decoded))
+            held = decoded
+        assert held is not None
+        yield Frame(image=self._upright(held), time_s=clock.time_s(held, None))
         self.warnings += clock.warnings()
+
+    @property
+    def share_read(self) -> float:
+        """How much of the file has been read, 0 to 1; 0 where that is not known."""
+        size = self._container.size
+        return min(1.0, self._n_read / size) if size > 0 else 0.0
+
+    def _note_position(self, packet: Packet) -> None:
+        self._n_read = max(self._n_read, packet.pos or 0)
 
     def _upright(self, frame: VideoFrame) -> NDArray[np.uint8]:
         # One size for all frames, though a stream may change its own in the middle.
@@ -134,8 +204,15 @@ class Video:
         return np.ascontiguousarray(np.rot90(image, self.rotation // 90))
 
 
-def read_audio(path: Path, *, origin_s: float) -> Audio | None:
-    """Sound of the first audio stream, on the video's clock.
+def read_audio(
+    path: Path,
+    *,
+    origin_s: float,
+    streams: Sequence[int] = (),
+    resets: Sequence[float] = (),
+    scratch: Path | None = None,
+) -> Audio | None:
+    """Sound of one audio stream, chosen like the video stream, on the video's clock.
 
     What lies before the clock's zero is cut off. Gaps in the stream's times are filled with zeros, so that later
     samples stay in time. Channels are mixed down with weights that cannot clip.
@@ -143,6 +220,9 @@ def read_audio(path: Path, *, origin_s: float) -> Audio | None:
     Args:
         path: the file that :class:`Video` was opened with.
         origin_s: :attr:`Video.start_s`, the clock's zero on the container's own clock, seconds.
+        streams: see :class:`Video`.
+        resets: :attr:`Video.resets`; without them, sound goes on without a gap where its clock starts anew.
+        scratch: folder for the file, without a name, that holds the samples; None for the system's.
 
     Returns:
         The sound; None when there is no audio stream or nothing of it can be decoded at or after the clock's zero.
@@ -151,21 +231,22 @@ def read_audio(path: Path, *, origin_s: float) -> Audio | None:
         InputError: there is no such file, or it is no recording.
     """
     warnings: list[str] = []
+    samples = _SampleFile(scratch)
+    earliest = None
     with _open(path) as container:
-        if not container.streams.audio:
+        stream = _audio_stream(container, streams, warnings)
+        if stream is None:
             return None
-        stream = container.streams.audio[0]
-        runs = list(_audio_runs(_decode(container, stream, warnings), origin_s, warnings))
-    end = max((start + len(samples) for start, samples in runs), default=0)
-    if end <= 0:
+        for start, piece in _audio_pieces(_decode(container, stream, warnings), origin_s, resets, warnings):
+            audible = piece[max(0, -start) :]
+            if len(audible):
+                first = max(0, start)
+                earliest = first if earliest is None else min(earliest, first)
+                samples.write(first, audible)
+    if earliest is None:
         return None
-    first = max(0, min(start for start, _ in runs))
-    mixed = np.zeros(end - first, dtype=np.float32)
-    for start, samples in runs:
-        kept = samples[max(0, first - start) :]
-        begin = max(0, start - first)
-        mixed[begin : begin + len(kept)] = kept
-    return Audio(samples=mixed, start_s=first / SAMPLE_RATE, warnings=tuple(warnings))
+    samples.start_at(earliest)
+    return Audio(samples=samples, start_s=earliest / SAMPLE_RATE, warnings=tuple(warnings))
 
 
 def _open(path: Path) -> InputContainer:
@@ -185,20 +266,64 @@ def _reason(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)
 
 
-def _video_stream(container: InputContainer, path: Path) -> VideoStream:
-    for stream in container.streams.video:
-        if not stream.disposition & Disposition.attached_pic:
-            if stream.codec_context is None:
-                raise InputError(f"{path}: its video codec is not supported; convert it, for example to H.264")
-            stream.thread_type = "AUTO"
+def _video_stream(container: InputContainer, path: Path, wanted: Sequence[int], warnings: list[str]) -> VideoStream:
+    pictures = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    _check_wanted(container, path, wanted, pictures)
+    if not pictures:
+        kinds = sorted({stream.type for stream in container.streams})
+        holds = f"only {' and '.join(kinds)}" if kinds else "no streams at all"
+        raise InputError(f"{path}: no video stream ({holds}); give a file with pictures")
+    stream = _choose(pictures, wanted, warnings)
+    if stream.codec_context is None:
+        raise InputError(f"{path}: its video codec is not supported; convert it, for example to H.264")
+    stream.thread_type = "AUTO"
+    return stream
+
+
+def _audio_stream(container: InputContainer, wanted: Sequence[int], warnings: list[str]) -> AudioStream | None:
+    # One without a codec that FFmpeg knows has no sound for us.
+    sounds = [stream for stream in container.streams.audio if stream.codec_context is not None]
+    return _choose(sounds, wanted, warnings) if sounds else None
+
+
+def _choose(streams: Sequence[S], wanted: Sequence[int], warnings: list[str]) -> S:
+    for stream in streams:
+        if stream.index in wanted:
             return stream
-    kinds = sorted({stream.type for stream in container.streams})
-    holds = f"only {' and '.join(kinds)}" if kinds else "no streams at all"
-    raise InputError(f"{path}: no video stream ({holds}); give a file with pictures")
+    default = [stream for stream in streams if stream.disposition & Disposition.default]
+    chosen = (default or streams)[0]
+    others = [_describe(stream) for stream in streams if stream is not chosen]
+    if others:
+        warnings.append(f"{chosen.type}: stream {_describe(chosen)} is used, not {', '.join(others)}; --stream chooses")
+    return chosen
+
+
+def _describe(stream: VideoStream | AudioStream) -> str:
+    if isinstance(stream, VideoStream):
+        return f"{stream.index} ({stream.width}x{stream.height})"
+    language = stream.metadata.get("language")
+    return f"{stream.index} ({stream.rate} Hz{f', {language}' if language else ''})"
+
+
+def _check_wanted(
+    container: InputContainer, path: Path, wanted: Sequence[int], pictures: Sequence[VideoStream]
+) -> None:
+    usable: dict[int, VideoStream | AudioStream] = {s.index: s for s in pictures}
+    usable.update({s.index: s for s in container.streams.audio})
+    for number in wanted:
+        if number not in usable:
+            known = ", ".join(f"{stream.type} {_describe(stream)}" for stream in usable.values()) or "none"
+            raise InputError(f"{path}: no video or audio stream {number}; it has: {known}")
+    for kind in ("video", "audio"):
+        several = [number for number in wanted if usable[number].type == kind]
+        if len(several) > 1:
+            raise InputError(f"{path}: streams {several} are all {kind}; choose one")
 
 
 @overload
-def _decode(container: InputContainer, stream: VideoStream, warnings: list[str]) -> Iterator[VideoFrame]: ...
+def _decode(
+    container: InputContainer, stream: VideoStream, warnings: list[str], note: Callable[[Packet], None] = ...
+) -> Iterator[VideoFrame]: ...
 
 
 @overload
@@ -206,11 +331,16 @@ def _decode(container: InputContainer, stream: AudioStream, warnings: list[str])
 
 
 def _decode(
-    container: InputContainer, stream: VideoStream | AudioStream, warnings: list[str]
+    container: InputContainer,
+    stream: VideoStream | AudioStream,
+    warnings: list[str],
+    note: Callable[[Packet], None] = lambda _: None,
 ) -> Iterator[VideoFrame | AudioFrame]:
-    """Frames of one stream; damaged packets are skipped and counted."""
+    """Frames of one stream; damaged packets are skipped and counted, each is shown to ``note`` first."""
     n_damaged = 0
     for packet in _packets(container, stream, warnings):
+        if packet is not None:
+            note(packet)
         try:
             frames = stream.decode(packet)
         except av.FFmpegError:
@@ -242,37 +372,57 @@ def _container_time_s(frame: VideoFrame | AudioFrame) -> float | None:
 class _Clock:
     """Strictly increasing times of decoded frames, from the container where it has them."""
 
-    def __init__(self, stream: VideoStream) -> None:
+    def __init__(self, stream: VideoStream, resets: list[float]) -> None:
         self._spacing_s = float(1 / (stream.average_rate or stream.guessed_rate or Fraction(25)))
-        self._zero_s: float | None = None
+        self._shift_s: float | None = None
+        """What is added to the container's times."""
         self._last_s: float | None = None
+        self._resets = resets
         self._n_missing = 0
-        self._n_nudged = 0
+        self._n_moved = 0
 
-    def time_s(self, frame: VideoFrame) -> float:
-        """Time of the next frame in order, seconds; 0 for the first."""
-        container_s = _container_time_s(frame)
+    def time_s(self, frame: VideoFrame, following: VideoFrame | None) -> float:
+        """Time of the next frame in order, seconds; 0 for the first. ``following`` is the frame after it."""
         expected_s = 0.0 if self._last_s is None else self._last_s + self._spacing_s
+        container_s = _container_time_s(frame)
         if container_s is None:
             self._n_missing += 1
             time_s = expected_s
         else:
-            if self._zero_s is None:
-                self._zero_s = container_s - expected_s
-            time_s = container_s - self._zero_s
+            if self._shift_s is None:
+                self._shift_s = expected_s - container_s
+            elif not -_RESET_S <= container_s + self._shift_s - (self._last_s or 0.0) <= _LONGEST_GAP_S:
+                self._shift_s = expected_s - container_s
+                self._resets.append(self._shift_s)
+            time_s = self._between_neighbours(container_s + self._shift_s, following)
         if self._last_s is not None and time_s <= self._last_s:
-            self._n_nudged += 1
+            self._n_moved += 1
             time_s = self._last_s + _NUDGE_S
         self._last_s = time_s
         return time_s
+
+    def _between_neighbours(self, time_s: float, following: VideoFrame | None) -> float:
+        """Half way between the frames before and after, where this one alone is later than the one after it."""
+        next_s = None if following is None else _container_time_s(following)
+        if next_s is None or self._last_s is None or self._shift_s is None:
+            return time_s
+        next_s += self._shift_s
+        if not self._last_s < next_s < time_s:
+            return time_s
+        self._n_moved += 1
+        return (self._last_s + next_s) / 2
 
     def warnings(self) -> list[str]:
         """What had to be made up."""
         found = []
         if self._n_missing:
             found.append(f"video: frames without a time, placed at the mean spacing: {self._n_missing}")
-        if self._n_nudged:
-            found.append(f"video: frames whose time did not increase, placed just after the last: {self._n_nudged}")
+        if self._n_moved:
+            found.append(f"video: frames whose time was out of order, placed between their neighbours: {self._n_moved}")
+        if self._resets:
+            found.append(
+                f"video: its clock jumps, as in joined recordings, and goes on from there: {len(self._resets)}"
+            )
         return found
 
 
@@ -294,60 +444,66 @@ class _AudioRun:
     """A stretch of sound without a gap, resampled as it comes."""
 
     def __init__(self, first: AudioFrame, start_s: float) -> None:
-        self.start_s = start_s
         self.end_s = start_s
+        self._position = round(start_s * SAMPLE_RATE)
         self._form = _audio_form(first)
         # Integer output makes FFmpeg normalise the mix-down of channels, so that it cannot clip.
         self._resampler = av.AudioResampler(format="s32", layout="mono", rate=SAMPLE_RATE)
-        self._pieces: list[NDArray[np.float32]] = []
 
     def goes_on_with(self, frame: AudioFrame, time_s: float) -> bool:
         """Whether a frame at this time follows without a gap, an overlap or a change of form."""
         return abs(time_s - self.end_s) <= _AUDIO_TOLERANCE_S and _audio_form(frame) == self._form
 
-    def add(self, frame: AudioFrame) -> None:
-        """Append a frame at the end, whatever time it carries."""
+    def add(self, frame: AudioFrame) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Append a frame at the end, whatever time it carries; pieces as in :func:`_audio_pieces`."""
         self.end_s += frame.samples / frame.sample_rate
         frame.pts = None
-        self._keep(self._resampler.resample(frame))
+        return self._pieces(self._resampler.resample(frame))
 
-    def finish(self) -> tuple[int, NDArray[np.float32]]:
-        """Index of the first sample on the video's clock at 16 kHz, and the samples (n,)."""
-        self._keep(self._resampler.resample(None))
-        samples = np.concatenate(self._pieces) if self._pieces else np.zeros(0, dtype=np.float32)
-        return round(self.start_s * SAMPLE_RATE), samples
+    def finish(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """What the resampler still holds."""
+        return self._pieces(self._resampler.resample(None))
 
-    def _keep(self, frames: list[AudioFrame]) -> None:
-        self._pieces += [(frame.to_ndarray()[0] / 2.0**31).astype(np.float32) for frame in frames]
+    def _pieces(self, frames: list[AudioFrame]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        for frame in frames:
+            samples = (frame.to_ndarray()[0] / 2.0**31).astype(np.float32)
+            yield self._position, samples
+            self._position += len(samples)
 
 
 def _audio_form(frame: AudioFrame) -> tuple[str, str, int]:
     return frame.format.name, frame.layout.name, frame.sample_rate
 
 
-def _audio_runs(
-    frames: Iterator[AudioFrame], origin_s: float, warnings: list[str]
+def _audio_pieces(
+    frames: Iterator[AudioFrame], origin_s: float, resets: Sequence[float], warnings: list[str]
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """Stretches of sound, each with the index of its first sample on the video's clock at 16 kHz.
+    """Sound in pieces, each with the index of its first sample on the video's clock at 16 kHz.
 
-    A stretch ends where the packets' times and the count of samples have drifted apart, so that later samples stay in
-    time, or where the stream changes its form.
+    A run of samples ends where the packets' times and the count of samples have drifted apart, so that later samples
+    stay in time, or where the stream changes its form.
     """
     run: _AudioRun | None = None
-    n_jumps = 0
+    shift_s = -origin_s
+    n_resets = 0
     for frame in frames:
-        expected_s = 0.0 if run is None else run.end_s
         container_s = _container_time_s(frame)
-        time_s = expected_s if container_s is None else container_s - origin_s
-        if abs(time_s - expected_s) > _LONGEST_GAP_S:
-            n_jumps += 1
-            time_s = expected_s
+        expected_s = 0.0 if run is None else run.end_s
+        time_s = expected_s if container_s is None else container_s + shift_s
+        jump_s = time_s - expected_s
+        if container_s is not None and (abs(jump_s) > _LONGEST_GAP_S or (run is not None and jump_s < -_RESET_S)):
+            shift_s = resets[n_resets] if n_resets < len(resets) else expected_s - container_s
+            time_s = container_s + shift_s
+            n_resets += 1
+            if run is not None:
+                yield from run.finish()
+            run = None
         if run is None or not run.goes_on_with(frame, time_s):
             if run is not None:
-                yield run.finish()
+                yield from run.finish()
             run = _AudioRun(frame, time_s)
-        run.add(frame)
+        yield from run.add(frame)
     if run is not None:
-        yield run.finish()
-    if n_jumps:
-        warnings.append(f"audio: packets whose time is not credible, placed one after the other: {n_jumps}")
+        yield from run.finish()
+    if n_resets:
+        warnings.append(f"audio: its clock jumps, as in joined recordings, and goes on from there: {n_resets}")

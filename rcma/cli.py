@@ -173,7 +173,7 @@ def _preprocess(model: TrainedRCMA, sources: list[Source], out: Path, *, device:
     from rcma.inference import preprocessing_of
 
     outcomes = preprocess_and_report(sources, out, preprocessing_of(model), device=device)
-    return [out / outcome.video_id for outcome in outcomes if outcome.done]
+    return [out / name for outcome in outcomes for name in outcome.folders]
 
 
 def _predict_folders(

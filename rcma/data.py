@@ -22,7 +22,7 @@ from rcma.abaw import find_split, read_annotation
 from rcma.backbones import IR50
 from rcma.config import TARGETS, ModelSettings, Target
 
-MATTERING_SETTINGS = ("faces.size", "faces.margin", "speech.model", "words.model")
+MATTERING_SETTINGS = ("faces.size", "faces.margin", "faces.alignment", "speech.model", "words.model")
 """Preprocessing settings that must be the same for all videos a model is trained on."""
 
 CROP_OF_FACE = (5, 6)

@@ -18,7 +18,7 @@ from rcma.config import TARGETS
 from rcma.data import check_face_size, cut_window, windows
 from rcma.model import RCMA
 
-_SETTINGS_OF_FEATURES = ("faces.size", "faces.margin", "words.model")
+_SETTINGS_OF_FEATURES = ("faces.size", "faces.margin", "faces.alignment", "words.model")
 """Preprocessing settings that must be those of the training features."""
 _PUBLISHED_ALIGNMENT: Alignment = "start"
 
@@ -46,17 +46,21 @@ def predict(model: RCMA, video_or_features: Path | str | Features) -> NDArray[np
     if not path.exists():
         raise InputError(f"{path}: no such video or feature folder")
     # Imported here: a model that only sees feature folders needs neither FFmpeg nor the recognisers.
+    from preprocessing.inputs import Source
     from preprocessing.pipeline import Preprocessor
 
     preprocessor = Preprocessor(preprocessing_of(model), device=_device(model).type)
     with tempfile.TemporaryDirectory() as temporary:
-        return _predict_features(model, preprocessor.process(path, Path(temporary) / path.stem))
+        # Of several people, should the settings ask for all, the first.
+        name = preprocessor.process(Source(path.stem, path), Path(temporary))[0]
+        return _predict_features(model, load_features(Path(temporary) / name))
 
 
 def preprocessing_of(model: RCMA) -> PreprocessConfig:
     """Settings to preprocess videos with for this model; the published ones for a model without a run."""
     if isinstance(model, TrainedRCMA) and model.config.preprocessing is not None:
-        return model.config.preprocessing
+        # Which stream of a file to take is a matter of that file.
+        return model.config.preprocessing.model_copy(update={"streams": ()})
     return PreprocessConfig()
 
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import numpy as np
 import pytest
 
 from preprocessing.config import FaceSettings
-from preprocessing.faces import FaceDetector, Faces, cut_face, find_faces
+from preprocessing.faces import FaceDetector, Faces, align_face, cut_face, follow_faces
 from preprocessing.tracking import overlaps
 from preprocessing.video import Frame, Video
 
 SETTINGS = FaceSettings()
-EVERY_FRAME = FaceSettings(detect_every_s=0.0)
+EVERY_FRAME = FaceSettings(detect_every_s=0.0, follow_every_s=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -22,9 +24,18 @@ def detector() -> FaceDetector:
     return FaceDetector(SETTINGS, device="cpu")
 
 
+def find_faces(frames: Iterable[Frame], detector: FaceDetector, settings: FaceSettings) -> Faces:
+    """Faces of the main subject; the file of the crops lives as long as they do."""
+    return follow_faces(frames, detector, settings, TemporaryFile()).main_subject(min_track_s=settings.min_track_s)
+
+
 def faces_of(path: Path, detector: FaceDetector, settings: FaceSettings, *, n_frames: int | None = None) -> Faces:
     with Video(path) as video:
         return find_faces(islice(video.frames(), n_frames), detector, settings)
+
+
+def crops_of(faces: Faces) -> np.ndarray:
+    return faces.read_crops(0, len(faces.scores))
 
 
 def check_agreement(found: Faces, reference: Faces) -> None:
@@ -48,9 +59,9 @@ def test_hidden_face_is_none_and_returns(demo_clips: Path, detector: FaceDetecto
     # The panel moves in and out within 0.2 s at both ends of a stretch of about 2 s.
     assert 30 <= none.sum() <= 60
     assert np.isnan(found.boxes[none]).all()
-    assert not found.crops[none].any()
+    assert not crops_of(found)[none].any()
     assert np.isfinite(found.boxes[~none]).all()
-    assert all(crop.any() for crop in found.crops[~none])
+    assert all(crop.any() for crop in crops_of(found)[~none])
     assert not none[-50:].any()
 
 
@@ -59,7 +70,7 @@ def test_no_face_in_noise_nor_in_tiny_pictures(detector: FaceDetector) -> None:
     for side in (1, 8, 160):
         frames = [Frame(random.integers(0, 256, (side, side, 3), dtype=np.uint8), k / 25) for k in range(10)]
         found = find_faces(frames, detector, SETTINGS)
-        assert found.crops.shape == (10, SETTINGS.size, SETTINGS.size, 3)
+        assert crops_of(found).shape == (10, SETTINGS.size, SETTINGS.size, 3)
         assert np.isnan(found.scores).all()
 
 
@@ -76,7 +87,7 @@ def test_face_goes_when_the_cartoon_comes(media: Path, detector: FaceDetector) -
 
 @pytest.mark.parametrize("name", ["sadtalker_WDA_KatieHill.mp4", "grid_bbaf2n.mpg", "pyfeat_single_face.mp4"])
 def test_real_faces_agree_with_the_detector_on_every_full_frame(media: Path, detector: FaceDetector, name: str) -> None:
-    full = FaceSettings(detect_every_s=0.0, detection_side=4096)
+    full = FaceSettings(detect_every_s=0.0, follow_every_s=0.0, detection_side=4096)
     reference = faces_of(media / name, FaceDetector(full, device="cpu"), full, n_frames=40)
     check_agreement(faces_of(media / name, detector, SETTINGS, n_frames=40), reference)
 
@@ -86,7 +97,8 @@ def test_stored_crop_of_a_phone_video_is_upright(media: Path, detector: FaceDete
     there = np.flatnonzero(np.isfinite(found.scores))
     assert len(there) == 25
     # The detector itself tells: it finds the face in the crop as it is stored, larger or surer than on its side.
-    enlarged = [np.kron(found.crops[k], np.ones((4, 4, 1), np.uint8)) for k in there[::6]]
+    crops = crops_of(found)
+    enlarged = [np.kron(crops[k], np.ones((4, 4, 1), np.uint8)) for k in there[::6]]
     looks = [np.pad(crop, ((40, 40), (40, 40), (0, 0))) for crop in enlarged]
     upright = sum(len(d) > 0 for d in detector.detect(looks))
     for turns in (1, 2, 3):
@@ -116,5 +128,57 @@ def test_margin_widens_the_cut() -> None:
 def test_same_frames_same_bytes(demo_clips: Path, detector: FaceDetector) -> None:
     path = demo_clips / "demo_03.mp4"
     first, second = (faces_of(path, detector, SETTINGS, n_frames=15) for _ in range(2))
-    assert first.crops.tobytes() == second.crops.tobytes()
+    assert crops_of(first).tobytes() == crops_of(second).tobytes()
     assert first.boxes.tobytes() == second.boxes.tobytes()
+
+
+def test_aligned_face_has_its_landmarks_where_arcface_has_them() -> None:
+    # A picture whose colour tells the place: turned, scaled and shifted, each landmark must come out at its own colour.
+    y, x = np.mgrid[0:200, 0:200]
+    image = np.stack([x, y, np.zeros_like(x)], axis=2).astype(np.uint8)
+    arcface = np.array(
+        [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
+    )
+    for scale, angle in ((0.5, 0.0), (1.2, 0.4), (1.0, -0.7)):
+        turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        landmarks = (arcface - 56) @ turn.T + 100
+        crop = align_face(image, landmarks, size=112, margin=0.0)
+        for (column, row), place in zip(np.round(arcface).astype(int), landmarks, strict=True):
+            np.testing.assert_allclose(crop[row, column, :2], place, atol=1.5 * scale + 1)
+
+
+def test_followed_face_is_where_a_search_finds_it(demo_clips: Path, detector: FaceDetector) -> None:
+    with Video(demo_clips / "demo_01.mp4") as video:
+        first, *_, later = (frame.image for frame in islice(video.frames(), 6))
+    known, searched = detector.detect([first])[0], detector.detect([later])[0]
+    followed, there = detector.follow(later, known)
+    assert there.all()
+    assert overlaps(followed.boxes, searched.boxes)[0, 0] > 0.8
+    np.testing.assert_allclose(
+        followed.landmarks, searched.landmarks, atol=0.05 * (known.boxes[0, 2] - known.boxes[0, 0])
+    )
+
+
+def test_face_that_has_gone_is_not_followed(demo_clips: Path, detector: FaceDetector) -> None:
+    with Video(demo_clips / "demo_01.mp4") as video:
+        image = next(video.frames()).image
+    known = detector.detect([image])[0]
+    assert len(known) == 1
+    for empty in (np.full_like(image, 128), np.random.default_rng(0).integers(0, 256, image.shape, dtype=np.uint8)):
+        followed, there = detector.follow(empty, known)
+        assert len(followed) == 0
+        assert not there.any()
+
+
+def test_cut_to_another_place_is_found_at_once(demo_clips: Path, detector: FaceDetector) -> None:
+    with Video(demo_clips / "demo_01.mp4") as video:
+        images = [frame.image for frame in islice(video.frames(), 12)]
+    shifted = [np.roll(image, 90, axis=1) for image in images]
+    frames = [Frame(image, k / 25) for k, image in enumerate([*images, *shifted])]
+    found = find_faces(frames, detector, SETTINGS)
+    assert np.isfinite(found.scores).all()
+    centres = (found.boxes[:, 0] + found.boxes[:, 2]) / 2
+    # No box in between: the cut is between frames 11 and 12.
+    assert np.ptp(centres[:12]) < 20
+    assert np.ptp(centres[12:]) < 20
+    assert abs(centres[12] - centres[11]) > 60

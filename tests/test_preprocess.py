@@ -144,7 +144,14 @@ def test_shared_id_is_refused_before_any_work(
 def start_and_wait(videos: Path, out: Path, *, until: int) -> subprocess.Popen[str]:
     """Start the command and wait until work on video number ``until`` (from 1) has begun."""
     command = [sys.executable, "-m", "preprocessing.cli", str(videos), "--out", str(out), *NO_SPEECH]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        # Shells start background jobs with Ctrl-C ignored, and so would be what the test starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 60
     while not (out.is_dir() and len(list(out.iterdir())) >= until):
         assert process.poll() is None, process.communicate()[1]
@@ -190,7 +197,7 @@ def test_killed_and_started_again_gives_the_same_bytes(short_clip: Path, tmp_pat
 def test_meta_says_how_the_features_were_made(short_clip: Path, tmp_path: Path) -> None:
     assert main([str(short_clip), "--out", str(tmp_path), *NO_SPEECH]) == 0
     meta = json.loads((tmp_path / "short" / "meta.json").read_text())
-    assert meta["format_version"] == 1
+    assert meta["format_version"] == 2
     assert meta["n_frames"] == 12
     assert meta["frame_rate"] == pytest.approx(25.0)
     assert (meta["width"], meta["height"]) == (320, 240)

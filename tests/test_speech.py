@@ -111,13 +111,13 @@ def test_chunks_fit_the_window_and_end_at_long_pauses():
     chunks = _chunks(speech, np.full(1100, 0.9), threshold=0.5, duration_s=34.05)
     # The third stretch would make 30 s, the fourth follows a pause of 3 s.
     assert [len(chunk.speech) for chunk in chunks] == [2, 1, 1]
-    assert [chunk.start_s for chunk in chunks] == pytest.approx([0.0, 20.7, 32.7])
-    assert [chunk.end_s for chunk in chunks] == pytest.approx([20.3, 30.3, 34.05])
+    assert [chunk.start_s for chunk in chunks] == pytest.approx([0.0, 20.5, 32.4])
+    assert [chunk.end_s for chunk in chunks] == pytest.approx([20.5, 30.6, 34.05])
     assert chunks[0].speech == ((0.0, 10.1), (10.9, 20.1))
     # Stretches cut at the longest chunk touch: their surroundings must not hold the neighbour's words.
     cut = _chunks([(0.0, 27.0), (27.0, 54.0)], np.full(1800, 0.9), threshold=0.5, duration_s=60.0)
     assert [chunk.start_s for chunk in cut] == pytest.approx([0.0, 27.0])
-    assert [chunk.end_s for chunk in cut] == pytest.approx([27.0, 54.3])
+    assert [chunk.end_s for chunk in cut] == pytest.approx([27.0, 54.6])
     assert _chunks([], np.zeros(10), threshold=0.5, duration_s=1.0) == []
 
 
@@ -276,7 +276,7 @@ def test_nothing_is_heard_in_test_signals(recogniser, kind):
 
 def test_times_follow_the_clock_over_a_long_silence(recogniser, media):
     """The same sentence twice, 6 s apart, on a clock on which the sound starts late."""
-    spoken = sound(media / "grid_brbk7n.mpg").samples  # "bin red by K seven now", from 0.5 to 2.2 s
+    spoken = sound(media / "grid_brbk7n.mpg").samples[:]  # "bin red by K seven now", from 0.5 to 2.2 s
     silence = np.zeros(6 * SAMPLE_RATE, np.float32)
     audio = Audio(samples=np.concatenate([spoken, silence, spoken]), start_s=2.5)
     transcript = recogniser.transcribe(audio)

@@ -88,7 +88,7 @@ def test_other_format_version_is_refused(tmp_path: Path) -> None:
     save_features(tmp_path / "v", make_features())
     meta = json.loads((tmp_path / "v" / "meta.json").read_text())
     (tmp_path / "v" / "meta.json").write_text(json.dumps({**meta, "format_version": 99}))
-    with pytest.raises(InputError, match=r"feature format 99, but this version reads format 1"):
+    with pytest.raises(InputError, match=r"feature format 99, but this version reads format 2"):
         load_features(tmp_path / "v")
 
 

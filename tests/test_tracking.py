@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from preprocessing.tracking import Detections, Tracker, interpolate, main_subject, match, overlaps
+from preprocessing.tracking import Detections, Tracker, interpolate, lasting_subjects, main_subject, match, overlaps
 
 WIDTH, HEIGHT = 640, 480
 
@@ -16,7 +16,10 @@ def box(x: float, y: float, side: float) -> list[float]:
 
 
 def faces(*boxes: list[float], score: float = 0.99) -> Detections:
-    return Detections(boxes=np.array(boxes, float).reshape(-1, 4), scores=np.full(len(boxes), score))
+    """Faces whose landmarks all lie in the box's centre."""
+    places = np.array(boxes, float).reshape(-1, 4)
+    centres = (places[:, :2] + places[:, 2:]) / 2
+    return Detections(places, np.full(len(boxes), score), centres[:, None].repeat(5, axis=1))
 
 
 def subject_of(frames: list[Detections], *, min_track_s: float = 0.4) -> dict[int, np.ndarray]:
@@ -44,6 +47,7 @@ def test_faces_between_two_looks_are_linear_in_time() -> None:
     assert between is not None
     np.testing.assert_allclose(between[0].boxes, [box(102.5, 100, 52.5)])
     np.testing.assert_allclose(between[1].scores, [0.97])
+    np.testing.assert_allclose(between[0].landmarks[0, 0], [102.5, 100])
 
 
 @pytest.mark.parametrize("end", [faces(), faces(box(300, 100, 50)), faces(box(100, 100, 50), box(300, 100, 50))])
@@ -94,6 +98,35 @@ def test_after_a_cut_the_face_at_the_same_place_is_preferred() -> None:
     assert all(subject[n][0] == 155 for n in range(70, 100))
 
 
+def people_in(frames: list[Detections]) -> list[dict[int, np.ndarray]]:
+    tracker = Tracker()
+    for number, found in enumerate(frames):
+        tracker.add(number, number / 25, found)
+    people = lasting_subjects(
+        tracker.tracks, width=WIDTH, height=HEIGHT, spacing_s=0.04, min_track_s=0.4, n_frames=len(frames)
+    )
+    return [{frame: track.boxes[position] for frame, (track, position) in person.items()} for person in people]
+
+
+def test_two_who_stay_are_two_people_and_a_passer_by_is_none() -> None:
+    frames = [faces(box(180, 240, 120), box(460, 240, 100)) for _ in range(100)]
+    for n in range(40, 55):
+        frames[n] = faces(box(180, 240, 120), box(460, 240, 100), box(320, 60, 60))
+    people = people_in(frames)
+    assert [sorted(person) for person in people] == [list(range(100))] * 2
+    assert [person[0][0] for person in people] == [120, 410]
+
+
+def test_person_who_comes_back_to_the_same_place_is_the_same_person() -> None:
+    alone, both = faces(box(180, 240, 120)), faces(box(180, 240, 120), box(460, 240, 100))
+    people = people_in([*[both] * 40, *[alone] * 40, *[both] * 40])
+    assert [len(person) for person in people] == [120, 80]
+
+
+def test_nobody_lasts_in_an_empty_video() -> None:
+    assert people_in([faces()] * 30) == []
+
+
 def test_a_long_video_of_many_cuts_is_quick() -> None:
     # 3000 scenes of half a second: a cost that grows with the cube of them would take hours.
     tracker = Tracker()
@@ -104,3 +137,7 @@ def test_a_long_video_of_many_cuts_is_quick() -> None:
             tracker.add(13 * scene + n, (13 * scene + n) / 25, faces(box(x, y, 80)))
     chosen = main_subject(tracker.tracks, width=WIDTH, height=HEIGHT, spacing_s=0.2, min_track_s=0.4)
     assert len(chosen) == 9000
+    people = lasting_subjects(
+        tracker.tracks, width=WIDTH, height=HEIGHT, spacing_s=0.2, min_track_s=0.4, n_frames=39000
+    )
+    assert people == []

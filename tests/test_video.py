@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from preprocessing.errors import InputError
-from preprocessing.video import SAMPLE_RATE, Video, read_audio
+from preprocessing.video import SAMPLE_RATE, Video, _Clock, read_audio
 
 # Frames that a full decode gives, and width x height of the upright picture with square pixels.
 DECODED = {
@@ -134,7 +134,7 @@ def test_a_click_is_heard_when_it_was_made(tmp_path: Path, make_video: Callable[
     path = make_video(tmp_path / "click.mkv", [picture(0)] * 50, samples=samples, audio_start_s=late_s)
     audio = read_audio(path, origin_s=0.0)
     assert audio is not None
-    heard_s = audio.start_s + np.argmax(np.abs(audio.samples)) / SAMPLE_RATE
+    heard_s = audio.start_s + np.argmax(np.abs(audio.samples[:])) / SAMPLE_RATE
     assert heard_s == pytest.approx(0.5 + late_s, abs=0.01)
 
 
@@ -145,7 +145,7 @@ def test_sound_before_the_first_frame_is_cut_off(tmp_path: Path, make_video: Cal
     audio = read_audio(path, origin_s=0.4)
     assert audio is not None
     assert audio.start_s == 0.0
-    assert np.argmax(np.abs(audio.samples)) / SAMPLE_RATE == pytest.approx(0.6, abs=0.01)
+    assert np.argmax(np.abs(audio.samples[:])) / SAMPLE_RATE == pytest.approx(0.6, abs=0.01)
 
 
 @pytest.mark.parametrize("name", ["it's a+b & c?.mp4", "-dash.mp4", "два.mp4", "a:b.mp4", "100%d.mp4", "#1 [x].mp4"])
@@ -172,3 +172,90 @@ def test_what_is_no_video_is_refused_in_one_line(tmp_path: Path) -> None:
             Video(path)
         assert str(path) in str(error.value)
         assert "\n" not in str(error.value)
+
+
+def joined(path: Path, folder: Path, n: int = 3) -> Path:
+    """A transport stream joined from ``n`` recordings, each with a clock that starts anew and a click of its own."""
+    samples = np.zeros(16000, np.float32)
+    samples[8000:8040] = 0.8
+    piece = folder / "piece.ts"
+    with av.open(str(piece), "w") as container:
+        video = container.add_stream("mpeg2video", rate=25)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        sound = container.add_stream("mp2", rate=16000, layout="mono")
+        for number in range(25):
+            frame = av.VideoFrame.from_ndarray(picture(5 * number), format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            container.mux(video.encode(frame))
+        container.mux(video.encode())
+        frame = av.AudioFrame.from_ndarray((samples * 32767).astype(np.int16)[None], format="s16", layout="mono")
+        frame.sample_rate, frame.pts = 16000, 0
+        container.mux(sound.encode(frame))
+        container.mux(sound.encode())
+    path.write_bytes(piece.read_bytes() * n)
+    return path
+
+
+def test_joined_recordings_go_on_in_time(tmp_path: Path) -> None:
+    path = joined(tmp_path / "joined.ts", tmp_path)
+    with Video(path) as video:
+        times = [frame.time_s for frame in video.frames()]
+    np.testing.assert_allclose(times, np.arange(75) / 25, atol=1e-6)
+    assert len(video.resets) == 2
+    assert any("clock jumps" in warning for warning in video.warnings)
+    audio = read_audio(path, origin_s=video.start_s, resets=video.resets)
+    assert audio is not None
+    sound = np.abs(audio.samples[:])
+    clicks = [
+        audio.start_s + (first + np.argmax(sound[first : first + 16000])) / SAMPLE_RATE for first in (0, 16000, 32000)
+    ]
+    # The pictures' clock rules: recordings follow each other every second, whatever the length of their sound.
+    np.testing.assert_allclose(np.diff(clicks), 1.0, atol=0.005)
+
+
+def test_one_time_out_of_order_moves_one_frame() -> None:
+    class Shown:
+        """A decoded frame, as far as the clock looks at it."""
+
+        def __init__(self, pts: int) -> None:
+            self.pts, self.time_base = pts, Fraction(1, 100)
+
+    class Stream:
+        average_rate = guessed_rate = Fraction(25)
+
+    frames = [Shown(pts) for pts in (0, 4, 8, 90, 16, 20, 24, 24, 28)]
+    clock = _Clock(Stream(), [])  # type: ignore[arg-type]
+    times = [clock.time_s(a, b) for a, b in itertools.zip_longest(frames, frames[1:])]  # type: ignore[arg-type]
+    np.testing.assert_allclose(times, [0, 0.04, 0.08, 0.12, 0.16, 0.2, 0.24, 0.2401, 0.28], atol=1e-9)
+    assert clock.warnings() == ["video: frames whose time was out of order, placed between their neighbours: 2"]
+
+
+def two_streams(path: Path) -> Path:
+    """A dark small picture first and a bright larger one second, no sound."""
+    with av.open(str(path), "w") as container:
+        streams = []
+        for width, height in ((64, 48), (128, 96)):
+            stream = container.add_stream("mpeg4", rate=25)
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            streams.append(stream)
+        for number in range(3):
+            for stream, value in zip(streams, (40, 200), strict=True):
+                frame = av.VideoFrame.from_ndarray(picture(value, stream.height, stream.width), format="rgb24")
+                frame.pts, frame.time_base = number, Fraction(1, 25)
+                container.mux(stream.encode(frame))
+        for stream in streams:
+            container.mux(stream.encode())
+    return path
+
+
+def test_stream_is_chosen_by_number_and_the_choice_is_told(tmp_path: Path) -> None:
+    path = two_streams(tmp_path / "two.mkv")
+    for streams, brightness in (((), 40), ((0,), 40), ((1,), 200)):
+        with Video(path, streams=streams) as video:
+            assert np.mean([frame.image.mean() for frame in video.frames()]) == pytest.approx(brightness, abs=4)
+            told = [warning for warning in video.warnings if "--stream chooses" in warning]
+            assert bool(told) == (not streams)
+    with pytest.raises(InputError, match=r"no video or audio stream 7; it has: video 0 \(64x48\), video 1 \(128x96\)"):
+        Video(path, streams=(7,))
+    with pytest.raises(InputError, match="all video; choose one"):
+        Video(path, streams=(0, 1))
