@@ -102,9 +102,10 @@ class _SampleFile:
 
     def __getitem__(self, part: slice) -> NDArray[np.float32]:
         first, stop, step = part.indices(len(self))
-        n_bytes = max(0, stop - first) * 4
-        data = os.pread(self._file.fileno(), n_bytes, (self._first + first) * 4) if n_bytes else b""
-        return np.frombuffer(data, dtype=np.float32)[::step]
+        samples = np.empty(max(0, stop - first), dtype=np.float32)
+        if len(samples):
+            os.preadv(self._file.fileno(), [samples.data.cast("B")], (self._first + first) * 4)
+        return samples[::step]
 
 
 class Video:

@@ -79,6 +79,12 @@ class IR50(nn.Module):
         _check_shape(faces, "face crops", (3, self.side, self.side))
         return F.normalize(self.output_layer(self.body(self.input_layer(faces))), dim=1)
 
+    def release_stages(self) -> list[list[nn.Module]]:
+        """What training releases one after the other: output layer, last body stage, half of the third (published)."""
+        units = list(self.body)
+        n_first, n_third, n_last = sum(n for _, n, _ in self.STAGES[:2]), self.STAGES[2][1], self.STAGES[3][1]
+        return [[self.output_layer], units[-n_last:], units[n_first + n_third // 2 : n_first + n_third]]
+
 
 class VGGish(nn.Module):
     """VGGish (AudioSet; Hershey et al., arXiv 1609.09430) without PCA or quantisation; vggish-10086976.pth loads."""
@@ -111,6 +117,10 @@ class VGGish(nn.Module):
         maps = self.features(patches[:, None])  # (N,512,6,4)
         flat = maps.permute(0, 2, 3, 1).flatten(start_dim=1)  # (N,6*4*512), channels last as in TensorFlow
         return torch.as_tensor(self.embeddings(flat))
+
+    def release_stages(self) -> list[list[nn.Module]]:
+        """What training releases one after the other: the third fully connected layer, the second, the first."""
+        return [[self.embeddings[4]], [self.embeddings[2]], [self.embeddings[0]]]
 
 
 class SmallFaceNet(nn.Module):

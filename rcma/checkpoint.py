@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ class TrainingState:
     optimizer: dict[str, Any]
     rows: list[dict[str, Any]]
     """The rows of log.csv so far, one for each finished epoch."""
+    average: dict[str, Tensor] | None = None
+    """Moving average of the weights, if there is one."""
 
 
 def save_config(run: Path, config: TrainConfig) -> None:
@@ -49,6 +51,11 @@ def save_config(run: Path, config: TrainConfig) -> None:
     with replace_when_whole(run / CONFIG_FILE) as partial:
         text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         partial.write_text(text, encoding="utf-8")
+
+
+def is_run(path: Path) -> bool:
+    """Whether a path is a run folder with a trained model."""
+    return (path / CONFIG_FILE).is_file() and (path / BEST_FILE).is_file()
 
 
 def load_run_config(run: Path) -> TrainConfig:
@@ -111,7 +118,9 @@ def load_model(run: str | Path) -> TrainedRCMA:
 def save_state(run: Path, state: TrainingState) -> None:
     """Write ``last/``, whole or not at all."""
     with replace_when_whole(run / STATE_FILE) as partial:
-        torch.save({"model": state.model, "optimizer": state.optimizer, "rows": state.rows}, partial)
+        # Not asdict, which would copy every tensor.
+        content = {field.name: getattr(state, field.name) for field in fields(state)}
+        torch.save(content, partial)
 
 
 def load_state(run: Path) -> TrainingState | None:
@@ -125,7 +134,7 @@ def load_state(run: Path) -> TrainingState | None:
         return None
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        return TrainingState(model=content["model"], optimizer=content["optimizer"], rows=content["rows"])
+        return TrainingState(**content)
     except Exception as error:  # torch.load raises whatever the damaged byte leads to
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path}: damaged: {reason}; train again in another folder") from None

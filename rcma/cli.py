@@ -33,8 +33,12 @@ if TYPE_CHECKING:
 
     from rcma.abaw import Location
     from rcma.checkpoint import TrainedRCMA
+    from rcma.train import TrainingResult
 
 SINGLE_FILE = "predictions.txt"
+FOLDS_FILE = "folds.json"
+N_FOLDS = 5
+"""Beside the official split."""
 CACHE_FOLDER = "features"
 """Where ``rcma-predict`` puts the features of raw videos, below its --out, so that a second run need not make them."""
 
@@ -54,6 +58,11 @@ def train(argv: Sequence[str] | None = None) -> int:
         "--out", required=True, metavar="RUN", help="folder of the run: configuration, weights, log, scores"
     )
     parser.add_argument(
+        "--fold",
+        choices=("0", "1", "2", "3", "4", "5", "all"),
+        help="data.fold: 0 is the official split; all: one run after the other in RUN/fold_0 to fold_5, and a table",
+    )
+    parser.add_argument(
         "--resume", action="store_true", help="go on after the last finished epoch of RUN; start, if there is none"
     )
     add_common_arguments(parser)
@@ -61,7 +70,21 @@ def train(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
-    config = load_config(TrainConfig, Path(args.config), args.overrides)
+    run = Path(args.out)
+    if args.fold != "all":
+        fold = [f"data.fold={args.fold}"] if args.fold else []
+        _print_best(run, _train_one(args, run, fold))
+        return EXIT_DONE
+    results = {}
+    for number in range(N_FOLDS + 1):
+        print(f"fold {number} of 0 to {N_FOLDS}", file=sys.stderr)
+        results[number] = _train_one(args, run / f"fold_{number}", [f"data.fold={number}"])
+    _print_folds(run, results)
+    return EXIT_DONE
+
+
+def _train_one(args: argparse.Namespace, run: Path, overrides: list[str]) -> TrainingResult:
+    config = load_config(TrainConfig, Path(args.config), [*args.overrides, *overrides])
     # Imported here: torch is not needed for --help or for a mistake in the configuration.
     from rcma.train import EpochRow
     from rcma.train import train as run_training
@@ -71,24 +94,46 @@ def _train(args: argparse.Namespace) -> int:
         return f"loss {row.train_loss:.4f}; validation CCC {scores}; rate {row.learning_rate:.1e}; {row.seconds:.1f} s"
 
     with Reporter(config.train.epochs, unit="epoch") as reporter:
-        result = run_training(
+        return run_training(
             config,
-            Path(args.out),
+            run,
             resume=args.resume,
             device=args.device,
             on_warning=lambda text: log.warning(text),
             on_batch=lambda epoch, done, total: reporter.status(f"epoch {epoch}, batch {done} of {total}"),
             on_epoch=lambda row: reporter.finished(describe(row), position=row.epoch),
         )
+
+
+def _print_best(run: Path, result: TrainingResult) -> None:
     best = result.best
     how = ", stopped early" if result.stopped_early else ""
     print_table(
-        f"{args.out}: best of {result.epochs} epochs{how}; "
+        f"{run}: best of {result.epochs} epochs{how}; "
         f"{result.n_frames} annotated frames of {result.n_videos} validation videos",
         ["epoch", "CCC valence", "CCC arousal", "CCC mean"],
         [[str(best.epoch), f"{best.valence_ccc:.3f}", f"{best.arousal_ccc:.3f}", f"{best.mean_ccc:.3f}"]],
     )
-    return EXIT_DONE
+
+
+def _print_folds(run: Path, results: dict[int, TrainingResult]) -> None:
+    """Scores of all folds with their mean and standard deviation; also as folds.json."""
+    import numpy as np
+
+    from rcma.files import replace_when_whole
+
+    scores = np.array([[r.best.valence_ccc, r.best.arousal_ccc, r.best.mean_ccc] for r in results.values()])
+    rows = [
+        [str(fold), str(results[fold].n_videos), str(results[fold].best.epoch), *(f"{score:.3f}" for score in row)]
+        for fold, row in zip(results, scores, strict=True)
+    ]
+    summary = {"mean": scores.mean(axis=0), "standard deviation": scores.std(axis=0, ddof=1)}
+    rows += [[name, "", "", *(f"{score:.3f}" for score in values)] for name, values in summary.items()]
+    columns = ["fold", "videos", "best epoch", "CCC valence", "CCC arousal", "CCC mean"]
+    print_table(f"{run}: validation scores of {len(results)} folds", columns, rows)
+    with replace_when_whole(run / FOLDS_FILE) as partial:
+        content = [dict(zip(columns, row, strict=True)) for row in rows]
+        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def predict(argv: Sequence[str] | None = None) -> int:
@@ -99,8 +144,14 @@ def predict(argv: Sequence[str] | None = None) -> int:
         epilog="example:\n  rcma-predict --checkpoint run features/ my_video.mp4 --out predictions",
         formatter_class=HelpFormatter,
     )
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="feature folders, folders of them, or raw videos")
-    parser.add_argument("--checkpoint", required=True, metavar="RUN", help="run folder of rcma-train")
+    parser.add_argument("inputs", nargs="*", metavar="INPUT", help="feature folders, folders of them, or raw videos")
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        nargs="+",
+        metavar="RUN",
+        help="run folder of rcma-train; of several, the predictions are averaged",
+    )
     parser.add_argument("--out", required=True, metavar="PREDICTIONS", help="folder that receives the predictions")
     parser.add_argument(
         "--format",
@@ -122,23 +173,31 @@ def _predict(args: argparse.Namespace) -> int:
         raise InputError("--template: goes with --format single-file")
     device = resolve_device(args.device)
     from rcma.abaw import read_template
-    from rcma.checkpoint import load_model
+    from rcma.checkpoint import is_run, load_model
     from rcma.inference import require_both_targets
 
+    # "--checkpoint RUN INPUT ..." gives the inputs to --checkpoint as well: after the first, runs alone are its own.
+    first, *more = args.checkpoint
+    checkpoints = [first, *(text for text in more if is_run(Path(text)))]
+    inputs = [*(text for text in more if text not in checkpoints), *args.inputs]
+    if not inputs:
+        raise InputError("give INPUT...: feature folders, folders of them, or raw videos")
+
     template = read_template(Path(args.template)) if args.template else None
-    model = load_model(args.checkpoint).to(device)
-    require_both_targets(model)
-    folders, sources = _sort_inputs([Path(text) for text in args.inputs])
+    models = [load_model(checkpoint).to(device) for checkpoint in checkpoints]
+    require_both_targets(models)
+    folders, sources = _sort_inputs([Path(text) for text in inputs])
     refuse_shared_ids(
         [*((folder.resolve().name, folder) for folder in folders), *((s.video_id, s.path) for s in sources)]
     )
     out = Path(args.out)
     n_failed = 0
     if sources:
-        made = _preprocess(model, sources, out / CACHE_FOLDER, device=device)
+        # Those of the others are checked against the features.
+        made = _preprocess(models[0], sources, out / CACHE_FOLDER, device=device)
         n_failed += len(sources) - len(made)
         folders += made
-    predictions = _predict_folders(model, folders, out, template=template, per_video=args.format == "per-video")
+    predictions = _predict_folders(models, folders, out, template=template, per_video=args.format == "per-video")
     n_failed += len(folders) - len(predictions)
     if args.format == "single-file" and predictions:
         from rcma.abaw import write_single_file
@@ -177,20 +236,20 @@ def _preprocess(model: TrainedRCMA, sources: list[Source], out: Path, *, device:
 
 
 def _predict_folders(
-    model: TrainedRCMA, folders: list[Path], out: Path, *, template: Sequence[Location] | None, per_video: bool
+    models: list[TrainedRCMA], folders: list[Path], out: Path, *, template: Sequence[Location] | None, per_video: bool
 ) -> dict[str, NDArray[np.float32]]:
     """Predict each folder; one that cannot be used is named on stderr and left out."""
     from preprocessing.store import load_features
     from rcma.abaw import check_template, write_per_video
-    from rcma.inference import check_features, to_abaw_columns
-    from rcma.inference import predict as predict_features
+    from rcma.inference import check_features, predict_average
 
     n_frames: dict[Path, int] = {}
     for folder in folders:
         try:
             # Not kept open: thousands of memory-mapped videos would exhaust the open files a process may have.
             features = load_features(folder)
-            check_features(model, features)
+            for model in models:
+                check_features(model, features)
             n_frames[folder] = features.n_frames
         except InputError as error:
             print(f"failed: {error}", file=sys.stderr)
@@ -202,7 +261,7 @@ def _predict_folders(
         for folder in n_frames:
             features = load_features(folder)
             reporter.status(features.video_id)
-            prediction = to_abaw_columns(model, predict_features(model, features))
+            prediction = predict_average(models, features)
             if per_video:
                 write_per_video(out, features.video_id, prediction)
             predictions[features.video_id] = prediction

@@ -11,6 +11,8 @@ from preprocessing.config import PreprocessConfig, Settings
 
 Modality = Literal["face", "audio", "text"]
 Target = Literal["valence", "arousal"]
+FusionKind = Literal["rcma", "rjcma", "jca", "cross-attention", "concat"]
+HeadKind = Literal["linear", "rjcma", "jca"]
 
 MODALITIES: tuple[Modality, ...] = ("face", "audio", "text")
 TARGETS: tuple[Target, ...] = ("valence", "arousal")
@@ -26,6 +28,8 @@ class BackboneSettings(Settings):
     """A local weight file of the backbone's authors; None starts from random values."""
     frozen: bool = False
     """Keep the backbone as it is, in evaluation mode, while the rest is trained."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the backbone's arithmetic where no gradient is needed: when it is frozen, and in prediction."""
 
 
 class FaceBackbone(BackboneSettings):
@@ -52,20 +56,32 @@ class TCNSettings(Settings):
 
 
 class FusionSettings(Settings):
-    """Recursive cross-modal attention."""
+    """How modalities are refined against each other; see :mod:`rcma.fusion` for the equations."""
 
-    kind: Literal["rcma"] = "rcma"
-    steps: Annotated[int, Field(ge=1)] = 2
-    """Number of refinements (recursion depth)."""
+    kind: FusionKind = "rcma"
+    """``rcma``: each against the joint of the other two; ``rjcma``: against the joint of all; ``jca``: likewise, with
+    the equations of that paper; ``cross-attention``: against each of the others by itself; ``concat``: not at all."""
+    steps: Annotated[int, Field(ge=1)] | None = None
+    """Number of refinements (recursion depth); None: as published for the kind."""
     shared: bool = False
     """True: one set of weights for all steps, a recursion in the strict sense; False: as in the published code."""
     dropout: Probability = 0.6
+    joint_layer: bool = True
+    """rjcma: the linear layer on the joint representation; the published code computes it and does not use it."""
+    time: Literal["absolute", "any-length"] = "absolute"
+    """Time projection: ``absolute`` (published) is tied to one window length; ``any-length`` knows distances alone."""
+    signed: bool = False
+    """Updates may subtract as well: no ReLU around them."""
+    gated: bool = False
+    """A gate decides, frame by frame, how much of each step's update goes on."""
 
 
 class ModelSettings(Settings):
     """Layers and sizes of the network; defaults are the published ones."""
 
     targets: Annotated[tuple[Target, ...], Field(min_length=1)] = ("valence", "arousal")
+    modalities: Annotated[tuple[Modality, ...], Field(min_length=1)] = MODALITIES
+    """Which of face, audio and text are used."""
     length: Annotated[int, Field(ge=2)] = 300
     """Window length L in video frames; the fusion's time projection is tied to it."""
     text_width: Annotated[int, Field(ge=1)] | None = None
@@ -74,11 +90,15 @@ class ModelSettings(Settings):
     audio: AudioBackbone = AudioBackbone()
     tcn: TCNSettings = TCNSettings()
     fusion: FusionSettings = FusionSettings()
+    head: HeadKind | None = None
+    """From fused features to targets; None: as published for the kind of fusion (``linear`` for rcma)."""
 
     @model_validator(mode="after")
-    def _targets_differ(self) -> ModelSettings:
-        if len(set(self.targets)) != len(self.targets):
-            raise ValueError(f"targets are named twice: {', '.join(self.targets)}")
+    def _named_once(self) -> ModelSettings:
+        for what in ("targets", "modalities"):
+            names = getattr(self, what)
+            if len(set(names)) != len(names):
+                raise ValueError(f"{what} are named twice: {', '.join(names)}")
         return self
 
 
@@ -89,10 +109,23 @@ class DataSettings(Settings):
     """Folder of feature folders, as rcma-preprocess writes them."""
     annotations: Path
     """ABAW annotation folder: it, or its subfolder VA_Estimation_Challenge, holds Train_Set and Validation_Set."""
+    embeddings: Path | None = None
+    """Folder for the outputs of frozen backbones, computed once; None: they are computed in every step."""
+    views: Annotated[int, Field(ge=1)] = 4
+    """Random crops and flips of each video for which they are computed; the first is the plain centre."""
     hop: Annotated[int, Field(ge=1)] = 200
     """Distance between the starts of two windows, in video frames."""
     audio_alignment: Literal["start", "centre", "end"] = "start"
     """Which part of the 0.96 s audio patch lies at the frame's time; ``start`` (published) looks 0.96 s ahead."""
+    label_delay_s: Annotated[float, Field(ge=0.0, le=10.0)] = 0.0
+    """How long after what they see raters move their hand: labels are taken from that much later, and predictions are
+    given that much later."""
+    folds: Literal["published", "subject-disjoint"] = "published"
+    """How ``fold`` divides the annotated videos; see :func:`rcma.data.open_training_data`."""
+    fold: Annotated[int, Field(ge=0, le=5)] = 0
+    """0: the official split."""
+    subjects: Path | None = None
+    """CSV file with columns ``video`` and ``subject`` for subject-disjoint folds; None: each raw video is a subject."""
 
 
 class TrainSettings(Settings):
@@ -103,16 +136,29 @@ class TrainSettings(Settings):
     """Windows in a batch."""
     learning_rate: Annotated[float, Field(gt=0.0)] = 1e-5
     min_learning_rate: Annotated[float, Field(ge=0.0)] = 1e-8
+    schedule: Literal["plateau", "cosine"] = "plateau"
+    """After the warm-up: lower the rate when validation does not improve, or along half a cosine to the last epoch."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 1e-3
     warmup_epochs: Annotated[int, Field(ge=0)] = 5
     """Epochs over which the rate rises linearly to learning_rate."""
     plateau_patience: Annotated[int, Field(ge=0)] = 5
     """Epochs without a better validation score before the rate is multiplied by plateau_factor."""
     plateau_factor: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    release: bool = True
+    """Backbones that start from weights are frozen at first, and released from the top in three stages, each time the
+    plateau schedule has reached the least rate (published); False: trained from the start."""
     early_stopping: Annotated[int, Field(ge=1)] = 50
     """Epochs without a better validation score after which training ends."""
     clip_norm: Annotated[float, Field(gt=0.0)] | None = None
     """Largest norm of the gradient; None does not clip."""
+    loss: Literal["window", "batch"] = "window"
+    """1 - CCC over each window (published), or over all frames of the batch."""
+    mse_weight: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Share of the mean squared error in the loss."""
+    modality_dropout: Probability = 0.0
+    """Probability that a modality is taken away from a window, never all of them: what is missing then costs less."""
+    ema: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Decay, per step, of a moving average of the weights, which is what is validated and saved; None: none."""
     seed: Annotated[int, Field(ge=0)] = 0
     workers: Annotated[int, Field(ge=0)] = 0
     """Processes that read windows; 0 reads in the training process."""
@@ -126,6 +172,14 @@ class TrainConfig(Settings):
     train: TrainSettings = TrainSettings()
     preprocessing: PreprocessConfig | None = None
     """Settings the training features were made with; filled in by rcma-train, used on raw videos by rcma-predict."""
+
+    @model_validator(mode="after")
+    def _embeddings_stay(self) -> TrainConfig:
+        backbones = {"face": self.model.face, "audio": self.model.audio}
+        thawed = [m for m, b in backbones.items() if m in self.model.modalities and not b.frozen]
+        if self.data.embeddings is not None and thawed:
+            raise ValueError(f"data.embeddings needs frozen backbones: set model.{thawed[0]}.frozen=true")
+        return self
 
     @model_validator(mode="after")
     def _hop_covers(self) -> TrainConfig:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import csv
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.model_selection import GroupKFold
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
@@ -20,11 +23,13 @@ from preprocessing.errors import InputError
 from preprocessing.store import Features, load_features
 from rcma.abaw import find_split, read_annotation
 from rcma.backbones import IR50
-from rcma.config import TARGETS, ModelSettings, Target
+from rcma.config import MODALITIES, TARGETS, Modality, ModelSettings, Target
 
 MATTERING_SETTINGS = ("faces.size", "faces.margin", "faces.alignment", "speech.model", "words.model")
 """Preprocessing settings that must be the same for all videos a model is trained on."""
 
+N_FOLDS = 5
+"""Beside the official split."""
 CROP_OF_FACE = (5, 6)
 """The network sees this fraction of the stored face's side: 40 of 48 pixels, as published."""
 _MEL_ROWS_AT_ONCE = 1 << 16
@@ -101,12 +106,28 @@ def windows(n_frames: int, length: int, hop: int) -> list[int]:
     return [*range(0, last, hop), last]
 
 
-def open_training_data(features: Path, annotations: Path) -> TrainingData:
+def open_training_data(
+    features: Path,
+    annotations: Path,
+    *,
+    fold: int = 0,
+    folds: Literal["published", "subject-disjoint"] = "published",
+    subjects: Path | None = None,
+    label_delay_s: float = 0.0,
+) -> TrainingData:
     """Match feature folders with the annotations of the training and validation splits.
+
+    Fold 0 is the official split. The published folds 1 to 5 divide the official training videos into five parts: one is
+    for validation, the others and the official validation videos for training. Subject-disjoint folds 1 to 5 divide
+    all videos into five parts (scikit-learn's GroupKFold), no subject in two of them.
 
     Args:
         features: folder of feature folders.
         annotations: see :func:`rcma.abaw.find_split`.
+        fold: 0 to 5.
+        folds: how folds 1 to 5 are made.
+        subjects: CSV file with columns ``video`` and ``subject``; None: people in one raw video are one subject.
+        label_delay_s: labels of the training videos are taken from that much later.
 
     Raises:
         InputError: a split has no video with both, a video is in both splits, a file is damaged, or the training videos
@@ -117,6 +138,7 @@ def open_training_data(features: Path, annotations: Path) -> TrainingData:
     both = sorted(train_files.keys() & validation_files.keys())
     if both:
         raise InputError(f"{annotations}: {', '.join(both)} in Train_Set and in Validation_Set; keep each video in one")
+    train_files, validation_files = _divide(train_files, validation_files, fold, folds, subjects)
     if not folders.keys() & (train_files.keys() | validation_files.keys()):
         raise InputError(
             f"{features} and {annotations} have no video in common; a feature folder is named like its annotation"
@@ -137,6 +159,8 @@ def open_training_data(features: Path, annotations: Path) -> TrainingData:
             opened = load_features(folders[video_id])
             labels, warning = _labels_of_frames(read_annotation(files[video_id]), opened.n_frames, files[video_id])
             warnings += warning
+            if split == "training" and label_delay_s:
+                labels = labels_at(opened.time_s, opened.time_s + label_delay_s, labels)
             splits[split].append(Video(folders[video_id], labels))
             described.append((folders[video_id], opened.meta))
             if len(opened.words):
@@ -184,6 +208,7 @@ def cut_window(
     audio_alignment: Alignment,
     crop: tuple[int, int] | None = None,
     flip: bool = False,
+    embeddings: Mapping[Modality, NDArray[np.float16]] | None = None,
 ) -> dict[str, Tensor]:
     """Cut one window of L frames out of a video of T frames; what lies beyond its end is padding.
 
@@ -195,21 +220,27 @@ def cut_window(
         audio_alignment: see :func:`preprocessing.align.patch_start`.
         crop: upper and left edge, in pixels, of the part of the stored face to take; None for the centre.
         flip: mirror the faces.
+        embeddings: (T,d) of face and audio, to be cut instead of crops and log-mel; NaN where there is none.
 
     Returns:
         ``face`` (L,3,s,s) in [-1,1], s = 40 for stored faces of 48; ``audio`` (L,96,64) log-mel; ``text`` (L,D); all
         float32, zeros where there is nothing. ``face_mask``, ``audio_mask``, ``text_mask`` bool (L,), True where the
-        modality is there; all False in padding.
+        modality is there; ``frame_mask`` bool (L,), False in padding.
     """
     frames = slice(start, min(start + length, features.n_frames))
     n = frames.stop - frames.start
+    text, text_mask = _cut_words(features, frames, length=length, text_width=text_width)
+    common = {"text": text, "text_mask": text_mask, "frame_mask": np.arange(length) < n}
+    if embeddings is not None:
+        return _to_tensors(common | _cut_embeddings(embeddings, frames, length=length))
     size = features.faces.shape[1]
     side = face_side(size)
     top, left = crop if crop is not None else ((size - side) // 2, (size - side) // 2)
 
     face = np.zeros((length, 3, side, side), np.float32)
     face_mask = np.zeros(length, np.bool_)
-    face_mask[:n] = ~np.isnan(features.face_box[frames]).any(axis=1)
+    # Not the box: that of a provided face is not known.
+    face_mask[:n] = np.isfinite(features.face_score[frames])
     pixels = features.faces[frames, top : top + side, left : left + side]  # (n,s,s,3)
     if flip:
         pixels = pixels[:, :, ::-1]
@@ -220,22 +251,62 @@ def cut_window(
     audio_mask = np.zeros(length, np.bool_)
     audio[:n], audio_mask[:n] = cut_patches(features.log_mel, patch_start(features.time_s[frames], audio_alignment))
 
-    text = np.zeros((length, text_width), np.float32)
-    text_mask = np.zeros(length, np.bool_)
-    word = np.asarray(features.frame_word[frames])
-    text_mask[:n] = word >= 0
-    if text_mask.any():
-        text[text_mask] = features.word_vectors[word[word >= 0]]
+    return _to_tensors(common | {"face": face, "audio": audio, "face_mask": face_mask, "audio_mask": audio_mask})
 
-    arrays = {
-        "face": face,
-        "audio": audio,
-        "text": text,
-        "face_mask": face_mask,
-        "audio_mask": audio_mask,
-        "text_mask": text_mask,
-    }
+
+def _cut_words(
+    features: Features, frames: slice, *, length: int, text_width: int
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    text = np.zeros((length, text_width), np.float32)
+    mask = np.zeros(length, np.bool_)
+    word = np.asarray(features.frame_word[frames])
+    mask[: len(word)] = word >= 0
+    if mask.any():
+        text[mask] = features.word_vectors[word[word >= 0]]
+    return text, mask
+
+
+def _cut_embeddings(
+    embeddings: Mapping[Modality, NDArray[np.float16]], frames: slice, *, length: int
+) -> dict[str, NDArray[Any]]:
+    arrays: dict[str, NDArray[Any]] = {}
+    for m, values in embeddings.items():
+        cut = np.full((length, values.shape[1]), np.nan, np.float32)
+        cut[: frames.stop - frames.start] = values[frames]
+        arrays[f"{m}_mask"] = ~np.isnan(cut[:, 0])
+        arrays[m] = np.nan_to_num(cut)
+    return arrays
+
+
+def _to_tensors(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def drop_modalities(masks: Mapping[str, Tensor], probability: float, random: np.random.Generator) -> dict[str, Tensor]:
+    """Take whole modalities away from a window, each with the given probability, never all of them.
+
+    Args:
+        masks: (L,) bool of each modality.
+        probability: for each modality.
+        random: two numbers are drawn for each window, whatever the probability.
+
+    Returns:
+        The masks, all False for a modality that is dropped.
+    """
+    dropped = random.random(len(masks)) < probability
+    spared = random.integers(len(masks))
+    if dropped.all():
+        dropped[spared] = False
+    return {name: mask & (not gone) for (name, mask), gone in zip(masks.items(), dropped, strict=True)}
+
+
+class EmbeddingReader(Protocol):
+    """What :class:`rcma.embeddings.EmbeddingStore` is used for here."""
+
+    n_views: int
+
+    def read(self, video_id: str, view: int) -> dict[Modality, NDArray[np.float16]]:
+        """Embeddings (T,d) of each modality with a backbone."""
 
 
 class WindowDataset(Dataset[dict[str, Tensor]]):
@@ -258,9 +329,14 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
         text_width: int,
         audio_alignment: Alignment,
         seed: int,
+        modalities: Sequence[Modality] = MODALITIES,
+        modality_dropout: float = 0.0,
+        embeddings: EmbeddingReader | None = None,
     ) -> None:
         """Lay windows over the videos; nothing is read yet."""
+        self._embeddings = embeddings
         self.seed = seed
+        self._modalities, self._modality_dropout = tuple(modalities), modality_dropout
         self.epoch = 0
         self._videos = tuple(videos)
         self._columns = [TARGETS.index(target) for target in targets]
@@ -284,6 +360,10 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
         random = np.random.default_rng((self.seed, self.epoch, index))
         size = features.faces.shape[1]
         top, left = random.integers(0, size - face_side(size) + 1, size=2)
+        flip = bool(random.random() < 0.5)
+        embedded = None
+        if self._embeddings is not None:
+            embedded = self._embeddings.read(video.video_id, int(random.integers(self._embeddings.n_views)))
         item = cut_window(
             features,
             start,
@@ -291,8 +371,12 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
             text_width=self._text_width,
             audio_alignment=self._audio_alignment,
             crop=(int(top), int(left)),
-            flip=bool(random.random() < 0.5),
+            flip=flip,
+            embeddings=embedded,
         )
+        if self._modality_dropout:
+            masks = {f"{m}_mask": item[f"{m}_mask"] for m in self._modalities}
+            item |= drop_modalities(masks, self._modality_dropout, random)
         labels = np.full((self._length, len(self._columns)), np.nan, np.float32)
         known = video.labels[start : start + self._length, self._columns]
         labels[: len(known)] = known
@@ -376,6 +460,66 @@ def _feature_folders(features: Path) -> dict[str, Path]:
     if not found:
         raise InputError(f"data.features: {features}: no feature folders in it; rcma-preprocess --out makes them")
     return found
+
+
+def labels_at(
+    time_s: NDArray[np.float64], wanted_s: NDArray[np.float64], values: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Values of the frames nearest to other times.
+
+    Args:
+        time_s: (T,) times of the frames, rising.
+        wanted_s: (n,) times to look at.
+        values: (T,K).
+
+    Returns:
+        (n,K); NaN where a time lies outside the video by more than half the mean distance of two frames.
+    """
+    middles = (time_s[1:] + time_s[:-1]) / 2
+    found = values[np.searchsorted(middles, wanted_s)]
+    slack = (time_s[-1] - time_s[0]) / max(len(time_s) - 1, 1) / 2
+    outside = (wanted_s > time_s[-1] + slack) | (wanted_s < time_s[0] - slack)
+    return np.where(outside[:, None], np.float32(np.nan), found)
+
+
+def _divide(
+    train: dict[str, Path],
+    validation: dict[str, Path],
+    fold: int,
+    folds: Literal["published", "subject-disjoint"],
+    subjects: Path | None,
+) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Annotation files of a fold's training and validation videos."""
+    if fold == 0:
+        return train, validation
+    everything = train | validation
+    if folds == "published":
+        held_out = set(sorted(train)[fold - 1 :: N_FOLDS])
+    else:
+        names = sorted(everything)
+        groups = _subjects_of(names, subjects)
+        if len(set(groups)) < N_FOLDS:
+            raise InputError(f"data.folds: {len(set(groups))} subjects cannot be divided into {N_FOLDS} folds")
+        parts = list(GroupKFold(N_FOLDS).split(names, groups=groups))
+        held_out = {names[index] for index in parts[fold - 1][1]}
+    return (
+        {name: path for name, path in everything.items() if name not in held_out},
+        {name: path for name, path in everything.items() if name in held_out},
+    )
+
+
+def _subjects_of(videos: Sequence[str], table: Path | None) -> list[str]:
+    if table is None:
+        return [re.sub(r"_(left|right|\d)$", "", video) for video in videos]
+    try:
+        with table.open(newline="", encoding="utf-8") as file:
+            subject_of = {row["video"]: row["subject"] for row in csv.DictReader(file)}
+    except (OSError, UnicodeDecodeError, KeyError) as error:
+        raise InputError(f"data.subjects: {table}: columns video and subject are needed ({error})") from None
+    missing = [video for video in videos if not subject_of.get(video)]
+    if missing:
+        raise InputError(f"data.subjects: {table} names no subject for {_some(missing)}")
+    return [subject_of[video] for video in videos]
 
 
 def _labels_of_frames(

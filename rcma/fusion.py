@@ -1,23 +1,28 @@
-"""Recursive cross-modal attention (RCMA, arXiv 2403.13659): each modality against the joint of the other two.
+"""Fusion of modalities: recursive cross-modal attention (RCMA, arXiv 2403.13659) and its relatives.
 
-For each modality m, in each step, with X_m (L,d_m) of the step before:
+For each modality m, in each step, with X_m (L,d_m) of the step before and J_m (L,d_J) a joint representation:
 
-    J_m = FC_m([X_n ; X_o])                                 (L,d_J)    n, o the other two, d_J = d_n + d_o
+    J_m = FC_m([X_n ; X_o])                                 rcma: the other two; rjcma: FC([X_face ; X_audio ; X_text])
     K_m = X_m^T W_m + b_m                                   (d_m,L)    W_m (L,L) acts on the time axis
     C_m = Dropout(tanh(K_m J_m / sqrt(d_J)))                (d_m,d_J)  feature by feature, not frame by frame
     H_m = ReLU(tanh((X_m U_m + c_m) C_m))                   (L,d_J)    U_m (d_m,d_m)
     X_m <- X_m + Dropout(ReLU(H_m O_m + o_m))               (L,d_m)    O_m (d_J,d_m)
+
+In cross-attention, J is each of the other modalities by itself, without FC, and the updates are added up. Beyond the
+paper, off by default: a time projection that is tied to no length, a signed update, a gate between steps.
+
+:class:`JointCrossAttention` has the equations of JCA (arXiv 2203.14779).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from rcma.config import MODALITIES, Modality
+from rcma.config import MODALITIES, FusionKind, FusionSettings, Modality
 
 OTHERS: dict[Modality, tuple[Modality, Modality]] = {
     "face": ("audio", "text"),
@@ -26,25 +31,59 @@ OTHERS: dict[Modality, tuple[Modality, Modality]] = {
 }
 """The two modalities in each one's joint representation, in the order in which the published code concatenates them."""
 
+PUBLISHED_STEPS: dict[FusionKind, int] = {"rcma": 2, "rjcma": 2, "jca": 1, "cross-attention": 1, "concat": 0}
+_GATE_TEMPERATURE = 0.1
+"""Source: dynamic cross-attention, arXiv 2403.19554."""
+_TIME_TAPS = 31
+"""Frames that the time projection of any length sees around each one."""
+
+Source = tuple[Modality, tuple[Modality, ...]]
+"""A modality, and those in the joint representation that it is attended to."""
+
+
+def joint_sources(kind: FusionKind, modalities: Sequence[Modality]) -> dict[str, Source]:
+    """What is attended to what, by the name that its layers have."""
+    if kind == "cross-attention":
+        return {f"{m}_to_{n}": (m, (n,)) for m in modalities for n in OTHERS[m] if n in modalities}
+    if kind == "rjcma":
+        return {m: (m, tuple(modalities)) for m in modalities}
+    return {m: (m, tuple(n for n in OTHERS[m] if n in modalities)) for m in modalities}
+
 
 class CrossModalAttentionStep(nn.Module):
-    """One refinement of the three modalities.
+    """One refinement of the modalities.
 
     Args:
-        widths: d_m of each modality.
+        widths: d_m of each modality, at least two of them.
         length: L, the number of frames; the time projection has one weight for each pair of positions.
-        dropout: probability of zeroing an entry of C_m and of the update.
+        settings: kind ``rcma``, ``rjcma`` or ``cross-attention``; dropout is the probability of zeroing an entry of C_m
+            and of the update.
     """
 
-    def __init__(self, widths: Mapping[Modality, int], *, length: int, dropout: float) -> None:
+    def __init__(self, widths: Mapping[Modality, int], *, length: int, settings: FusionSettings) -> None:
         """Build the layers, with random weights."""
         super().__init__()
-        joint = {m: widths[n] + widths[o] for m, (n, o) in OTHERS.items()}
-        self.joint = nn.ModuleDict({m: nn.Linear(joint[m], joint[m]) for m in MODALITIES})  # FC_m
-        self.time = nn.ModuleDict({m: nn.Linear(length, length) for m in MODALITIES})  # W_m, b_m
-        self.value = nn.ModuleDict({m: nn.Linear(widths[m], widths[m]) for m in MODALITIES})  # U_m, c_m
-        self.output = nn.ModuleDict({m: nn.Linear(joint[m], widths[m]) for m in MODALITIES})  # O_m, o_m
-        self.dropout = nn.Dropout(dropout)
+        self.settings = settings
+        modalities = [m for m in MODALITIES if m in widths]
+        self.sources = joint_sources(settings.kind, modalities)
+        d_joint = {name: sum(widths[n] for n in joint) for name, (_, joint) in self.sources.items()}
+        d = {name: widths[m] for name, (m, _) in self.sources.items()}
+        self.joint = nn.ModuleDict()  # FC_m; in rjcma all share one
+        if settings.kind == "rcma":
+            self.joint.update({name: nn.Linear(width, width) for name, width in d_joint.items()})
+        elif settings.kind == "rjcma" and settings.joint_layer:
+            width = sum(widths.values())
+            self.joint["all"] = nn.Linear(width, width)
+        self.time = nn.ModuleDict(
+            {
+                name: nn.Linear(length, length) if settings.time == "absolute" else TimeConvolution(length)
+                for name in self.sources
+            }
+        )  # W_m, b_m
+        self.value = nn.ModuleDict({name: nn.Linear(d[name], d[name]) for name in self.sources})  # U_m, c_m
+        self.output = nn.ModuleDict({name: nn.Linear(d_joint[name], d[name]) for name in self.sources})  # O_m, o_m
+        self.gate = nn.ModuleDict({m: nn.Linear(widths[m], 2) for m in modalities} if settings.gated else {})
+        self.dropout = nn.Dropout(settings.dropout)
 
     def forward(self, features: Mapping[Modality, Tensor], valid: Tensor | None = None) -> dict[Modality, Tensor]:
         """The features after this step.
@@ -57,39 +96,122 @@ class CrossModalAttentionStep(nn.Module):
         Returns:
             The new X_m, (B,L,d_m), for each modality.
         """
-        return {m: self._refine(m, features, valid) for m in MODALITIES}
+        joints: dict[tuple[Modality, ...], Tensor] = {}
+        refined = dict(features)
+        for name, (m, members) in self.sources.items():
+            if name in self.joint or members not in joints:
+                joints[members] = self._joint(name, members, features)
+            refined[m] = refined[m] + self._update(name, features[m], joints[members], valid)
+        return {m: self._pass_gate(m, features[m], refined[m]) for m in features}
 
-    def _refine(self, m: Modality, features: Mapping[Modality, Tensor], valid: Tensor | None) -> Tensor:
-        x = features[m]  # (B,L,d_m)
-        joint = self.joint[m](torch.cat([features[n] for n in OTHERS[m]], dim=-1))  # (B,L,d_J)
-        key = self.time[m](_only(valid, x).transpose(1, 2))  # (B,d_m,L)
+    def _joint(self, name: str, members: Sequence[Modality], features: Mapping[Modality, Tensor]) -> Tensor:
+        concatenated = torch.cat([features[n] for n in members], dim=-1)  # (B,L,d_J)
+        layer = name if name in self.joint else "all"
+        return self.joint[layer](concatenated) if layer in self.joint else concatenated
+
+    def _update(self, name: str, x: Tensor, joint: Tensor, valid: Tensor | None) -> Tensor:
+        key = self.time[name](_only(valid, x).transpose(1, 2))  # (B,d_m,L)
         score = key @ _only(valid, joint) / math.sqrt(joint.shape[-1])  # (B,d_m,d_J)
+        time = self.time[name]
+        if isinstance(time, TimeConvolution):
+            score = time.mean_over_time(score, valid, length=x.shape[1])
         attention = self.dropout(torch.tanh(score))  # (B,d_m,d_J)
-        attended = torch.relu(torch.tanh(self.value[m](x) @ attention))  # (B,L,d_J)
-        update = self.dropout(torch.relu(self.output[m](attended)))  # (B,L,d_m)
-        return torch.add(x, update)
+        attended = torch.relu(torch.tanh(self.value[name](x) @ attention))  # (B,L,d_J)
+        update = self.output[name](attended)  # (B,L,d_m)
+        return torch.as_tensor(self.dropout(update if self.settings.signed else torch.relu(update)))
+
+    def _pass_gate(self, m: Modality, before: Tensor, after: Tensor) -> Tensor:
+        """Frame by frame, how much of the attended and of the unattended features goes on."""
+        if m not in self.gate:
+            return after
+        share = torch.softmax(self.gate[m](after) / _GATE_TEMPERATURE, dim=-1)  # (B,L,2)
+        return share[..., :1] * before + share[..., 1:] * after
 
 
-class RCMAFusion(nn.Module):
-    """The refinement, ``steps`` times over.
+class TimeConvolution(nn.Module):
+    """A time projection W that depends on the distance of two frames alone: for windows of any length.
+
+    Sums over time become means over the frames that are there, so that neither length nor padding matters.
+    """
+
+    def __init__(self, usual_length: int) -> None:
+        """Build the layer, with random weights; ``usual_length`` sets the size of the scores at first."""
+        super().__init__()
+        self.taps = nn.Conv1d(1, 1, _TIME_TAPS, padding=_TIME_TAPS // 2)
+        self.scale = nn.Parameter(torch.tensor(math.sqrt(usual_length)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B,d,L) -> (B,d,L), each feature by itself."""
+        return torch.as_tensor(self.taps(x.flatten(0, 1)[:, None])).view_as(x)
+
+    def mean_over_time(self, total: Tensor, valid: Tensor | None, *, length: int) -> Tensor:
+        """A sum over time (B,d,d) divided by the number of valid frames, times a learnt factor."""
+        if valid is None:
+            return self.scale * total / length
+        return self.scale * total / valid.sum(dim=1).clamp(min=1)[:, None, None]
+
+
+class JointCrossAttention(nn.Module):
+    """One step of JCA (arXiv 2203.14779): each modality against the joint representation of all, itself included.
+
+    With X_m (L,d_m), J = [X_m ; ...] (L,d) and no biases anywhere:
+
+        C_m = tanh(X_m^T (A_m J) / sqrt(d))     (d_m,d)    A_m (L,L) acts on the time axis
+        H_m = ReLU(C_m P_m + X_m^T Q_m)         (d_m,k)    P_m (d,k), Q_m (L,k)
+        X_m <- (H_m R_m)^T + X_m                (L,d_m)    R_m (k,L)
+
+    Args:
+        widths: d_m of each modality; audio and face in the paper.
+        length: L, the number of frames.
+        rank: k, 32 in the paper.
+    """
+
+    def __init__(self, widths: Mapping[Modality, int], *, length: int, rank: int = 32) -> None:
+        """Build the layers, with random weights."""
+        super().__init__()
+        total = sum(widths.values())
+        self.time = nn.ModuleDict({m: nn.Linear(length, length, bias=False) for m in widths})  # A_m
+        self.attended = nn.ModuleDict({m: nn.Linear(total, rank, bias=False) for m in widths})  # P_m
+        self.own = nn.ModuleDict({m: nn.Linear(length, rank, bias=False) for m in widths})  # Q_m
+        self.output = nn.ModuleDict({m: nn.Linear(rank, length, bias=False) for m in widths})  # R_m
+
+    def forward(self, features: Mapping[Modality, Tensor], valid: Tensor | None = None) -> dict[Modality, Tensor]:
+        """As :meth:`CrossModalAttentionStep.forward`."""
+        joint = _only(valid, torch.cat(list(features.values()), dim=-1))  # J (B,L,d)
+        refined = {}
+        for m, x in features.items():
+            transposed = _only(valid, x).transpose(1, 2)  # X_m^T (B,d_m,L)
+            projected = self.time[m](joint.transpose(1, 2)).transpose(1, 2)  # A_m J (B,L,d)
+            attention = torch.tanh(transposed @ _only(valid, projected) / math.sqrt(joint.shape[-1]))  # C_m (B,d_m,d)
+            hidden = torch.relu(self.attended[m](attention) + self.own[m](transposed))  # H_m (B,d_m,k)
+            refined[m] = self.output[m](hidden).transpose(1, 2) + x  # (B,L,d_m)
+        return refined
+
+
+class Fusion(nn.Module):
+    """The refinement that the settings name, step after step; nothing to do for one modality or ``concat``.
 
     Args:
         widths: d_m of each modality.
         length: L, the number of frames.
-        steps: recursion depth.
-        shared: one set of weights for all steps (a recursion in the strict sense), or one for each step (published).
-        dropout: see :class:`CrossModalAttentionStep`.
+        settings: see :class:`rcma.config.FusionSettings`.
     """
 
-    def __init__(
-        self, widths: Mapping[Modality, int], *, length: int, steps: int, shared: bool, dropout: float
-    ) -> None:
+    def __init__(self, widths: Mapping[Modality, int], *, length: int, settings: FusionSettings) -> None:
         """Build the layers, with random weights."""
         super().__init__()
-        self.depth = steps
+        steps = settings.steps if settings.steps is not None else PUBLISHED_STEPS[settings.kind]
+        self.depth = steps if len(widths) > 1 and settings.kind != "concat" else 0
+        n_sets = min(self.depth, 1) if settings.shared else self.depth
         self.steps = nn.ModuleList(
-            CrossModalAttentionStep(widths, length=length, dropout=dropout) for _ in range(1 if shared else steps)
+            JointCrossAttention(widths, length=length)
+            if settings.kind == "jca"
+            else CrossModalAttentionStep(widths, length=length, settings=settings)
+            for _ in range(n_sets)
         )
+
+        self.is_tied_to_length = self.depth > 0 and (settings.kind == "jca" or settings.time == "absolute")
+        """Whether windows of another length than L are impossible."""
 
     def forward(self, features: Mapping[Modality, Tensor], valid: Tensor | None = None) -> dict[Modality, Tensor]:
         """Refined features; arguments and result as in :meth:`CrossModalAttentionStep.forward`."""

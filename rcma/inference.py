@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,8 @@ from preprocessing.config import PreprocessConfig, flatten
 from preprocessing.errors import InputError
 from preprocessing.store import Features, load_features
 from rcma.checkpoint import TrainedRCMA
-from rcma.config import TARGETS
-from rcma.data import check_face_size, cut_window, windows
+from rcma.config import TARGETS, Modality
+from rcma.data import check_face_size, cut_window, labels_at, windows
 from rcma.model import RCMA
 
 _SETTINGS_OF_FEATURES = ("faces.size", "faces.margin", "faces.alignment", "words.model")
@@ -87,7 +88,14 @@ def check_features(model: RCMA, features: Features) -> None:
 
 
 def predict_video(
-    model: RCMA, features: Features, *, hop: int, audio_alignment: Alignment, batch_size: int = 4
+    model: RCMA,
+    features: Features,
+    *,
+    hop: int,
+    audio_alignment: Alignment,
+    label_delay_s: float = 0.0,
+    embeddings: Mapping[Modality, NDArray[np.float16]] | None = None,
+    batch_size: int = 4,
 ) -> NDArray[np.float32]:
     """Predict every frame, with windows of the model's length; memory does not grow with the video.
 
@@ -96,6 +104,8 @@ def predict_video(
         features: a video of T frames; see :func:`check_features`.
         hop: frames between the starts of two windows; a frame in several windows gets the mean of their predictions.
         audio_alignment: as in training.
+        label_delay_s: as in training: predictions are given that much later; the first one stands before.
+        embeddings: what the backbones say of the video, (T,d) of each modality, where it is known already.
         batch_size: windows that are in memory at once.
 
     Returns:
@@ -114,7 +124,12 @@ def predict_video(
             group = starts[first : first + batch_size]
             cut = [
                 cut_window(
-                    features, start, length=length, text_width=settings.text_width, audio_alignment=audio_alignment
+                    features,
+                    start,
+                    length=length,
+                    text_width=settings.text_width,
+                    audio_alignment=audio_alignment,
+                    embeddings=embeddings,
                 )
                 for start in group
             ]
@@ -127,7 +142,11 @@ def predict_video(
                 count[frames] += 1
     finally:
         model.train(was_training)
-    return (total / count).astype(np.float32)
+    prediction = (total / count).astype(np.float32)
+    if label_delay_s:
+        time_s = np.asarray(features.time_s)
+        prediction = labels_at(time_s, np.maximum(time_s - label_delay_s, time_s[0]), prediction)
+    return prediction
 
 
 def to_abaw_columns(model: RCMA, prediction: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -137,27 +156,49 @@ def to_abaw_columns(model: RCMA, prediction: NDArray[np.float32]) -> NDArray[np.
     return columns
 
 
-def require_both_targets(model: RCMA) -> None:
-    """Refuse a model whose predictions cannot fill an ABAW file.
+def predict_average(models: Sequence[RCMA], features: Features) -> NDArray[np.float32]:
+    """Mean of what several models predict for each frame; models of one target each complete each other.
+
+    Args:
+        models: see :func:`predict`.
+        features: see :func:`predict`.
+
+    Returns:
+        float32 (T,2) valence and arousal in [-1,1]; NaN for a target that none of the models predicts.
 
     Raises:
-        InputError: the model predicts one target only.
+        InputError: see :func:`predict`.
     """
-    missing = [target for target in TARGETS if target not in model.settings.targets]
+    predictions = np.stack([to_abaw_columns(model, predict(model, features)) for model in models])
+    known = ~np.isnan(predictions)
+    total = np.where(known, predictions, 0.0).sum(axis=0)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(total / known.sum(axis=0), dtype=np.float32)
+
+
+def require_both_targets(models: Sequence[RCMA]) -> None:
+    """Refuse models whose predictions cannot fill an ABAW file.
+
+    Raises:
+        InputError: none of them predicts one of the targets.
+    """
+    predicted = {target for model in models for target in model.settings.targets}
+    missing = [target for target in TARGETS if target not in predicted]
     if missing:
         raise InputError(
-            f"model.targets: this model does not predict {missing[0]}, but an ABAW file needs both columns; "
-            "train with model.targets=[valence,arousal]"
+            f"model.targets: no model given predicts {missing[0]}, but an ABAW file needs both columns; "
+            "train with model.targets=[valence,arousal], or give a model of each target"
         )
 
 
 def _predict_features(model: RCMA, features: Features) -> NDArray[np.float32]:
     check_features(model, features)
     # Published: windows of 300 frames every 200.
-    hop, audio_alignment = max(1, model.settings.length * 2 // 3), _PUBLISHED_ALIGNMENT
+    hop, audio_alignment, label_delay_s = max(1, model.settings.length * 2 // 3), _PUBLISHED_ALIGNMENT, 0.0
     if isinstance(model, TrainedRCMA):
-        hop, audio_alignment = model.config.data.hop, model.config.data.audio_alignment
-    prediction = predict_video(model, features, hop=hop, audio_alignment=audio_alignment)
+        data = model.config.data
+        hop, audio_alignment, label_delay_s = data.hop, data.audio_alignment, data.label_delay_s
+    prediction = predict_video(model, features, hop=hop, audio_alignment=audio_alignment, label_delay_s=label_delay_s)
     if not np.isfinite(prediction).all():
         raise InputError(
             f"{features.video_id}: the model gives no numbers for it; its features or the model's weights hold NaN"

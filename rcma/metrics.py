@@ -8,6 +8,8 @@ with population moments (divided by N), x the prediction and y the label (Lin, B
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
@@ -41,6 +43,35 @@ def ccc(x: ArrayLike, y: ArrayLike) -> float:
     x_centred, y_centred = prediction - prediction.mean(), label - label.mean()
     covariance = np.mean(x_centred * y_centred)
     return float(2.0 * covariance / (np.mean(x_centred**2) + np.mean(y_centred**2) + shift**2))
+
+
+def training_loss(prediction: Tensor, labels: Tensor, *, over: Literal["window", "batch"], mse_weight: float) -> Tensor:
+    """What training minimises: 1 - CCC, mixed with the mean squared error.
+
+    Args:
+        prediction: see :func:`ccc_loss`.
+        labels: see :func:`ccc_loss`.
+        over: ``window``: the mean over windows; ``batch``: one CCC over all frames of the batch.
+        mse_weight: share of the mean squared error, 0 to 1.
+
+    Returns:
+        As :func:`ccc_loss`.
+    """
+    if over == "batch":
+        prediction, labels = prediction.flatten(0, 1)[None], labels.flatten(0, 1)[None]  # (1,B*L,K)
+    loss = ccc_loss(prediction, labels)
+    if mse_weight == 0.0:
+        return loss
+    labelled = ~torch.isnan(labels)
+    squared = (prediction.to(loss.dtype) - labels.nan_to_num()).masked_fill(~labelled, 0.0).square().sum()
+    return (1 - mse_weight) * loss + mse_weight * squared / labelled.sum().clamp_min(1)
+
+
+def n_loss_terms(labels: Tensor, *, over: Literal["window", "batch"]) -> Tensor:
+    """How many values of 1 - CCC a batch's loss is the mean of; scalar, int64."""
+    labelled = ~torch.isnan(labels)  # (B,L,K)
+    counts = labelled.sum(dim=1) if over == "window" else labelled.sum(dim=(0, 1))
+    return (counts >= 2).sum()
 
 
 def ccc_loss(prediction: Tensor, labels: Tensor) -> Tensor:

@@ -1,25 +1,30 @@
-"""The whole network: backbones, temporal convolutions, recursive cross-modal attention, one value per frame."""
+"""The whole network: backbones, temporal convolutions, fusion, one value per frame."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rcma.backbones import IR50, SmallAudioNet, SmallFaceNet, VGGish, load_backbone_weights
-from rcma.config import MODALITIES, Modality, ModelSettings
-from rcma.fusion import RCMAFusion
+from rcma.config import MODALITIES, HeadKind, Modality, ModelSettings
+from rcma.fusion import Fusion
 from rcma.tcn import TemporalConvNet
 
+PUBLISHED_HEADS: dict[str, HeadKind] = {"rjcma": "rjcma", "jca": "jca"}
+"""Heads of the kinds of fusion; linear for the others."""
+BACKBONES: dict[str, dict[str, type[IR50 | VGGish | SmallFaceNet | SmallAudioNet]]] = {
+    "face": {"ir50": IR50, "small": SmallFaceNet},
+    "audio": {"vggish": VGGish, "small": SmallAudioNet},
+}
 CHUNK = 128
 """Frames that go through a backbone at once when no gradient is needed; bounds the memory of long windows."""
 
 
 class RCMA(nn.Module):
-    """Recursive cross-modal attention over face, audio and text (arXiv 2403.13659).
+    """Recursive cross-modal attention over face, audio and text (arXiv 2403.13659), and its relatives.
 
     The weights are random: :meth:`load_backbones` reads the files that the settings name, and
     :func:`rcma.checkpoint.load_model` a trained model, which holds its backbones.
@@ -42,16 +47,19 @@ class RCMA(nn.Module):
         if settings.text_width is None:
             raise ValueError("model.text_width is not set; it must be the width of the word vectors")
         self.settings = settings
-        face = IR50() if settings.face.kind == "ir50" else SmallFaceNet()
-        audio = VGGish() if settings.audio.kind == "vggish" else SmallAudioNet()
-        self.backbone = nn.ModuleDict({"face": face, "audio": audio})
-        self.embedding_widths: dict[Modality, int] = {
-            "face": face.width,
-            "audio": audio.width,
-            "text": settings.text_width,
-        }
-        channels: dict[Modality, tuple[int, ...]] = {m: getattr(settings.tcn, m) for m in MODALITIES}
-        widths = {m: channels[m][-1] for m in MODALITIES}
+        # In the order of MODALITIES, whatever the settings' order: it is that of every concatenation.
+        self.modalities = tuple(m for m in MODALITIES if m in settings.modalities)
+        self.backbone = nn.ModuleDict()
+        self.embedding_widths: dict[Modality, int] = {}
+        for m in self.modalities:
+            if m == "text":
+                self.embedding_widths[m] = settings.text_width
+            else:
+                network = BACKBONES[m][getattr(settings, m).kind]()
+                self.backbone[m] = network
+                self.embedding_widths[m] = network.width
+        channels: dict[Modality, tuple[int, ...]] = {m: getattr(settings.tcn, m) for m in self.modalities}
+        widths = {m: channels[m][-1] for m in self.modalities}
         self.tcn = nn.ModuleDict(
             {
                 m: TemporalConvNet(
@@ -60,39 +68,38 @@ class RCMA(nn.Module):
                     kernel_size=settings.tcn.kernel_size,
                     dropout=settings.tcn.dropout,
                 )
-                for m in MODALITIES
+                for m in self.modalities
             }
         )
-        self.norm = nn.ModuleDict({m: nn.BatchNorm1d(widths[m]) for m in MODALITIES})
-        self.fusion = RCMAFusion(
-            widths,
-            length=settings.length,
-            steps=settings.fusion.steps,
-            shared=settings.fusion.shared,
-            dropout=settings.fusion.dropout,
-        )
-        self.head = nn.Linear(sum(widths.values()), len(settings.targets))
+        self.norm = nn.ModuleDict({m: nn.BatchNorm1d(widths[m]) for m in self.modalities})
+        self.fusion = Fusion(widths, length=settings.length, settings=settings.fusion)
+        kind = settings.head or PUBLISHED_HEADS.get(settings.fusion.kind, "linear")
+        self.head = _new_head(kind, sum(widths.values()), len(settings.targets))
 
         self.register_buffer("audio_mean", torch.zeros(64))
         self.register_buffer("audio_std", torch.ones(64))
         self.register_buffer("text_mean", torch.zeros(settings.text_width))
         self.register_buffer("text_std", torch.ones(settings.text_width))
-        for m in ("face", "audio"):
-            self.backbone[m].requires_grad_(not self._frozen(m))
+        self._released: dict[str, list[nn.Module]] = {}
+        """Trained parts of the backbones that are released in stages."""
+        for name, backbone in self.backbone.items():
+            backbone.requires_grad_(not self._frozen(name))
         self.train()  # PyTorch's default, but with frozen backbones in evaluation mode
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Valence and arousal of every frame of a batch of windows.
 
         Args:
-            batch: left as it is; keys other than these are ignored. L is ``settings.length``.
+            batch: left as it is; keys other than these, and modalities that are not in use, are ignored. L is
+                ``settings.length``; any L with the fusion's ``any-length`` time, and without fusion.
 
                 - ``face``: (B,L,3,S,S) RGB crops in [-1,1], S = 40 for IR-50; or embeddings (B,L,d)
                 - ``audio``: (B,L,96,64) log-mel patches; or embeddings (B,L,d)
                 - ``text``: (B,L,text_width) vector of the word spoken at each frame
-                - ``face_mask``, ``audio_mask``, ``text_mask``: optional, (B,L) bool, True where the modality is there.
-                  Elsewhere its content is never read. A frame where all three are False is padding: it takes part in
-                  no statistic and no sum over time.
+                - ``face_mask``, ``audio_mask``, ``text_mask``: optional, (B,L) bool, True where the modality is there;
+                  elsewhere its content is never read
+                - ``frame_mask``: optional, (B,L) bool, False where a frame is padding: it takes part in no statistic
+                  and no sum over time. Without it, a frame where no modality in use is there is padding.
 
         Returns:
             (B,L,n_targets) in [-1,1]; column k is ``settings.targets[k]``.
@@ -101,28 +108,53 @@ class RCMA(nn.Module):
             ValueError: an entry is missing or has the wrong shape or type.
         """
         masks = self._check(batch)
-        valid = masks["face"] | masks["audio"] | masks["text"]  # (B,L)
+        valid = batch.get("frame_mask", torch.stack(list(masks.values())).any(dim=0))  # (B,L)
+        if valid.dtype != torch.bool or valid.shape != masks[self.modalities[0]].shape:
+            raise ValueError(f"frame_mask: must be torch.bool (B,L), given: {valid.dtype} {tuple(valid.shape)}")
 
-        embeddings: dict[Modality, Tensor] = {
-            "face": self._embed_face(batch["face"], masks["face"]),  # (B,L,512)
-            "audio": self._embed_audio(batch["audio"], masks["audio"]),  # (B,L,128)
-            "text": _standardise(batch["text"], self.text_mean, self.text_std),  # (B,L,text_width)
-        }
         features: dict[Modality, Tensor] = {}
-        for m in MODALITIES:
-            present = embeddings[m].masked_fill(~masks[m][..., None], 0.0)
-            features[m] = self._normalise(m, self.tcn[m](present), valid)  # X_m (B,L,d_m)
+        for m in self.modalities:
+            embedded = self.embed(m, batch[m], masks[m])  # (B,L,512), (B,L,128), (B,L,text_width)
+            present = embedded.masked_fill(~masks[m][..., None], 0.0)
+            features[m] = masked_batch_norm(self.norm[m], self.tcn[m](present), valid)  # X_m (B,L,d_m)
         features = self.fusion(features, valid)
-        joined = torch.cat([features[m] for m in MODALITIES], dim=-1)  # (B,L,sum of d_m)
-        return torch.tanh(self.head(joined))  # (B,L,n_targets)
+        joined = torch.cat([features[m] for m in self.modalities], dim=-1)  # (B,L,sum of d_m)
+        return torch.tanh(self.head(joined, valid))  # (B,L,n_targets)
 
     def train(self, mode: bool = True) -> RCMA:
-        """As in PyTorch, but a frozen backbone stays in evaluation mode."""
+        """As in PyTorch, but what is frozen of a backbone stays in evaluation mode."""
         super().train(mode)
-        for m in ("face", "audio"):
-            if self._frozen(m):
-                self.backbone[m].eval()
+        for name, backbone in self.backbone.items():
+            if self._frozen(name) or name in self._released:
+                backbone.eval()
+            for module in self._released.get(name, []):
+                module.train(mode)
         return self
+
+    @property
+    def releasable(self) -> dict[str, IR50 | VGGish]:
+        """Backbones that start from weights and are not frozen for good."""
+        return {
+            m: backbone
+            for m, backbone in self.backbone.items()
+            if isinstance(backbone, IR50 | VGGish)
+            and getattr(self.settings, m).weights is not None
+            and not self._frozen(m)
+        }
+
+    def release(self, stage: int) -> None:
+        """Train backbones that start from weights only as far down as a stage reaches; the rest of them stays frozen.
+
+        Args:
+            stage: 0: not at all; 1 to 3: see ``release_stages`` of the backbones. Backbones that are frozen for good,
+                or start from random values, are left as they are.
+        """
+        for m, backbone in self.releasable.items():
+            backbone.requires_grad_(False)
+            self._released[m] = [module for group in backbone.release_stages()[:stage] for module in group]
+            for module in self._released[m]:
+                module.requires_grad_(True)
+        self.train(self.training)
 
     def load_backbones(self) -> None:
         """Read the weight files that the settings name, if any.
@@ -130,9 +162,10 @@ class RCMA(nn.Module):
         Raises:
             InputError: a file cannot be read or does not fit; see :func:`rcma.backbones.load_backbone_weights`.
         """
-        for m, chosen in (("face", self.settings.face), ("audio", self.settings.audio)):
-            if chosen.weights is not None:
-                load_backbone_weights(self.backbone[m], chosen.weights)
+        for m, backbone in self.backbone.items():
+            weights = getattr(self.settings, m).weights
+            if weights is not None:
+                load_backbone_weights(backbone, weights)
 
     def set_normalisation(self, audio_mean: Tensor, audio_std: Tensor, text_mean: Tensor, text_std: Tensor) -> None:
         """Set what raw log-mel patches and word vectors are standardised with; saved with the weights.
@@ -159,23 +192,26 @@ class RCMA(nn.Module):
 
     def _check(self, batch: Mapping[str, Tensor]) -> dict[Modality, Tensor]:
         """The masks (B,L), all True where none is given; raises ValueError for a batch that does not fit."""
-        for m in MODALITIES:
+        for m in self.modalities:
             if m not in batch:
-                raise ValueError(f"batch: no entry {m!r}; there must be face, audio and text")
+                raise ValueError(f"batch: no entry {m!r}; there must be {', '.join(self.modalities)}")
+        tied = self.fusion.is_tied_to_length
         masks: dict[Modality, Tensor] = {}
-        for m in MODALITIES:
+        for m in self.modalities:
             x, width = batch[m], self.embedding_widths[m]
             raw = {"face": "(B,L,3,S,S) or ", "audio": "(B,L,96,64) or ", "text": ""}[m]
             is_raw = (m == "face" and x.ndim == 5) or (m == "audio" and x.shape[2:] == (96, 64))
             if not is_raw and (x.ndim != 3 or x.shape[2] != width):
                 raise ValueError(f"{m}: the shape must be {raw}(B,L,{width}), given: {tuple(x.shape)}")
-            if x.shape[1] != self.settings.length:
+            if tied and x.shape[1] != self.settings.length:
                 raise ValueError(
                     f"{m}: this model takes windows of {self.settings.length} frames and no other length, "
                     f"given: {x.shape[1]}"
                 )
-            if len(x) != len(batch["face"]):
-                raise ValueError(f"{m}: {len(x)} windows, but face has {len(batch['face'])}")
+            first = self.modalities[0]
+            if x.shape[:2] != batch[first].shape[:2]:
+                given, wanted = (" x ".join(map(str, tensor.shape[:2])) for tensor in (x, batch[first]))
+                raise ValueError(f"{m}: {given} windows x frames, but {first} has {wanted}")
             mask = batch.get(f"{m}_mask", torch.ones(x.shape[:2], dtype=torch.bool, device=x.device))
             if mask.dtype != torch.bool or mask.shape != x.shape[:2]:
                 raise ValueError(
@@ -184,13 +220,22 @@ class RCMA(nn.Module):
             masks[m] = mask
         return masks
 
-    def _embed_face(self, face: Tensor, mask: Tensor) -> Tensor:
-        return face if face.ndim == 3 else self._run_backbone("face", face, mask)
+    def embed(self, m: Modality, x: Tensor, mask: Tensor) -> Tensor:
+        """Embeddings of one modality.
 
-    def _embed_audio(self, audio: Tensor, mask: Tensor) -> Tensor:
-        if audio.ndim == 3:
-            return audio
-        return self._run_backbone("audio", _standardise(audio, self.audio_mean, self.audio_std), mask)
+        Args:
+            m: the modality.
+            x: as in :meth:`forward`; embeddings of face and audio are returned as they are.
+            mask: (B,L) bool, True where the modality is there; elsewhere embeddings mean nothing.
+
+        Returns:
+            (B,L,d) float.
+        """
+        if m == "text":
+            return _standardise(x, self.text_mean, self.text_std)
+        if x.ndim == 3:
+            return x
+        return self._run_backbone(m, _standardise(x, self.audio_mean, self.audio_std) if m == "audio" else x, mask)
 
     def _run_backbone(self, m: Modality, frames: Tensor, mask: Tensor) -> Tensor:
         """Embeddings (B,L,d) of frames (B,L,...); only those under the mask are computed, the others are zero."""
@@ -199,23 +244,74 @@ class RCMA(nn.Module):
         if n < 2:
             # BatchNorm cannot train on fewer than two, and without any the parameters would drop out of the graph.
             present = torch.cat([present, present.new_zeros((2 - n, *frames.shape[2:]))])
-        if torch.is_grad_enabled() and not self._frozen(m):
+        if torch.is_grad_enabled() and any(p.requires_grad for p in self.backbone[m].parameters()):
             embedded = self.backbone[m](present)[:n]
         else:
-            with torch.no_grad():
-                embedded = torch.cat([self.backbone[m](chunk) for chunk in present.split(CHUNK)])[:n]
-        return _scatter(embedded, mask)
+            with torch.no_grad(), self._inference_precision(m, present.device):
+                embedded = torch.cat([self.backbone[m](_channels_last(chunk)) for chunk in present.split(CHUNK)])[:n]
+        return _scatter(embedded.float(), mask)
 
-    def _normalise(self, m: Modality, x: Tensor, valid: Tensor) -> Tensor:
-        """BatchNorm of x (B,L,d) over its valid frames; zeros elsewhere."""
-        frames = x[valid]  # (n,d)
-        norm = cast("nn.BatchNorm1d", self.norm[m])
-        if norm.training and len(frames) < 2:
-            # One frame has no variance: the running statistics stand in.
-            frames = F.batch_norm(frames, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
-        else:
-            frames = norm(frames)
-        return _scatter(frames, valid)
+    def _inference_precision(self, m: Modality, device: torch.device) -> torch.autocast:
+        half = getattr(self.settings, m).precision == "bfloat16"
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=half)
+
+
+class LinearHead(nn.Linear):
+    """The published head of RCMA."""
+
+    def forward(self, joined: Tensor, valid: Tensor) -> Tensor:  # type: ignore[override]
+        """(B,L,d), (B,L) bool -> (B,L,n_targets)."""
+        return super().forward(joined)
+
+
+class RJCMAHead(nn.Module):
+    """The published head of RJCMA: a hidden layer of 256 with BatchNorm and LeakyReLU."""
+
+    def __init__(self, width: int, n_targets: int) -> None:
+        """Build the layers, with random weights."""
+        super().__init__()
+        self.hidden = nn.Linear(width, 256)
+        self.norm = nn.BatchNorm1d(256)
+        self.output = nn.Linear(256, n_targets)
+
+    def forward(self, joined: Tensor, valid: Tensor) -> Tensor:
+        """(B,L,d), (B,L) bool -> (B,L,n_targets)."""
+        normalised = masked_batch_norm(self.norm, self.hidden(joined), valid)
+        return torch.as_tensor(self.output(F.leaky_relu(normalised)))
+
+
+class JCAHead(nn.Sequential):
+    """The published head of JCA: a hidden layer of 128 and dropout; the tanh after it is this project's."""
+
+    def __init__(self, width: int, n_targets: int) -> None:
+        """Build the layers, with random weights."""
+        super().__init__(nn.Linear(width, 128), nn.Dropout(0.6), nn.Linear(128, n_targets))
+
+    def forward(self, joined: Tensor, valid: Tensor) -> Tensor:  # type: ignore[override]
+        """(B,L,d), (B,L) bool -> (B,L,n_targets)."""
+        return torch.as_tensor(super().forward(joined))
+
+
+def masked_batch_norm(norm: nn.Module, x: Tensor, valid: Tensor) -> Tensor:
+    """BatchNorm1d of x (B,L,d) over its valid frames (B,L); zeros elsewhere."""
+    assert isinstance(norm, nn.BatchNorm1d)
+    frames = x[valid]  # (n,d)
+    if norm.training and len(frames) < 2:
+        # One frame has no variance: the running statistics stand in.
+        frames = F.batch_norm(frames, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+    else:
+        frames = norm(frames)
+    return _scatter(frames, valid)
+
+
+def _new_head(kind: HeadKind, width: int, n_targets: int) -> nn.Module:
+    heads = {"linear": LinearHead, "rjcma": RJCMAHead, "jca": JCAHead}
+    return heads[kind](width, n_targets)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """Pictures in the order of memory in which convolutions of inference are quickest."""
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
 def _standardise(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
-"""Checkpoints of the published RCMA code (first commit of praveena2j/RJCMA, of the day of arXiv 2403.13659 v1).
+"""Checkpoints of the published code (praveena2j/RJCMA): RCMA, and its later form, RJCMA.
 
-Their names and shapes are mapped to :class:`rcma.model.RCMA`; widths, window length, number of steps and width of the
-word vectors are read off the shapes. Face, audio and text are called video, logmel and bert there.
+RCMA is the code of the first commit, of the day of arXiv 2403.13659 v1; RJCMA that of 28 March 2024 and later.
+Names and shapes are mapped to :class:`rcma.model.RCMA`; kind of fusion, widths, window length, number of steps and
+width of the word vectors are read off them. Face, audio and text are called video, logmel and bert there.
 """
 
 from __future__ import annotations
@@ -42,6 +43,9 @@ RENAMES = (
     (".output.face.", ".linears.0.0."),
     (".output.audio.", ".linears.1.0."),
     (".output.text.", ".linears.2.0."),
+    ("head.hidden.", "regressor1."),
+    ("head.norm.", "bn1."),
+    ("head.output.", "regressor2."),
     ("head.", "regressor."),
 )
 """Pieces of this project's parameter names and what they are called in the published code."""
@@ -49,8 +53,9 @@ RENAMES = (
 ALIAS = re.compile(r"^(temporal\.\w+\.network\.\d+\.)net\.(0|4)\.")
 """The published code registers each TCN convolution twice: net.0 is conv1, net.4 is conv2."""
 
-UNUSED = ("spatial.visual.logits.weight", "spatial.visual.logits.bias")
-"""Head for facial expressions; the published forward never reaches it."""
+UNUSED = re.compile(r"^(spatial\.visual\.logits|coattn\.dcn_layers\.\d+\.dense_coattn\.query_linear)\.(weight|bias)$")
+"""Head for facial expressions, which the published forward never reaches, and RJCMA's layer on the joint
+representation, whose result is not used there."""
 
 OWN = ("audio_mean", "audio_std", "text_mean", "text_std")
 """This project's normalisation, the identity in a published model."""
@@ -62,7 +67,7 @@ def load(path_or_state_dict: str | Path | Mapping[str, Tensor], *, target: Targe
     Args:
         path_or_state_dict: file written by ``torch.save(model.state_dict(), path)``, or such a dictionary, which is
             copied. The names may carry the prefix ``module.`` of DataParallel; the aliases ``net.0`` and ``net.4`` of
-            the TCN and the unused ``spatial.visual.logits`` may be there or not.
+            the TCN, the unused ``spatial.visual.logits`` and RJCMA's unused ``query_linear`` may be there or not.
         target: what the checkpoint was trained for; it has one output and does not say which.
 
     Returns:
@@ -81,7 +86,7 @@ def load(path_or_state_dict: str | Path | Mapping[str, Tensor], *, target: Targe
     if given and all(name.startswith("module.") for name in given):
         given = {name.removeprefix("module."): value for name, value in given.items()}
     aliases = {name: value for name, value in given.items() if ALIAS.match(name)}
-    given = {name: value for name, value in given.items() if name not in aliases and name not in UNUSED}
+    given = {name: value for name, value in given.items() if name not in aliases and not UNUSED.match(name)}
 
     settings = _settings(given, target=target, source=source)
     with torch.device("meta"):  # no memory and no random numbers for weights that are replaced at once
@@ -142,5 +147,10 @@ def _settings(given: Mapping[str, Tensor], *, target: Target, source: str) -> Mo
             text=channels("bert"),
             kernel_size=shape("temporal.video.network.0.conv1.weight_v", 3)[2],
         ),
-        fusion=FusionSettings(steps=max(1, count("coattn.dcn_layers.")), shared=False),
+        fusion=FusionSettings(
+            kind="rjcma" if "regressor1.weight" in given else "rcma",
+            steps=max(1, count("coattn.dcn_layers.")),
+            shared=False,
+            joint_layer=False,
+        ),
     )

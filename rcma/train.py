@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from preprocessing.config import flatten
@@ -43,13 +44,16 @@ from rcma.data import (
     fit_normalisation,
     open_training_data,
 )
+from rcma.embeddings import EmbeddingStore
 from rcma.evaluate import Scores, evaluate
 from rcma.files import replace_when_whole
 from rcma.inference import predict_video, to_abaw_columns
-from rcma.metrics import ccc_loss
+from rcma.metrics import n_loss_terms, training_loss
 
 LOG_FILE = "log.csv"
 SCORES_FILE = "scores.json"
+N_STAGES = 3
+"""In which backbones are released; see :meth:`rcma.model.RCMA.release`."""
 _MAY_CHANGE = ("train.epochs", "train.workers")
 """Settings that may differ when a run is resumed: they change no batch and no weight of an epoch."""
 
@@ -87,23 +91,40 @@ class TrainingResult:
 
 
 def learning_rate(settings: TrainSettings, scores: Sequence[float]) -> float:
-    """Rate of the next epoch, from the validation scores of all epochs before: no state to save.
+    """Rate of the next epoch where there is nothing to release; see :func:`rate_and_stage`."""
+    return rate_and_stage(settings, scores, n_stages=0)[0]
 
-    The rate rises linearly and reaches ``learning_rate`` in the last of ``warmup_epochs``; from then on, each time more
-    than ``plateau_patience`` epochs in a row bring no better score, it is multiplied by ``plateau_factor``, down to
-    ``min_learning_rate``. NaN is no better score.
+
+def rate_and_stage(settings: TrainSettings, scores: Sequence[float], *, n_stages: int) -> tuple[float, int]:
+    """Rate of the next epoch, and how many stages of the backbones are released in it.
+
+    Both follow from the validation scores of all epochs before: there is no state to save. The rate rises linearly and
+    reaches ``learning_rate`` in the last of ``warmup_epochs``. From then on, with the schedule ``cosine``, it follows
+    half a cosine towards ``min_learning_rate`` at the end of ``epochs``; with ``plateau``, each time more than
+    ``plateau_patience`` epochs in a row bring no better score, it is multiplied by ``plateau_factor``, down to
+    ``min_learning_rate``; when it would have to go below, the next stage is released and the rate starts anew. NaN is
+    no better score.
     """
     if len(scores) < settings.warmup_epochs:
-        return settings.learning_rate * (len(scores) + 1) / settings.warmup_epochs
-    rate, best, waited = settings.learning_rate, -math.inf, 0
+        return settings.learning_rate * (len(scores) + 1) / settings.warmup_epochs, 0
+    lowest = min(settings.learning_rate, settings.min_learning_rate)
+    if settings.schedule == "cosine":
+        share = (len(scores) - settings.warmup_epochs) / max(1, settings.epochs - settings.warmup_epochs)
+        rate = lowest + (settings.learning_rate - lowest) * (1 + math.cos(math.pi * min(share, 1.0))) / 2
+        return rate, min(n_stages, math.floor(share * (n_stages + 1)))
+    rate, stage, best, waited = settings.learning_rate, 0, -math.inf, 0
     for epoch, score in enumerate(scores):
         if score > best:
             best, waited = score, 0
         elif epoch >= settings.warmup_epochs:
             waited += 1
         if waited > settings.plateau_patience:
-            rate, waited = max(rate * settings.plateau_factor, min(rate, settings.min_learning_rate)), 0
-    return rate
+            waited = 0
+            if rate <= lowest and stage < n_stages:
+                rate, stage = settings.learning_rate, stage + 1
+            else:
+                rate = max(rate * settings.plateau_factor, lowest)
+    return rate, stage
 
 
 def best_epoch(scores: Sequence[float]) -> int:
@@ -144,7 +165,14 @@ def train(
     accelerator = _start_accelerator(device)
     if not accelerator.is_main_process:
         on_warning = on_batch = on_epoch = _say_nothing
-    data = open_training_data(config.data.features, config.data.annotations)
+    data = open_training_data(
+        config.data.features,
+        config.data.annotations,
+        fold=config.data.fold,
+        folds=config.data.folds,
+        subjects=config.data.subjects,
+        label_delay_s=config.data.label_delay_s,
+    )
     for warning in data.warnings:
         on_warning(warning)
     config = _resolve(config, data)
@@ -153,26 +181,34 @@ def train(
 
     with _deterministic():
         plain_model = _build_model(config, data, state)
-        dataset = _build_dataset(config, data)
+        store = _embed_once(config, data, plain_model, accelerator, on_batch)
+        dataset = _build_dataset(config, data, store)
         loader = DataLoader(
             dataset,
             batch_size=config.train.batch_size,
             sampler=ShuffledWindows(dataset),
             num_workers=config.train.workers,
         )
-        trained = [parameter for parameter in plain_model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.Adam(trained, lr=config.train.learning_rate, weight_decay=config.train.weight_decay)
-        model, optimizer, loader = accelerator.prepare(plain_model, optimizer, loader)
-        rows: list[EpochRow] = []
+        rows = [] if state is None else [EpochRow(**row) for row in state.rows]
+        n_stages = N_STAGES if config.train.release and plain_model.releasable else 0
+        _, stage = rate_and_stage(config.train, [row.mean_ccc for row in rows[:-1]], n_stages=n_stages)
+        loader = accelerator.prepare(loader)
+        model, optimizer = _equip(accelerator, plain_model, config.train, stage)
+        average = _moving_average(plain_model, config.train.ema, state)
+        # What is validated and saved as the best model.
+        judged = plain_model if average is None else cast("TrainedRCMA", average.module)
         if state is not None:
             optimizer.load_state_dict(state.optimizer)
-            rows = [EpochRow(**row) for row in state.rows]
         writer = RunWriter(run, config, rows) if accelerator.is_main_process else None
 
         while len(rows) < config.train.epochs and not _is_over(config.train, rows):
             begin = time.perf_counter()
             epoch = len(rows) + 1
-            rate = learning_rate(config.train, [row.mean_ccc for row in rows])
+            scores_so_far = [row.mean_ccc for row in rows]
+            rate, wanted_stage = rate_and_stage(config.train, scores_so_far, n_stages=n_stages)
+            if wanted_stage != stage:
+                stage = wanted_stage
+                model, optimizer = _equip(accelerator, plain_model, config.train, stage, before=optimizer)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             # Drawn from (seed, epoch) alone, so that resuming needs no saved state of random numbers.
@@ -182,19 +218,23 @@ def train(
             model.train()
             sums = torch.zeros(2, dtype=torch.float64, device=accelerator.device)  # losses, number of 1 - CCC in them
             for done, batch in enumerate(loader, start=1):
-                loss = ccc_loss(model(batch), batch["labels"])
+                loss = training_loss(
+                    model(batch), batch["labels"], over=config.train.loss, mse_weight=config.train.mse_weight
+                )
                 _refuse_non_finite(accelerator.gather(loss.detach().reshape(1)), dataset, batch["window"], epoch)
                 optimizer.zero_grad()
                 accelerator.backward(loss)
                 if config.train.clip_norm is not None:
-                    accelerator.clip_grad_norm_(trained, config.train.clip_norm)
+                    accelerator.clip_grad_norm_(model.parameters(), config.train.clip_norm)
                 optimizer.step()
-                n_terms = ((~torch.isnan(batch["labels"])).sum(dim=1) >= 2).sum()
+                if average is not None:
+                    average.update_parameters(plain_model)
+                n_terms = n_loss_terms(batch["labels"], over=config.train.loss)
                 sums += torch.stack([loss.detach().double() * n_terms, n_terms.double()])
                 on_batch(epoch, done, len(loader))
             loss_sum, n_sum = accelerator.reduce(sums, reduction="sum").tolist()
 
-            scores = _validate(accelerator, plain_model, data.validation)
+            scores = _validate(accelerator, judged, data.validation, store)
             rows.append(
                 EpochRow(
                     epoch=epoch,
@@ -207,7 +247,10 @@ def train(
                 )
             )
             if writer is not None:
-                writer.finish_epoch(rows, plain_model.state_dict(), optimizer.state_dict())
+                averaged = None if average is None else average.state_dict()
+                writer.finish_epoch(
+                    rows, judged.state_dict(), plain_model.state_dict(), optimizer.state_dict(), averaged
+                )
             on_epoch(rows[-1])
 
     result = TrainingResult(
@@ -236,12 +279,19 @@ class RunWriter:
 
             self._board = SummaryWriter(str(run), purge_step=len(rows) + 1)
 
-    def finish_epoch(self, rows: Sequence[EpochRow], weights: dict[str, Tensor], optimizer: dict[str, Any]) -> None:
-        """Save the epoch of the last row; the weights as the best ones, if they are."""
+    def finish_epoch(
+        self,
+        rows: Sequence[EpochRow],
+        judged: dict[str, Tensor],
+        weights: dict[str, Tensor],
+        optimizer: dict[str, Any],
+        average: dict[str, Tensor] | None,
+    ) -> None:
+        """Save the epoch of the last row; the weights that were validated as the best ones, if they are."""
         if best_epoch([row.mean_ccc for row in rows]) == len(rows) - 1:
-            save_weights(self._run, weights)
+            save_weights(self._run, judged)
         # After best.safetensors: killed in between, the epoch is run again and writes both.
-        save_state(self._run, TrainingState(weights, optimizer, [asdict(row) for row in rows]))
+        save_state(self._run, TrainingState(weights, optimizer, [asdict(row) for row in rows], average))
         self._write_log(rows)
         if self._board is not None:
             for name, value in asdict(rows[-1]).items():
@@ -306,11 +356,13 @@ def _open_run(run: Path, config: TrainConfig, *, resume: bool) -> TrainingState 
     if not resume:
         raise InputError(f"--out {run}: holds a run already; add --resume to go on with it, or give another folder")
     before, now = flatten(load_run_config(run).model_dump(mode="json")), flatten(config.model_dump(mode="json"))
+    # A cosine knows its end: another one would be another training.
+    free = [key for key in _MAY_CHANGE if key != "train.epochs" or config.train.schedule != "cosine"]
     for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key) and key not in _MAY_CHANGE:
+        if before.get(key) != now.get(key) and key not in free:
             raise InputError(
                 f"{key}: {run} began with {before.get(key)!r}, now it is {now.get(key)!r}; "
-                f"only {', '.join(_MAY_CHANGE)} may change on --resume"
+                f"only {', '.join(free)} may change on --resume"
             )
     return load_state(run)
 
@@ -327,7 +379,60 @@ def _build_model(config: TrainConfig, data: TrainingData, state: TrainingState |
     return model
 
 
-def _build_dataset(config: TrainConfig, data: TrainingData) -> WindowDataset:
+def _equip(
+    accelerator: Accelerator,
+    model: TrainedRCMA,
+    settings: TrainSettings,
+    stage: int,
+    *,
+    before: torch.optim.Optimizer | None = None,
+) -> tuple[Any, Any]:
+    """Model and optimizer for a stage; what the optimizer ``before`` knew of a parameter is taken over."""
+    if settings.release:
+        model.release(stage)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    if before is not None:
+        known = before.state
+        optimizer.state.update({parameter: known[parameter] for parameter in trained if parameter in known})
+    prepared_model, prepared_optimizer = accelerator.prepare(model, optimizer)
+    return prepared_model, prepared_optimizer
+
+
+def _moving_average(model: TrainedRCMA, decay: float | None, state: TrainingState | None) -> AveragedModel | None:
+    """Average of weights and statistics over the steps, on which nothing is trained."""
+    if decay is None:
+        return None
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    if state is not None and state.average is not None:
+        average.load_state_dict(state.average)
+    return average
+
+
+def _embed_once(
+    config: TrainConfig,
+    data: TrainingData,
+    model: TrainedRCMA,
+    accelerator: Accelerator,
+    on_batch: Callable[[int, int, int], None],
+) -> EmbeddingStore | None:
+    """Outputs of frozen backbones on disk, if that is wanted; one process computes them for all."""
+    if config.data.embeddings is None:
+        return None
+    store = EmbeddingStore(
+        config.data.embeddings,
+        n_views=config.data.views,
+        seed=config.train.seed,
+        audio_alignment=config.data.audio_alignment,
+    )
+    if accelerator.is_main_process:
+        model.to(accelerator.device)
+        store.fill(model, (*data.train, *data.validation), lambda done, total: on_batch(0, done, total))
+    accelerator.wait_for_everyone()
+    return store
+
+
+def _build_dataset(config: TrainConfig, data: TrainingData, store: EmbeddingStore | None) -> WindowDataset:
     dataset = WindowDataset(
         data.train,
         targets=config.model.targets,
@@ -336,6 +441,9 @@ def _build_dataset(config: TrainConfig, data: TrainingData) -> WindowDataset:
         text_width=_text_width(config),
         audio_alignment=config.data.audio_alignment,
         seed=config.train.seed,
+        modalities=config.model.modalities,
+        modality_dropout=config.train.modality_dropout,
+        embeddings=store,
     )
     if not len(dataset):
         raise InputError(f"{config.data.annotations}: no window of the training split has two annotated frames")
@@ -347,13 +455,22 @@ def _text_width(config: TrainConfig) -> int:
     return config.model.text_width
 
 
-def _validate(accelerator: Accelerator, model: TrainedRCMA, videos: Sequence[Video]) -> Scores:
+def _validate(
+    accelerator: Accelerator, model: TrainedRCMA, videos: Sequence[Video], store: EmbeddingStore | None
+) -> Scores:
     """Challenge score of the validation videos, which the processes share out among them."""
     data = model.config.data
     predictions: dict[str, NDArray[np.float32]] = {}
     with accelerator.split_between_processes(list(videos)) as share:
         for video in share:
-            prediction = predict_video(model, video.features(), hop=data.hop, audio_alignment=data.audio_alignment)
+            prediction = predict_video(
+                model,
+                video.features(),
+                hop=data.hop,
+                audio_alignment=data.audio_alignment,
+                label_delay_s=data.label_delay_s,
+                embeddings=None if store is None else store.read(video.video_id, 0),
+            )
             predictions[video.video_id] = to_abaw_columns(model, prediction)
     for gathered in gather_object([predictions]):
         predictions.update(gathered)

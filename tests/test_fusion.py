@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from rcma.config import MODALITIES, Modality
-from rcma.fusion import CrossModalAttentionStep, RCMAFusion
+from rcma.config import MODALITIES, FusionSettings, Modality
+from rcma.fusion import CrossModalAttentionStep, Fusion
 
 WIDTHS: dict[Modality, int] = {"face": 5, "audio": 3, "text": 4}
 LENGTH = 7
 Features = dict[Modality, torch.Tensor]
+Arrays = dict[str, np.ndarray]
 
 
 def randomised(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
@@ -28,66 +29,166 @@ def random_features(batch: int = 2, seed: int = 1) -> Features:
     return {m: torch.randn((batch, LENGTH, WIDTHS[m]), generator=rng) for m in MODALITIES}
 
 
-def fusion(steps: int = 2, shared: bool = False, dropout: float = 0.0) -> RCMAFusion:
-    module = RCMAFusion(WIDTHS, length=LENGTH, steps=steps, shared=shared, dropout=dropout)
+def fusion(*, widths: dict[Modality, int] = WIDTHS, **settings) -> Fusion:
+    module = Fusion(widths, length=LENGTH, settings=FusionSettings(**{"dropout": 0.0, **settings}))
     randomised(module)
     return module
 
 
-def written_out_step(
-    weights: dict[str, np.ndarray], x_face: np.ndarray, x_audio: np.ndarray, x_text: np.ndarray, used: list[int]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One step for one window; ``used`` are the frames that take part in sums over time."""
-
-    def refine(m: str, x: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        length, d = x.shape
-        pair = np.hstack([first, second])
-        j = pair @ weights[f"joint.{m}.weight"].T + weights[f"joint.{m}.bias"]
-        d_j = j.shape[1]
-        w, b = weights[f"time.{m}.weight"].T, weights[f"time.{m}.bias"]  # nn.Linear stores its matrix transposed
-        k = np.zeros((d, length))
-        for feature in range(d):
-            for position in range(length):
-                k[feature, position] = b[position] + sum(x[t, feature] * w[t, position] for t in used)
-        c = np.zeros((d, d_j))
-        for feature in range(d):
-            for other in range(d_j):
-                c[feature, other] = np.tanh(sum(k[feature, t] * j[t, other] for t in used) / np.sqrt(d_j))
-        value = x @ weights[f"value.{m}.weight"].T + weights[f"value.{m}.bias"]
-        h = np.maximum(0, np.tanh(np.einsum("tf,fo->to", value, c)))
-        return x + np.maximum(0, h @ weights[f"output.{m}.weight"].T + weights[f"output.{m}.bias"])
-
-    return (
-        refine("face", x_face, x_audio, x_text),
-        refine("audio", x_audio, x_text, x_face),
-        refine("text", x_text, x_face, x_audio),
-    )
+def projected(weights: Arrays, name: str, x: np.ndarray, used: list[int]) -> np.ndarray:
+    """K = X^T W + b, (d,L), for one window; frames that are not used count as zero."""
+    length, d = x.shape
+    key = np.zeros((d, length))
+    for feature in range(d):
+        for position in range(length):
+            if f"time.{name}.taps.weight" in weights:
+                taps = weights[f"time.{name}.taps.weight"][0, 0]
+                near = [(t, t - position + len(taps) // 2) for t in used]
+                terms = [x[t, feature] * taps[k] for t, k in near if 0 <= k < len(taps)]
+                key[feature, position] = weights[f"time.{name}.taps.bias"][0] + sum(terms)
+            else:
+                w = weights[f"time.{name}.weight"].T  # nn.Linear stores its matrix transposed
+                key[feature, position] = weights[f"time.{name}.bias"][position] + sum(
+                    x[t, feature] * w[t, position] for t in used
+                )
+    return key
 
 
-def written_out(module: RCMAFusion, features: Features, used: list[int], *, shared: bool) -> list[list[np.ndarray]]:
-    """Refined face, audio and text of each window."""
+def linear(weights: Arrays, name: str, x: np.ndarray) -> np.ndarray:
+    return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+
+
+def written_out_update(weights: Arrays, name: str, x: np.ndarray, j: np.ndarray, used: list[int], signed: bool):
+    """What attention to the joint representation J adds to X, for one window."""
+    d_j = j.shape[1]
+    k = projected(weights, name, x, used)
+    c = np.zeros((x.shape[1], d_j))
+    for feature in range(x.shape[1]):
+        for other in range(d_j):
+            score = sum(k[feature, t] * j[t, other] for t in used) / np.sqrt(d_j)
+            if f"time.{name}.scale" in weights:
+                score *= weights[f"time.{name}.scale"] / len(used)
+            c[feature, other] = np.tanh(score)
+    h = np.maximum(0, np.tanh(linear(weights, f"value.{name}", x) @ c))
+    update = linear(weights, f"output.{name}", h)
+    return update if signed else np.maximum(0, update)
+
+
+def written_out_step(weights: Arrays, x: dict[str, np.ndarray], settings: FusionSettings, used: list[int]):
+    """One step of rcma, rjcma or cross-attention for one window."""
+    order = {"face": ("audio", "text"), "audio": ("text", "face"), "text": ("face", "audio")}
+    refined = {}
+    for m in x:
+        others = [n for n in order[m] if n in x]
+        if settings.kind == "rcma":
+            joint = linear(weights, f"joint.{m}", np.hstack([x[n] for n in others]))
+            after = x[m] + written_out_update(weights, m, x[m], joint, used, settings.signed)
+        elif settings.kind == "rjcma":
+            joint = np.hstack([x[n] for n in ("face", "audio", "text") if n in x])
+            if settings.joint_layer:
+                joint = linear(weights, "joint.all", joint)
+            after = x[m] + written_out_update(weights, m, x[m], joint, used, settings.signed)
+        else:
+            updates = [written_out_update(weights, f"{m}_to_{n}", x[m], x[n], used, settings.signed) for n in others]
+            after = x[m] + sum(updates)
+        if settings.gated:
+            logits = linear(weights, f"gate.{m}", after) / 0.1
+            shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+            shares /= shares.sum(axis=1, keepdims=True)
+            after = shares[:, :1] * x[m] + shares[:, 1:] * after
+        refined[m] = after
+    return refined
+
+
+def written_out_jca(weights: Arrays, x: dict[str, np.ndarray], used: list[int]):
+    """One step of JCA for one window."""
+    there = np.zeros((len(next(iter(x.values()))), 1))
+    there[used] = 1
+    joint = np.hstack(list(x.values())) * there
+    refined = {}
+    for m, own in x.items():
+        a, p, q, r = (weights[f"{part}.{m}.weight"].T for part in ("time", "attended", "own", "output"))
+        c = np.tanh((own * there).T @ ((a.T @ joint) * there) / np.sqrt(joint.shape[1]))
+        h = np.maximum(0, c @ p + (own * there).T @ q)
+        refined[m] = (h @ r).T + own
+    return refined
+
+
+def written_out(module: Fusion, features: Features, used: list[int], settings: FusionSettings) -> list[Arrays]:
+    """Refined features of each window."""
     state = {name: value.double().numpy() for name, value in module.state_dict().items()}
     result = []
-    for window in range(len(features["face"])):
-        x = [features[m][window].double().numpy() for m in MODALITIES]
+    for window in range(len(next(iter(features.values())))):
+        x = {m: values[window].double().numpy() for m, values in features.items()}
         for step in range(module.depth):
-            prefix = f"steps.{0 if shared else step}."
+            prefix = f"steps.{0 if settings.shared else step}."
             weights = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-            x = list(written_out_step(weights, *x, used=used))
+            if settings.kind == "jca":
+                x = written_out_jca(weights, x, used)
+            else:
+                x = written_out_step(weights, x, settings, used)
         result.append(x)
     return result
 
 
-@pytest.mark.parametrize(("steps", "shared"), [(1, False), (2, False), (3, False), (3, True)])
-@pytest.mark.parametrize("used", [list(range(LENGTH)), [0, 1, 2, 4]])
-def test_equals_the_equations(steps: int, shared: bool, used: list[int]) -> None:
-    module, features = fusion(steps=steps, shared=shared), random_features()
+VARIANTS = [
+    {"kind": "rcma", "steps": 1},
+    {"kind": "rcma"},
+    {"kind": "rcma", "steps": 3, "shared": True},
+    {"kind": "rcma", "signed": True},
+    {"kind": "rcma", "gated": True},
+    {"kind": "rcma", "time": "any-length"},
+    {"kind": "rcma", "time": "any-length", "signed": True, "gated": True, "steps": 3},
+    {"kind": "rjcma"},
+    {"kind": "rjcma", "joint_layer": False, "steps": 3},
+    {"kind": "rjcma", "time": "any-length", "gated": True},
+    {"kind": "jca"},
+    {"kind": "jca", "steps": 2},
+    {"kind": "cross-attention"},
+    {"kind": "cross-attention", "steps": 2, "shared": True, "signed": True},
+    {"kind": "concat"},
+]
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: ",".join(f"{key}={value}" for key, value in v.items()))
+@pytest.mark.parametrize("modalities", [("face", "audio", "text"), ("face", "audio"), ("audio", "text"), ("text",)])
+@pytest.mark.parametrize("used", [list(range(LENGTH)), [0, 1, 2, 4]], ids=["whole", "masked"])
+def test_equals_the_equations(variant: dict, modalities: tuple[Modality, ...], used: list[int]) -> None:
+    widths = {m: WIDTHS[m] for m in modalities}
+    module = fusion(widths=widths, **variant)
+    features = {m: x for m, x in random_features().items() if m in modalities}
     valid = torch.zeros((2, LENGTH), dtype=torch.bool)
     valid[:, used] = True
     refined = module(features, valid)
-    for window, expected in enumerate(written_out(module, features, used, shared=shared)):
-        for m, x in zip(MODALITIES, expected, strict=True):
-            np.testing.assert_allclose(refined[m][window].detach().numpy(), x, atol=1e-5)
+    settings = FusionSettings(**{"dropout": 0.0, **variant})
+    for window, expected in enumerate(written_out(module, features, used, settings)):
+        for m in modalities:
+            np.testing.assert_allclose(refined[m][window].detach().numpy(), expected[m], atol=1e-5)
+
+
+def test_depth_is_the_published_one_unless_given() -> None:
+    assert [fusion(kind=kind).depth for kind in ("rcma", "rjcma", "jca", "cross-attention", "concat")] == [
+        2,
+        2,
+        1,
+        1,
+        0,
+    ]
+    assert fusion(kind="jca", steps=3).depth == 3
+
+
+@pytest.mark.parametrize("kind", ["rcma", "rjcma", "cross-attention"])
+def test_any_length_and_padding_changes_nothing(kind: str) -> None:
+    module = fusion(kind=kind, time="any-length", steps=3, gated=True)
+    features = random_features()
+    alone = module(features)
+    longer = {m: torch.cat([x, torch.full((2, 6, WIDTHS[m]), 7.0)], dim=1) for m, x in features.items()}
+    valid = torch.arange(LENGTH + 6).expand(2, -1) < LENGTH
+    padded = module(longer, valid)
+    for m in MODALITIES:
+        torch.testing.assert_close(padded[m][:, :LENGTH], alone[m])
+    assert not module.is_tied_to_length
+    assert fusion(kind=kind).is_tied_to_length
 
 
 def test_every_frame_is_valid_by_default() -> None:
@@ -133,12 +234,12 @@ def test_shared_weights_do_not_grow_with_depth() -> None:
 
 
 def test_published_step_has_3_47_million_parameters() -> None:
-    step = CrossModalAttentionStep({"face": 512, "audio": 128, "text": 512}, length=300, dropout=0.6)
+    step = CrossModalAttentionStep({"face": 512, "audio": 128, "text": 512}, length=300, settings=FusionSettings())
     assert sum(p.numel() for p in step.parameters()) == pytest.approx(3.47e6, abs=5e3)
 
 
 def test_dropout_acts_on_attention_and_update_in_training_only() -> None:
-    module = CrossModalAttentionStep(WIDTHS, length=LENGTH, dropout=0.9)
+    module = CrossModalAttentionStep(WIDTHS, length=LENGTH, settings=FusionSettings(dropout=0.9))
     randomised(module)
     features = random_features(batch=20)
     assert torch.equal(module(features)["face"], module(features)["face"])
@@ -153,8 +254,19 @@ def test_dropout_acts_on_attention_and_update_in_training_only() -> None:
     assert scale.std() > 0.1, "what is kept is not merely scaled: the attention was dropped from as well"
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_every_parameter_gets_a_gradient(shared: bool) -> None:
-    module = fusion(steps=3, shared=shared).train()
-    sum(x.square().sum() for x in module(random_features()).values()).backward()
-    assert [name for name, p in module.named_parameters() if p.grad is None or not p.grad.any()] == []
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: ",".join(f"{key}={value}" for key, value in v.items()))
+def test_every_parameter_gets_a_gradient(variant: dict) -> None:
+    module = fusion(**variant)
+    missed = {name for name, _ in module.named_parameters()}
+    # A ReLU may be shut by one draw of weights, not by all.
+    for seed in range(5):
+        randomised(module, seed=seed).train()
+        for name, parameter in module.named_parameters():
+            if ".gate." in name:
+                # At a temperature of 0.1 such weights close a gate so far that nothing gets through in float32.
+                parameter.data.mul_(0.02)
+        module.zero_grad()
+        features = {m: x.requires_grad_() for m, x in random_features().items()}
+        sum(x.square().sum() for x in module(features).values()).backward()
+        missed -= {name for name, p in module.named_parameters() if p.grad is not None and p.grad.any()}
+    assert missed == set()

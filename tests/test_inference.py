@@ -170,9 +170,9 @@ def test_a_model_of_one_target_fills_its_column_only(tmp_path: Path, features: F
     columns = to_abaw_columns(model, predicted)
     assert predicted.shape == (70, 1) and np.isnan(columns[:, 0]).all()
     np.testing.assert_array_equal(columns[:, 1], predicted[:, 0])
-    with pytest.raises(InputError, match="does not predict valence"):
-        require_both_targets(model)
+    with pytest.raises(InputError, match="no model given predicts valence"):
+        require_both_targets([model])
     both = make_model(tmp_path, targets=("arousal", "valence"))
-    require_both_targets(both)
+    require_both_targets([both])
     predicted = rcma.predict(both, features)
     np.testing.assert_array_equal(to_abaw_columns(both, predicted), predicted[:, ::-1])

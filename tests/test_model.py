@@ -249,7 +249,7 @@ def test_an_unusable_normalisation_is_refused_whole(change: dict[str, Tensor], m
         ({"audio": torch.zeros((2, LENGTH, 64, 96))}, r"audio: the shape must be \(B,L,96,64\) or"),
         ({"text": torch.zeros((2, LENGTH, 7))}, r"text: the shape must be \(B,L,6\), given: \(2, 12, 7\)"),
         ({"text": torch.zeros(())}, r"text: the shape must be \(B,L,6\), given: \(\)"),
-        ({"text": torch.zeros((3, LENGTH, TEXT_WIDTH))}, "text: 3 windows, but face has 2"),
+        ({"text": torch.zeros((3, LENGTH, TEXT_WIDTH))}, "text: 3 x 12 windows x frames, but face has 2 x 12"),
         ({"text_mask": torch.ones((2, LENGTH))}, r"text_mask: must be torch.bool \(2, 12\), given: torch.float32"),
         ({"text_mask": torch.ones((2, 11), dtype=torch.bool)}, r"text_mask: must be torch.bool \(2, 12\)"),
     ],

@@ -325,3 +325,68 @@ def test_each_modality_keeps_its_place(small: dict[str, Tensor], loaded: RCMA) -
         expected = published_forward(small, changed, levels=LEVELS) - published_forward(small, batch, levels=LEVELS)
         assert expected.abs().max() > 1e-3
         torch.testing.assert_close(difference, expected, atol=2e-5, rtol=1e-4)
+
+
+RJCMA_WIDTHS = {"video": 8, "logmel": 4, "bert": 6}
+
+
+def rjcma_shapes() -> Shapes:
+    """Every name of a checkpoint of the later code, RJCMA, with its shape."""
+    shapes = published_shapes(RJCMA_WIDTHS, length=LENGTH, text_width=TEXT_WIDTH, levels=LEVELS)
+    shapes = {name: shape for name, shape in shapes.items() if "query_linear" not in name and "regressor" not in name}
+    total = sum(RJCMA_WIDTHS.values())
+    for step in range(STEPS):
+        name = f"coattn.dcn_layers.{step}"
+        shapes |= linear_shapes(f"{name}.dense_coattn.query_linear", total, total)
+        for number, width in enumerate(RJCMA_WIDTHS.values()):
+            shapes |= linear_shapes(f"{name}.linears.{number}.0", total, width)
+    return (
+        shapes
+        | linear_shapes("regressor1", total, 256)
+        | batch_norm_shapes("bn1", 256)
+        | linear_shapes("regressor2", 256, 1)
+    )
+
+
+def rjcma_forward(w: dict[str, Tensor], x: dict[str, Tensor]) -> Tensor:
+    """The later published model from refined features on, from the names of its weights and in float64; (B,L)."""
+    w = {name: value.double() for name, value in w.items() if not name.startswith("spatial.")}
+    x = {m: value.double() for m, value in x.items()}
+
+    def linear(name: str, y: Tensor) -> Tensor:
+        return y @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+
+    for step in range(STEPS):
+        dense = f"coattn.dcn_layers.{step}.dense_coattn"
+        joint = torch.cat([x["face"], x["audio"], x["text"]], dim=-1)  # as it is: query_linear's result is not used
+        new = {}
+        for number, m in enumerate(("face", "audio", "text"), start=1):
+            key = linear(f"{dense}.key{number}_linear", x[m].transpose(1, 2))
+            score = torch.einsum("bfl,blj->bfj", key, joint) / joint.shape[-1] ** 0.5
+            attended = torch.einsum("blf,bfj->blj", linear(f"{dense}.value{number}_linear", x[m]), score.tanh())
+            update = linear(f"coattn.dcn_layers.{step}.linears.{number - 1}.0", attended.tanh().clamp_min(0))
+            new[m] = x[m] + update.clamp_min(0)
+        x = new
+    y = linear("regressor1", torch.cat([x["face"], x["audio"], x["text"]], dim=-1))
+    y = (y - w["bn1.running_mean"]) / (w["bn1.running_var"] + 1e-5).sqrt() * w["bn1.weight"] + w["bn1.bias"]
+    return linear("regressor2", F.leaky_relu(y, 0.01)).tanh()[..., 0]
+
+
+def test_rjcma_loads_and_predicts_as_published() -> None:
+    state = checkpoint(rjcma_shapes())
+    model = published.load(state)
+    assert model.settings.fusion.kind == "rjcma"
+    batch = embeddings(LENGTH, TEXT_WIDTH)
+    refined: dict[str, Tensor] = {}
+    hook = model.fusion.register_forward_pre_hook(lambda _, given: refined.update(given[0]))
+    with torch.no_grad():
+        y = model(batch)[..., 0]
+    hook.remove()
+    torch.testing.assert_close(y.double(), rjcma_forward(state, refined), atol=1e-5, rtol=1e-5)
+    assert y.std() > 0.05, "a constant would agree with too much"
+    # The layer that the published code leaves unused may be missing.
+    del state["coattn.dcn_layers.0.dense_coattn.query_linear.weight"]
+    published.load(state)
+    del state["regressor2.weight"]
+    with pytest.raises(InputError, match=r"no entry 'regressor2\.weight'"):
+        published.load(state)

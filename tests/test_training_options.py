@@ -1,0 +1,316 @@
+"""What training can do beyond the published recipe, each against a plain account of it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from made_features import make_data, small_config
+from safetensors.torch import load_file
+
+import rcma
+from preprocessing.errors import InputError
+from preprocessing.store import load_features
+from rcma import cli
+from rcma.backbones import IR50, VGGish
+from rcma.checkpoint import load_state
+from rcma.config import ModelSettings, TrainConfig, TrainSettings
+from rcma.data import drop_modalities, labels_at, open_training_data
+from rcma.embeddings import EmbeddingStore
+from rcma.inference import predict_average, predict_video, to_abaw_columns
+from rcma.metrics import ccc, n_loss_terms, training_loss
+from rcma.model import RCMA
+from rcma.train import rate_and_stage, train
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("options")
+    make_data(folder, n_frames=60)
+    return folder
+
+
+def changed(config: TrainConfig, **sections: dict) -> TrainConfig:
+    tree = config.model_dump()
+    for section, values in sections.items():
+        for key, value in values.items():
+            if isinstance(value, dict):
+                tree[section][key] = {**tree[section][key], **value}
+            else:
+                tree[section][key] = value
+    return TrainConfig.model_validate(tree)
+
+
+# Loss.
+
+
+def test_batch_loss_is_one_ccc_over_all_frames() -> None:
+    random = np.random.default_rng(0)
+    prediction, labels = random.normal(size=(2, 3, 8, 2)) * 0.3
+    labels[0, 2:5] = np.nan
+    loss = training_loss(torch.tensor(prediction), torch.tensor(labels), over="batch", mse_weight=0.0)
+    expected = np.mean([1 - ccc(prediction[..., k].ravel(), labels[..., k].ravel()) for k in range(2)])
+    assert float(loss) == pytest.approx(expected, abs=1e-9)
+    assert int(n_loss_terms(torch.tensor(labels), over="batch")) == 2
+    assert int(n_loss_terms(torch.tensor(labels), over="window")) == 6
+
+
+def test_mixed_loss_is_the_weighted_sum() -> None:
+    random = np.random.default_rng(1)
+    prediction, labels = (torch.tensor(values) for values in random.normal(size=(2, 2, 6, 1)))
+    labels[1, 4:] = torch.nan
+    plain = training_loss(prediction, labels, over="window", mse_weight=0.0)
+    known = ~torch.isnan(labels)
+    mse = (prediction - labels)[known].square().mean()
+    mixed = training_loss(prediction, labels, over="window", mse_weight=0.25)
+    torch.testing.assert_close(mixed, 0.75 * plain + 0.25 * mse)
+
+
+@pytest.mark.parametrize("over", ["window", "batch"])
+@pytest.mark.parametrize("mse_weight", [0.0, 0.5])
+def test_constant_labels_give_a_gradient_that_leads_to_them(over: str, mse_weight: float) -> None:
+    prediction = torch.tensor([[[0.5], [0.1], [-0.3]]], requires_grad=True)
+    loss = training_loss(prediction, torch.full((1, 3, 1), 0.9), over=over, mse_weight=mse_weight)  # type: ignore[arg-type]
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert prediction.grad is not None
+    assert (prediction.grad < 0).all()
+
+
+# Schedule.
+
+
+def test_cosine_goes_from_the_rate_to_the_least_one() -> None:
+    settings = TrainSettings(schedule="cosine", epochs=11, warmup_epochs=1, learning_rate=0.1, min_learning_rate=0.001)
+    rates = [rate_and_stage(settings, [0.0] * n, n_stages=0)[0] for n in range(11)]
+    assert rates[0] == rates[1] == 0.1
+    assert rates[6] == pytest.approx((0.1 + 0.001) / 2)
+    assert rates[10] == pytest.approx(0.001 + 0.099 * (1 + math.cos(math.pi * 0.9)) / 2)
+    assert all(later < earlier for earlier, later in itertools.pairwise(rates[1:]))
+
+
+def test_backbones_are_released_when_the_rate_is_lowest() -> None:
+    settings = TrainSettings(
+        warmup_epochs=0, learning_rate=1.0, min_learning_rate=0.1, plateau_patience=0, plateau_factor=0.1
+    )
+    seen = [rate_and_stage(settings, [0.5] + [0.0] * n, n_stages=3) for n in range(9)]
+    expected = [(1.0, 0), (0.1, 0), (1.0, 1), (0.1, 1), (1.0, 2), (0.1, 2), (1.0, 3), (0.1, 3), (0.1, 3)]
+    assert seen == [(pytest.approx(rate), stage) for rate, stage in expected]
+    assert {rate_and_stage(settings, [0.5] + [0.0] * n, n_stages=0) for n in range(2, 9)} == {(0.1, 0)}
+
+
+def test_stages_release_what_was_published(tmp_path: Path) -> None:
+    for name, backbone in (("face", IR50()), ("audio", VGGish())):
+        torch.save(backbone.state_dict(), tmp_path / f"{name}.pth")
+    settings = ModelSettings.model_validate(
+        {"text_width": 4, "face": {"weights": tmp_path / "face.pth"}, "audio": {"weights": tmp_path / "audio.pth"}}
+    )
+    model = RCMA(settings)
+    frozen_face = {0: 24, 1: 24, 2: 21, 3: 14}
+    for stage, n_frozen in frozen_face.items():
+        model.release(stage)
+        face, audio = model.backbone["face"], model.backbone["audio"]
+        assert isinstance(face, IR50)
+        assert isinstance(audio, VGGish)
+        thawed = [any(p.requires_grad for p in unit.parameters()) for unit in face.body]
+        assert thawed == [False] * n_frozen + [True] * (24 - n_frozen)
+        assert face.body[-1].training == (stage >= 2)
+        assert not face.body[0].training
+        assert face.output_layer[3].weight.requires_grad == (stage >= 1)
+        linear = [layer.weight.requires_grad for layer in (audio.embeddings[k] for k in (0, 2, 4))]
+        assert linear == [stage >= 3, stage >= 2, stage >= 1]
+        assert not audio.features[0].weight.requires_grad
+    assert all(p.requires_grad for p in model.fusion.parameters())
+
+
+# What is missing, and when.
+
+
+def test_dropped_modalities_are_never_all() -> None:
+    random = np.random.default_rng(0)
+    masks = {m: torch.ones(4, dtype=torch.bool) for m in ("face", "audio", "text")}
+    kept = np.array([[bool(mask.any()) for mask in drop_modalities(masks, 0.5, random).values()] for _ in range(2000)])
+    assert kept.any(axis=1).all()
+    # Half of the time each, and a third of the eighth in which all would go.
+    np.testing.assert_allclose(kept.mean(axis=0), 0.5 + 1 / 24, atol=0.04)
+    untouched = drop_modalities(masks, 0.0, random)
+    assert all(mask.all() for mask in untouched.values())
+
+
+def test_labels_come_from_later_and_predictions_go_there(root: Path) -> None:
+    delay_s = 0.2  # five frames
+    plain = open_training_data(root / "features", root / "annotations")
+    shifted = open_training_data(root / "features", root / "annotations", label_delay_s=delay_s)
+    for before, after in zip(plain.train, shifted.train, strict=True):
+        np.testing.assert_array_equal(after.labels[:-5], before.labels[5:])
+        assert np.isnan(after.labels[-5:]).all()
+    for before, after in zip(plain.validation, shifted.validation, strict=True):
+        np.testing.assert_array_equal(after.labels, before.labels)
+
+    class Ramp(torch.nn.Module):
+        settings = ModelSettings(text_width=16, length=60, targets=("valence",))
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+            return torch.linspace(0, 0.59, 60)[None, :, None]
+
+    features = load_features(root / "features" / "video0")
+    given = predict_video(Ramp(), features, hop=60, audio_alignment="start", label_delay_s=delay_s)  # type: ignore[arg-type]
+    np.testing.assert_allclose(given[:, 0], np.maximum(np.arange(60) - 5, 0) / 100, atol=1e-6)
+
+
+def test_values_at_other_times() -> None:
+    time_s = np.array([0.0, 0.1, 0.3])
+    values = np.float32([[0], [1], [2]])
+    found = labels_at(time_s, np.array([-1.0, 0.04, 0.06, 0.21, 0.3, 0.9]), values)[:, 0]
+    np.testing.assert_array_equal(found, np.float32([np.nan, 0, 1, 2, 2, np.nan]))
+
+
+# Folds.
+
+
+def test_published_folds_hold_each_training_video_out_once(root: Path) -> None:
+    official = open_training_data(root / "features", root / "annotations")
+    train_ids = {video.video_id for video in official.train}
+    validation_ids = {video.video_id for video in official.validation}
+    held_out = []
+    for fold in range(1, 6):
+        try:
+            data = open_training_data(root / "features", root / "annotations", fold=fold)
+        except InputError:
+            continue  # fewer than five training videos: some folds are empty
+        part = {video.video_id for video in data.validation}
+        assert part <= train_ids
+        assert {video.video_id for video in data.train} == (train_ids | validation_ids) - part
+        held_out += sorted(part)
+    assert sorted(held_out) == sorted(train_ids)
+
+
+def test_no_subject_is_on_both_sides(tmp_path: Path) -> None:
+    from rcma.data import _divide
+
+    train_files = {f"v{n}{side}": Path(f"{n}") for n in range(8) for side in ("_left", "_right")}
+    validation_files = {f"w{n}": Path(f"{n}") for n in range(4)}
+    seen: list[str] = []
+    for fold in range(1, 6):
+        training, held_out = _divide(train_files, validation_files, fold, "subject-disjoint", None)
+        assert not {name.split("_")[0] for name in training} & {name.split("_")[0] for name in held_out}
+        assert training.keys() | held_out.keys() == train_files.keys() | validation_files.keys()
+        seen += held_out
+    assert sorted(seen) == sorted(train_files | validation_files)
+    table = tmp_path / "subjects.csv"
+    names = sorted(train_files | validation_files)
+    table.write_text("video,subject\n" + "".join(f"{name},s{k % 6}\n" for k, name in enumerate(names)))
+    subject = dict(zip(names, (f"s{k % 6}" for k in range(len(names))), strict=True))
+    training, held_out = _divide(train_files, validation_files, 2, "subject-disjoint", table)
+    assert not {subject[name] for name in training} & {subject[name] for name in held_out}
+    table.write_text("video,subject\nv0_left,a\n")
+    with pytest.raises(InputError, match="names no subject for"):
+        _divide(train_files, validation_files, 1, "subject-disjoint", table)
+
+
+# Average of weights, embeddings, several models.
+
+
+def test_moving_average_is_saved_and_resumed_exactly(root: Path, tmp_path: Path) -> None:
+    config = changed(small_config(root), train={"ema": 0.9, "epochs": 2})
+    train(config, tmp_path / "whole", device="cpu")
+    state = load_state(tmp_path / "whole")
+    assert state is not None
+    assert state.average is not None
+    trained, averaged = state.model, state.average
+    different = [name for name in trained if not torch.equal(trained[name], averaged[f"module.{name}"])]
+    assert any(name.startswith("fusion") for name in different)
+    train(changed(config, train={"epochs": 1}), tmp_path / "parts", device="cpu")
+    train(config, tmp_path / "parts", device="cpu", resume=True)
+    other = load_state(tmp_path / "parts")
+    assert other is not None
+    assert other.average is not None
+    assert all(torch.equal(averaged[name], other.average[name]) for name in averaged)
+    best = load_file(tmp_path / "whole" / "best.safetensors")
+    assert best.keys() == trained.keys()
+
+
+def test_embeddings_are_what_the_backbones_say(root: Path, tmp_path: Path) -> None:
+    frozen = {"face": {"frozen": True}, "audio": {"frozen": True}}
+    plain = changed(small_config(root), model=frozen, train={"epochs": 1})
+    result = train(plain, tmp_path / "plain", device="cpu")
+    cached = changed(plain, data={"embeddings": tmp_path / "embeddings", "views": 2})
+    again = train(cached, tmp_path / "cached", device="cpu")
+    # The same network judged on the same views, but for float16 and other random crops in training.
+    assert again.n_frames == result.n_frames
+    model = rcma.load_model(tmp_path / "cached")
+    data = open_training_data(root / "features", root / "annotations")
+    store = EmbeddingStore(tmp_path / "embeddings", n_views=2, seed=plain.train.seed, audio_alignment="start")
+    for video in data.validation:
+        features = video.features()
+        raw = predict_video(model, features, hop=plain.data.hop, audio_alignment="start")
+        read = predict_video(
+            model, features, hop=plain.data.hop, audio_alignment="start", embeddings=store.read(video.video_id, 0)
+        )
+        np.testing.assert_allclose(read, raw, atol=2e-3)
+        views = [np.asarray(store.read(video.video_id, view)["face"]) for view in (0, 1)]
+        assert not np.array_equal(views[0], views[1], equal_nan=True)
+    # Nothing is computed twice.
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "embeddings").rglob("*.npy")}
+    train(changed(cached, train={"epochs": 2}), tmp_path / "cached", device="cpu", resume=True)
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "embeddings").rglob("*.npy")}
+    with pytest.raises(ValueError, match="needs frozen backbones"):
+        changed(cached, model={"audio": {"frozen": False}})
+
+
+@pytest.mark.parametrize("kind", ["rjcma", "jca", "cross-attention", "concat"])
+def test_every_kind_trains(root: Path, tmp_path: Path, kind: str) -> None:
+    config = changed(small_config(root), model={"fusion": {"kind": kind}}, train={"epochs": 1})
+    result = train(config, tmp_path / kind, device="cpu")
+    assert math.isfinite(result.best.mean_ccc)
+    assert rcma.load_model(tmp_path / kind).settings.fusion.kind == kind
+
+
+def test_one_modality_trains_with_modality_dropout_for_several(root: Path, tmp_path: Path) -> None:
+    for modalities in (("text",), ("face", "audio")):
+        config = changed(
+            small_config(root), model={"modalities": modalities}, train={"epochs": 1, "modality_dropout": 0.5}
+        )
+        run = tmp_path / "-".join(modalities)
+        train(config, run, device="cpu")
+        prediction = rcma.predict(rcma.load_model(run), root / "features" / "video3")
+        assert np.isfinite(prediction).all()
+
+
+def test_several_models_are_averaged_and_complete_each_other(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = []
+    for name, targets, seed in (("a", ["valence", "arousal"], 0), ("b", ["valence"], 1)):
+        config = changed(small_config(root), model={"targets": targets}, train={"epochs": 1, "seed": seed})
+        train(config, tmp_path / name, device="cpu")
+        runs.append(tmp_path / name)
+    models = [rcma.load_model(run) for run in runs]
+    features = load_features(root / "features" / "video3")
+    one, two = (to_abaw_columns(model, rcma.predict(model, features)) for model in models)
+    mean = predict_average(models, features)
+    np.testing.assert_allclose(mean[:, 0], (one[:, 0] + two[:, 0]) / 2, atol=1e-6)
+    np.testing.assert_allclose(mean[:, 1], one[:, 1], atol=1e-6)
+    video = str(root / "features" / "video3")
+    arguments = ["--checkpoint", str(runs[0]), str(runs[1]), video, "--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert cli.predict(arguments) == 0
+    written = np.loadtxt(tmp_path / "out" / "video3.txt", delimiter=",", skiprows=1)
+    np.testing.assert_allclose(written, mean, atol=1e-6)
+    assert cli.predict(["--checkpoint", str(runs[1]), video, "--out", str(tmp_path / "no"), "--device", "cpu"]) == 2
+    assert "no model given predicts arousal" in capsys.readouterr().err
