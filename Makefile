@@ -29,6 +29,7 @@ bench: .venv/.dev
 	$(BIN)/python benchmarks/bench_preprocessing.py
 	$(BIN)/python benchmarks/bench_growth.py
 	$(BIN)/python benchmarks/bench_speech.py
+	$(BIN)/python benchmarks/bench_training.py
 
 clean:
 	rm -rf demo

@@ -36,7 +36,7 @@ class TrainedRCMA(RCMA):
 
 @dataclass(frozen=True)
 class TrainingState:
-    """All that an exact resume after a finished epoch needs; random numbers are drawn anew in each epoch."""
+    """All that an exact resume after any saved step needs; random numbers are drawn anew in each step."""
 
     model: dict[str, Tensor]
     optimizer: dict[str, Any]
@@ -44,6 +44,10 @@ class TrainingState:
     """The rows of log.csv so far, one for each finished epoch."""
     average: dict[str, Tensor] | None = None
     """Moving average of the weights, if there is one."""
+    n_batches: int = 0
+    """Batches that are done of the epoch after the last finished one."""
+    sums: tuple[float, float] = (0.0, 0.0)
+    """Over these batches: losses, and the number of values of 1 - CCC in them."""
 
 
 def save_config(run: Path, config: TrainConfig) -> None:
@@ -124,7 +128,7 @@ def save_state(run: Path, state: TrainingState) -> None:
 
 
 def load_state(run: Path) -> TrainingState | None:
-    """Read ``last/``, tensors on the CPU; None when no epoch was finished.
+    """Read ``last/``, tensors on the CPU; None when nothing was saved.
 
     Raises:
         InputError: the file is damaged.

@@ -159,6 +159,8 @@ class TrainSettings(Settings):
     """Probability that a modality is taken away from a window, never all of them: what is missing then costs less."""
     ema: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     """Decay, per step, of a moving average of the weights, which is what is validated and saved; None: none."""
+    save_every: Annotated[int, Field(ge=1)] = 500
+    """Batches between two saves of the state inside an epoch; it is saved at the end of each epoch as well."""
     seed: Annotated[int, Field(ge=0)] = 0
     workers: Annotated[int, Field(ge=0)] = 0
     """Processes that read windows; 0 reads in the training process."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ N_FOLDS = 5
 """Beside the official split."""
 CROP_OF_FACE = (5, 6)
 """The network sees this fraction of the stored face's side: 40 of 48 pixels, as published."""
+EMPTY_WINDOW = -1
+"""Index of a window without content."""
 _MEL_ROWS_AT_ONCE = 1 << 16
 _LEAST_STD = 1e-3
 _NAMES_IN_WARNING = 10
@@ -353,7 +356,10 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
         return len(self._places)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """Read one window."""
+        """Read one window; :data:`EMPTY_WINDOW` is nothing but padding, without labels."""
+        if index == EMPTY_WINDOW:
+            padding = {name: torch.zeros_like(value) for name, value in self[0].items()}
+            return padding | {"labels": torch.full_like(padding["labels"], torch.nan), "window": torch.tensor(index)}
         number, start = self._places[index]
         video = self._videos[number]
         features = video.features()
@@ -389,25 +395,44 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
 
     def name(self, index: int) -> str:
         """Video and frames of a window, for messages."""
+        if index == EMPTY_WINDOW:
+            return "nothing"
         number, start = self._places[index]
         return f"{self._videos[number].video_id} from frame {start}"
 
 
-class ShuffledWindows(Sampler[int]):
-    """All windows of a dataset, in an order that depends on (seed, epoch) alone."""
+class SharedBatches(Sampler[list[int]]):
+    """All windows of a dataset in batches that several processes share; their order depends on (seed, epoch) alone.
 
-    def __init__(self, dataset: WindowDataset) -> None:
-        """Shuffle ``dataset``, each epoch in another way."""
-        self._dataset = dataset
+    However many processes there are, together they see the same batches. Where the last batch has fewer windows than
+    there are processes, the rest of them get :data:`EMPTY_WINDOW`.
+    """
+
+    def __init__(self, dataset: WindowDataset, batch_size: int, *, process: int = 0, n_processes: int = 1) -> None:
+        """Shuffle ``dataset``, each epoch in another way.
+
+        Args:
+            dataset: windows.
+            batch_size: windows in a batch of all processes together.
+            process: which of the processes this is, from 0.
+            n_processes: how many share a batch.
+        """
+        self._dataset, self._batch_size = dataset, batch_size
+        self._process, self._n_processes = process, n_processes
+        self.n_done = 0
+        """Batches at the start of the epoch that are left out, because they are done."""
 
     def __len__(self) -> int:
-        """Number of windows."""
-        return len(self._dataset)
+        """Number of batches, those that are done included."""
+        return math.ceil(len(self._dataset) / self._batch_size)
 
-    def __iter__(self) -> Iterator[int]:
-        """Indices of the windows."""
+    def __iter__(self) -> Iterator[list[int]]:
+        """Indices of the windows of this process in each batch."""
         random = np.random.default_rng((self._dataset.seed, self._dataset.epoch))
-        yield from random.permutation(len(self._dataset)).tolist()
+        order = random.permutation(len(self._dataset)).tolist()
+        for first in range(self.n_done * self._batch_size, len(order), self._batch_size):
+            batch = order[first : first + self._batch_size]
+            yield batch[self._process :: self._n_processes] or [EMPTY_WINDOW]
 
 
 def fit_normalisation(videos: Sequence[Video], *, text_width: int) -> Normalisation:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
 
 from rcma.backbones import IR50, SmallAudioNet, SmallFaceNet, VGGish, load_backbone_weights
 from rcma.config import MODALITIES, HeadKind, Modality, ModelSettings
@@ -296,12 +298,33 @@ def masked_batch_norm(norm: nn.Module, x: Tensor, valid: Tensor) -> Tensor:
     """BatchNorm1d of x (B,L,d) over its valid frames (B,L); zeros elsewhere."""
     assert isinstance(norm, nn.BatchNorm1d)
     frames = x[valid]  # (n,d)
-    if norm.training and len(frames) < 2:
+    if norm.training and dist.is_initialized() and dist.get_world_size() > 1:
+        frames = _shared_batch_norm(norm, frames)
+    elif norm.training and len(frames) < 2:
         # One frame has no variance: the running statistics stand in.
         frames = F.batch_norm(frames, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
     else:
         frames = norm(frames)
     return _scatter(frames, valid)
+
+
+def _shared_batch_norm(norm: nn.BatchNorm1d, frames: Tensor) -> Tensor:
+    """BatchNorm in training of frames (n,d), with mean and variance over the frames of all processes.
+
+    PyTorch's own SyncBatchNorm works on GPUs only.
+    """
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.momentum is not None
+    n = all_reduce(frames.new_tensor(float(len(frames)))).clamp(min=1)
+    mean = all_reduce(frames.sum(dim=0)) / n  # (d,)
+    variance = all_reduce((frames - mean).square().sum(dim=0)) / n
+    with torch.no_grad():
+        norm.running_mean.lerp_(mean, norm.momentum)
+        norm.running_var.lerp_(variance * n / (n - 1).clamp(min=1), norm.momentum)
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked += 1
+    return (frames - mean) / (variance + norm.eps).sqrt() * norm.weight + norm.bias
 
 
 def _new_head(kind: HeadKind, width: int, n_targets: int) -> nn.Module:

@@ -36,7 +36,7 @@ from rcma.checkpoint import (
 )
 from rcma.config import TrainConfig, TrainSettings
 from rcma.data import (
-    ShuffledWindows,
+    SharedBatches,
     TrainingData,
     Video,
     WindowDataset,
@@ -54,7 +54,7 @@ LOG_FILE = "log.csv"
 SCORES_FILE = "scores.json"
 N_STAGES = 3
 """In which backbones are released; see :meth:`rcma.model.RCMA.release`."""
-_MAY_CHANGE = ("train.epochs", "train.workers")
+_MAY_CHANGE = ("train.epochs", "train.workers", "train.save_every")
 """Settings that may differ when a run is resumed: they change no batch and no weight of an epoch."""
 
 
@@ -183,16 +183,19 @@ def train(
         plain_model = _build_model(config, data, state)
         store = _embed_once(config, data, plain_model, accelerator, on_batch)
         dataset = _build_dataset(config, data, store)
-        loader = DataLoader(
+        batches = SharedBatches(
             dataset,
-            batch_size=config.train.batch_size,
-            sampler=ShuffledWindows(dataset),
-            num_workers=config.train.workers,
+            config.train.batch_size,
+            process=accelerator.process_index,
+            n_processes=accelerator.num_processes,
         )
+        loader = DataLoader(dataset, batch_sampler=batches, num_workers=config.train.workers)
         rows = [] if state is None else [EpochRow(**row) for row in state.rows]
         n_stages = N_STAGES if config.train.release and plain_model.releasable else 0
-        _, stage = rate_and_stage(config.train, [row.mean_ccc for row in rows[:-1]], n_stages=n_stages)
-        loader = accelerator.prepare(loader)
+        n_done, first_sums = (0, (0.0, 0.0)) if state is None else (state.n_batches, state.sums)
+        # The optimizer's state is that of the last epoch in which a batch was done.
+        known = rows if n_done else rows[:-1]
+        _, stage = rate_and_stage(config.train, [row.mean_ccc for row in known], n_stages=n_stages)
         model, optimizer = _equip(accelerator, plain_model, config.train, stage)
         average = _moving_average(plain_model, config.train.ema, state)
         # What is validated and saved as the best model.
@@ -211,28 +214,48 @@ def train(
                 model, optimizer = _equip(accelerator, plain_model, config.train, stage, before=optimizer)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            # Drawn from (seed, epoch) alone, so that resuming needs no saved state of random numbers.
-            torch.manual_seed(_seed_of(config.train.seed, epoch, accelerator.process_index))
             dataset.start_epoch(epoch)
+            batches.n_done = n_done
 
             model.train()
-            sums = torch.zeros(2, dtype=torch.float64, device=accelerator.device)  # losses, number of 1 - CCC in them
-            for done, batch in enumerate(loader, start=1):
+            # Losses, and the number of values of 1 - CCC in them; those of a part that was done before count once.
+            sums = torch.tensor(first_sums, dtype=torch.float64, device=accelerator.device)
+            sums *= accelerator.is_main_process
+            for done, cpu_batch in enumerate(loader, start=n_done + 1):
+                # Drawn from the step alone, so that resuming needs no saved state of random numbers.
+                torch.manual_seed(_seed_of(config.train.seed, epoch, done, accelerator.process_index))
+                batch = {name: value.to(accelerator.device) for name, value in cpu_batch.items()}
                 loss = training_loss(
                     model(batch), batch["labels"], over=config.train.loss, mse_weight=config.train.mse_weight
                 )
                 _refuse_non_finite(accelerator.gather(loss.detach().reshape(1)), dataset, batch["window"], epoch)
+                n_terms = n_loss_terms(batch["labels"], over=config.train.loss)
+                # The mean over all processes' terms; they average their gradients, whoever has how many terms.
+                n_all = accelerator.reduce(n_terms.double(), reduction="sum").clamp(min=1)
                 optimizer.zero_grad()
-                accelerator.backward(loss)
+                accelerator.backward(loss * (n_terms * accelerator.num_processes / n_all).to(loss.dtype))
                 if config.train.clip_norm is not None:
                     accelerator.clip_grad_norm_(model.parameters(), config.train.clip_norm)
                 optimizer.step()
                 if average is not None:
                     average.update_parameters(plain_model)
-                n_terms = n_loss_terms(batch["labels"], over=config.train.loss)
                 sums += torch.stack([loss.detach().double() * n_terms, n_terms.double()])
+                if done % config.train.save_every == 0 and done < len(loader):
+                    reduced = accelerator.reduce(sums, reduction="sum").tolist()
+                    if writer is not None:
+                        writer.save(
+                            TrainingState(
+                                model=plain_model.state_dict(),
+                                optimizer=optimizer.state_dict(),
+                                rows=[asdict(row) for row in rows],
+                                average=None if average is None else average.state_dict(),
+                                n_batches=done,
+                                sums=(reduced[0], reduced[1]),
+                            )
+                        )
                 on_batch(epoch, done, len(loader))
             loss_sum, n_sum = accelerator.reduce(sums, reduction="sum").tolist()
+            n_done, first_sums = 0, (0.0, 0.0)
 
             scores = _validate(accelerator, judged, data.validation, store)
             rows.append(
@@ -247,10 +270,13 @@ def train(
                 )
             )
             if writer is not None:
-                averaged = None if average is None else average.state_dict()
-                writer.finish_epoch(
-                    rows, judged.state_dict(), plain_model.state_dict(), optimizer.state_dict(), averaged
+                state_now = TrainingState(
+                    model=plain_model.state_dict(),
+                    optimizer=optimizer.state_dict(),
+                    rows=[asdict(row) for row in rows],
+                    average=None if average is None else average.state_dict(),
                 )
+                writer.finish_epoch(rows, judged.state_dict(), state_now)
             on_epoch(rows[-1])
 
     result = TrainingResult(
@@ -279,19 +305,16 @@ class RunWriter:
 
             self._board = SummaryWriter(str(run), purge_step=len(rows) + 1)
 
-    def finish_epoch(
-        self,
-        rows: Sequence[EpochRow],
-        judged: dict[str, Tensor],
-        weights: dict[str, Tensor],
-        optimizer: dict[str, Any],
-        average: dict[str, Tensor] | None,
-    ) -> None:
+    def save(self, state: TrainingState) -> None:
+        """Save the state inside an epoch."""
+        save_state(self._run, state)
+
+    def finish_epoch(self, rows: Sequence[EpochRow], judged: dict[str, Tensor], state: TrainingState) -> None:
         """Save the epoch of the last row; the weights that were validated as the best ones, if they are."""
         if best_epoch([row.mean_ccc for row in rows]) == len(rows) - 1:
             save_weights(self._run, judged)
         # After best.safetensors: killed in between, the epoch is run again and writes both.
-        save_state(self._run, TrainingState(weights, optimizer, [asdict(row) for row in rows], average))
+        self.save(state)
         self._write_log(rows)
         if self._board is not None:
             for name, value in asdict(rows[-1]).items():
@@ -491,8 +514,8 @@ def _is_over(settings: TrainSettings, rows: Sequence[EpochRow]) -> bool:
     return bool(scores) and len(scores) - 1 - best_epoch(scores) >= settings.early_stopping
 
 
-def _seed_of(seed: int, epoch: int, process: int) -> int:
-    return int(np.random.SeedSequence((seed, epoch, process)).generate_state(1, np.uint64)[0] >> 1)
+def _seed_of(seed: int, epoch: int, batch: int, process: int) -> int:
+    return int(np.random.SeedSequence((seed, epoch, batch, process)).generate_state(1, np.uint64)[0] >> 1)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from preprocessing.errors import InputError
 from preprocessing.store import load_features
 from rcma.config import ModelSettings
 from rcma.data import (
-    ShuffledWindows,
+    SharedBatches,
     Video,
     WindowDataset,
     check_face_size,
@@ -114,7 +114,7 @@ def test_same_seed_gives_the_same_batches_however_they_are_read(root: Path):
         dataset = make_dataset(videos, seed=seed)
         dataset.start_epoch(epoch)
         torch.manual_seed(workers)  # the state of PyTorch's own random numbers must not matter
-        return list(DataLoader(dataset, 4, sampler=ShuffledWindows(dataset), num_workers=workers))
+        return list(DataLoader(dataset, batch_sampler=SharedBatches(dataset, 4), num_workers=workers))
 
     first = batches(0, 1)
     assert sorted(torch.cat([batch["window"] for batch in first]).tolist()) == list(range(len(videos) * 3))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from made_features import make_data, small_config
 from safetensors.torch import load_file
 
@@ -19,7 +24,7 @@ from rcma import cli
 from rcma.backbones import IR50, VGGish
 from rcma.checkpoint import load_state
 from rcma.config import ModelSettings, TrainConfig, TrainSettings
-from rcma.data import drop_modalities, labels_at, open_training_data
+from rcma.data import EMPTY_WINDOW, SharedBatches, WindowDataset, drop_modalities, labels_at, open_training_data
 from rcma.embeddings import EmbeddingStore
 from rcma.inference import predict_average, predict_video, to_abaw_columns
 from rcma.metrics import ccc, n_loss_terms, training_loss
@@ -314,3 +319,81 @@ def test_several_models_are_averaged_and_complete_each_other(
     np.testing.assert_allclose(written, mean, atol=1e-6)
     assert cli.predict(["--checkpoint", str(runs[1]), video, "--out", str(tmp_path / "no"), "--device", "cpu"]) == 2
     assert "no model given predicts arousal" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stop_at", [(1, 2), (2, 1), (2, 3)])
+def test_resume_from_any_step_is_exact(root: Path, tmp_path: Path, stop_at: tuple[int, int]) -> None:
+    config = changed(small_config(root), train={"epochs": 3, "batch_size": 2, "save_every": 1, "ema": 0.9})
+    train(config, tmp_path / "whole", device="cpu")
+    seen: list[tuple[int, int]] = []
+
+    def interrupt(epoch: int, done: int, total: int) -> None:
+        if (epoch, done) == stop_at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "parts", device="cpu", on_batch=interrupt)
+    train(
+        config,
+        tmp_path / "parts",
+        device="cpu",
+        resume=True,
+        on_batch=lambda epoch, done, total: seen.append((epoch, done)),
+    )
+    # It goes on with the next batch, not with the epoch's first.
+    assert seen[0] == (stop_at[0], stop_at[1] + 1)
+    one, two = load_state(tmp_path / "whole"), load_state(tmp_path / "parts")
+    assert one is not None
+    assert two is not None
+    assert all(torch.equal(one.model[name], two.model[name]) for name in one.model)
+    assert [{**row, "seconds": 0} for row in one.rows] == [{**row, "seconds": 0} for row in two.rows]
+    best = [(tmp_path / name / "best.safetensors").read_bytes() for name in ("whole", "parts")]
+    assert best[0] == best[1]
+
+
+# Several processes.
+
+
+def test_processes_share_each_batch(root: Path) -> None:
+    data = open_training_data(root / "features", root / "annotations")
+    dataset = WindowDataset(
+        data.train, targets=("valence",), length=32, hop=10, text_width=16, audio_alignment="start", seed=0
+    )
+    alone = list(SharedBatches(dataset, 4))
+    shares = [list(SharedBatches(dataset, 4, process=process, n_processes=3)) for process in range(3)]
+    assert sorted(index for batch in alone for index in batch) == list(range(len(dataset)))
+    for number, batch in enumerate(alone):
+        together = [index for share in shares for index in share[number] if index != EMPTY_WINDOW]
+        assert sorted(together) == sorted(batch)
+        assert all(share[number] for share in shares)
+    nothing = dataset[EMPTY_WINDOW]
+    assert not nothing["frame_mask"].any()
+    assert torch.isnan(nothing["labels"]).all()
+    assert nothing.keys() == dataset[0].keys()
+
+
+def test_two_processes_give_the_losses_of_one(root: Path, tmp_path: Path) -> None:
+    # Dropout draws other numbers in each process. Five windows in the last batch: the shares differ.
+    config = changed(
+        small_config(root),
+        data={"hop": 7},
+        model={"tcn": {"dropout": 0.0}, "fusion": {"dropout": 0.0}},
+        train={"batch_size": 6, "clip_norm": 1.0},
+    )
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude={"preprocessing"})))
+    main = tmp_path / "main.py"
+    main.write_text("import sys\nfrom rcma.cli import train\nsys.exit(train(sys.argv[1:]))\n")
+    arguments = [str(main), "--config", str(file), "--device", "cpu", "--out"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    for launched, name in (([], "one"), (launcher, "two")):
+        command = [sys.executable, *launched, *arguments, str(tmp_path / name)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+    logs = [list(csv.DictReader((tmp_path / name / "log.csv").open())) for name in ("one", "two")]
+    assert len(logs[0]) == len(logs[1]) == 3
+    for one, two in zip(*logs, strict=True):
+        assert float(two["train_loss"]) == pytest.approx(float(one["train_loss"]), abs=1e-4)
+        # Adam makes steps of full size out of rounding errors where a gradient is zero.
+        assert float(two["mean_ccc"]) == pytest.approx(float(one["mean_ccc"]), abs=5e-3)

@@ -1,0 +1,183 @@
+"""What a training step with the published layer sizes costs, and what embeddings on disk and half precision save.
+
+usage: python benchmarks/bench_training.py [--repeat N] [--frames L]
+
+The published step: IR-50, VGGish, TCN, fusion and head on one window, forward, backward and update. Against it: the
+same with the outputs of frozen backbones read from disk. Then IR-50 and VGGish in inference, bfloat16 and channels-last
+against eager float32. Then the loader by itself. Ratios in one run, medians after one pass that does not count;
+features are made up, weights are random. Writes benchmarks/results/; the last line printed is the result, as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from results import write_result
+from torch.utils.data import DataLoader
+
+from preprocessing.config import PreprocessConfig
+from preprocessing.store import Features, save_features
+from rcma.backbones import IR50, VGGish
+from rcma.config import ModelSettings
+from rcma.data import SharedBatches, Video, WindowDataset
+from rcma.embeddings import EmbeddingStore
+from rcma.metrics import ccc_loss
+from rcma.model import RCMA
+
+TEXT_WIDTH = 768
+
+
+def median_seconds(work: Callable[[], object], repeat: int) -> float:
+    """Median time of ``repeat`` calls after one for warm-up, seconds."""
+    times = []
+    for _ in range(repeat + 1):
+        begin = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times[1:])
+
+
+def made_up_video(folder: Path, n_frames: int) -> Video:
+    """Features of a video in which everything is there all the time."""
+    random = np.random.default_rng(0)
+    features = Features(
+        video_id=folder.name,
+        meta={"n_frames": n_frames, "frame_rate": 25.0, "settings": PreprocessConfig().model_dump(mode="json")},
+        time_s=np.arange(n_frames) / 25,
+        faces=random.integers(0, 256, (n_frames, 48, 48, 3), dtype=np.uint8),
+        face_box=np.tile(np.array([10, 10, 60, 60], np.float32), (n_frames, 1)),
+        face_score=np.ones(n_frames, np.float32),
+        log_mel=random.normal(-2, 1, (n_frames * 4 + 98, 64)).astype(np.float16),
+        words=(),
+        word_vectors=np.zeros((0, TEXT_WIDTH), np.float16),
+        frame_word=np.full(n_frames, -1, np.int32),
+    )
+    save_features(folder, features)
+    labels = np.cumsum(random.normal(0, 0.02, (n_frames, 2)), axis=0).clip(-1, 1).astype(np.float32)
+    return Video(folder, labels)
+
+
+def step(model: RCMA, batch: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer) -> None:
+    """One training step."""
+    optimizer.zero_grad()
+    ccc_loss(model(batch), batch["labels"]).backward()
+    optimizer.step()
+
+
+def windows_of(video: Video, length: int, store: EmbeddingStore | None = None) -> WindowDataset:
+    """Training windows of one video."""
+    return WindowDataset(
+        [video],
+        targets=("valence", "arousal"),
+        length=length,
+        hop=max(1, length // 4),
+        text_width=TEXT_WIDTH,
+        audio_alignment="start",
+        seed=0,
+        embeddings=store,
+    )
+
+
+def measure_steps(video: Video, folder: Path, length: int, repeat: int) -> dict[str, float | str]:
+    """The published step against one whose embeddings come from disk."""
+
+    def trained(frozen: bool) -> tuple[RCMA, torch.optim.Optimizer]:
+        chosen = {"frozen": frozen}
+        settings = {"length": length, "text_width": TEXT_WIDTH, "face": chosen, "audio": chosen}
+        model = RCMA(ModelSettings.model_validate(settings)).train()
+        return model, torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-5)
+
+    def read(dataset: WindowDataset) -> dict[str, torch.Tensor]:
+        return next(iter(DataLoader(dataset, batch_sampler=SharedBatches(dataset, 1))))
+
+    model, optimizer = trained(frozen=False)
+    published_s = median_seconds(lambda: step(model, read(windows_of(video, length)), optimizer), max(1, repeat // 3))
+    frozen_model, frozen_optimizer = trained(frozen=True)
+    store = EmbeddingStore(folder, n_views=1, seed=0, audio_alignment="start")
+    begin = time.perf_counter()
+    store.fill(frozen_model, [video], lambda *_: None)
+    filling_s = time.perf_counter() - begin
+    dataset = windows_of(video, length, store)
+    cached_s = median_seconds(lambda: step(frozen_model, read(dataset), frozen_optimizer), repeat)
+    return {
+        "what": f"training step on one window of {length} frames, published layer sizes",
+        "published_s": round(published_s, 3),
+        "embeddings_from_disk_s": round(cached_s, 3),
+        "ratio": round(published_s / cached_s, 1),
+        "computing_embeddings_frames_per_s": round(len(video.labels) / filling_s, 1),
+    }
+
+
+def measure_precision(repeat: int) -> list[dict[str, float | str]]:
+    """bfloat16 and channels-last against eager float32."""
+    rows: list[dict[str, float | str]] = []
+    random = torch.Generator().manual_seed(0)
+    for name, network, shape in (("IR-50", IR50(), (32, 3, 40, 40)), ("VGGish", VGGish(), (32, 96, 64))):
+        network.eval()
+        x = torch.rand(shape, generator=random) * 2 - 1
+        last = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+
+        def eager(network: torch.nn.Module = network, x: torch.Tensor = x) -> torch.Tensor:
+            with torch.inference_mode():
+                return network(x)
+
+        def half(network: torch.nn.Module = network, x: torch.Tensor = last) -> torch.Tensor:
+            with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+                return network(x).float()
+
+        cosine = torch.nn.functional.cosine_similarity(eager(), half(), dim=1).min()
+        eager_s, half_s = median_seconds(eager, repeat), median_seconds(half, repeat)
+        rows.append(
+            {
+                "what": f"{name}, bfloat16 and channels-last against float32",
+                "float32_per_s": round(len(x) / eager_s, 1),
+                "bfloat16_per_s": round(len(x) / half_s, 1),
+                "ratio": round(eager_s / half_s, 2),
+                "least_cosine": round(float(cosine), 5),
+            }
+        )
+    return rows
+
+
+def measure_loader(video: Video, length: int, store: EmbeddingStore) -> list[dict[str, float | str]]:
+    """Windows a second, and bytes that a window takes from disk."""
+    rows: list[dict[str, float | str]] = []
+    for name, dataset, n_bytes in (
+        ("crops and log-mel", windows_of(video, length), length * (48 * 48 * 3 + 4 * 64 * 2) + 96 * 64 * 2),
+        ("embeddings", windows_of(video, length, store), length * (512 + 128) * 2),
+    ):
+        seconds = median_seconds(lambda d=dataset: [d[k] for k in range(len(d))], 3)  # type: ignore[misc]
+        rows.append(
+            {
+                "what": f"loader, windows of {length} frames: {name}",
+                "windows_per_s": round(len(dataset) / seconds, 1),
+                "bytes_per_window": n_bytes,
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    """Measure and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeat", type=int, default=6, metavar="N")
+    parser.add_argument("--frames", type=int, default=300, metavar="L", help="frames in a window")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        video = made_up_video(Path(folder) / "video", 2 * args.frames)
+        embeddings = Path(folder) / "embeddings"
+        steps = measure_steps(video, embeddings, args.frames, args.repeat)
+        store = EmbeddingStore(embeddings, n_views=1, seed=0, audio_alignment="start")
+        rows = [steps, *measure_precision(args.repeat), *measure_loader(video, args.frames, store)]
+    write_result("training", rows)
+
+
+if __name__ == "__main__":
+    main()
