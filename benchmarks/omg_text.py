@@ -1,0 +1,551 @@
+"""The text branch alone on real labels: arousal and valence of OMG-Emotion's utterances, beside baselines.
+
+usage: python benchmarks/omg_text.py [--data FOLDER]
+
+The words of an utterance, as noisy speech recognition left them, become vectors (WordEncoder, packaged MiniLM, frozen),
+pass the temporal convolutions (TemporalConvNet), are averaged and end in one linear layer with two outputs. The loss is
+1 - CCC over batches of whole videos. Rows:
+
+    constant           the mean of the training labels; it has no CCC
+    tf-idf + ridge     scikit-learn with its defaults, words alone
+    vectors + ridge    the averaged word vectors without the convolutions, spread as the labels
+    text               each utterance by itself
+    text, in context   beside its own words, those of the other utterances of the same YouTube video and split, earlier
+                       and later, weighted by how far away they are
+
+Splits as given. Every choice (settings, epochs, spread of the predictions) is made on the training split, on five folds
+that hold out whole YouTube videos; the candidates and their scores are part of the result. What the candidates have in
+common was found by trials on the same folds, so held-out scores flatter. The networks are then trained on the whole
+training split with five seeds; the validation split decides nothing. Each row is their averaged prediction; "one seed"
+is the mean and standard deviation over the seeds. CCC is over all utterances of a part; those without words are
+predicted, too.
+
+LEAK: the splits as published share videos: 392 of the 617 validation utterances are from YouTube videos that are in the
+training split, too. The column "leak-free" has the other 225 utterances alone. Published validation CCC with these
+splits, leak included, arousal and valence: text CNN .078 and .25.
+
+Writes benchmarks/results/; the last line printed is the result, as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from results import write_result
+from torch import Tensor, nn
+
+from preprocessing.config import WordSettings
+from preprocessing.console import error_console, print_table
+from preprocessing.errors import InputError
+from preprocessing.models import PACKAGED
+from preprocessing.words import WordEncoder
+from rcma.metrics import ccc, ccc_loss
+from rcma.tcn import TemporalConvNet
+
+DATA = Path(__file__).parents[2] / "shared" / "data" / "omg"
+VARIABLE = "RCMA_OMG"
+TARGETS = ("arousal", "valence")
+SEEDS = 5
+FOLDS = 5
+LOG_WORDS = 2.4
+"""Logarithm of a usual number of words in an utterance."""
+RIDGE = (100.0, 300.0, 1000.0, 3000.0, 10000.0)
+"""Candidates for the penalty of ridge regression on vectors, held out like every other choice."""
+
+Array = NDArray[np.float64]
+Measurement = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """What one person says in one go."""
+
+    link: str
+    """Of the YouTube video."""
+    start_s: float
+    """In that video."""
+    words: tuple[str, ...]
+    """Without punctuation; empty where nothing was recognised or no transcript exists."""
+    labels: tuple[float, float]
+    """Arousal in [0, 1] and valence in [-1, 1]."""
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """Of the network and its training."""
+
+    channels: tuple[int, ...] = (16,)
+    """Width of each level of the convolutions."""
+    kernel_size: int = 2
+    """Taps of each convolution, in words."""
+    dropout: float = 0.3
+    """Of the input's dimensions (for all words of an utterance), within the convolutions, before the last layer."""
+    word_dropout: float = 0.1
+    """Probability that a word's vector is zeroed in training."""
+    learning_rate: float = 3e-3
+    """Of Adam."""
+    weight_decay: float = 1e-2
+    """Of Adam, decoupled."""
+    epochs: int = 12
+    """At most; as many as were best on held-out videos are used, for each target its own number."""
+    batch: int = 400
+    """Utterances in a batch, at least; videos are not divided."""
+    count: bool = False
+    """Whether the last layer also sees how many words there are (a logarithm), which the mean hides."""
+    decay: float = 0.0
+    """Weight of the next utterance's words, of the one after it the square, ...; 0 for no context."""
+
+
+TEXT = TextSettings()
+CANDIDATES = (
+    TEXT,
+    replace(TEXT, count=True),
+)
+IN_CONTEXT = replace(TEXT, decay=0.8)
+CANDIDATES_IN_CONTEXT = (
+    IN_CONTEXT,
+    replace(IN_CONTEXT, count=True),
+)
+
+
+# ---- data
+
+
+def read_split(folder: Path, split: str) -> list[Utterance]:
+    """Labelled utterances of ``Train`` or ``Validation``, in the order of the labels.
+
+    Raises:
+        InputError: a file is missing, lacks a column, or has something else than a number as a label.
+    """
+    key = ("link", "video", "utterance")
+    transcripts_file, labels_file = (folder / f"omg_{split}{kind}.csv" for kind in ("Transcripts", "Videos"))
+    transcripts = {
+        tuple(row[c] for c in key): row["transcript"] for row in _rows(transcripts_file, (*key, "transcript"))
+    }
+    utterances = []
+    for number, row in enumerate(_rows(labels_file, (*key, "start", *TARGETS)), start=1):
+        try:
+            start_s, arousal, valence = (float(row[column]) for column in ("start", *TARGETS))
+        except ValueError:
+            raise InputError(f"{labels_file}: utterance {number}: start, arousal and valence must be numbers") from None
+        words = transcripts.get(tuple(row[c] for c in key), "").split()
+        utterances.append(Utterance(row["link"], start_s, tuple(words), (arousal, valence)))
+    return utterances
+
+
+def _rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
+    """Rows of a csv file with a header; what a short row lacks is empty."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file, restval="")
+            missing = [column for column in columns if column not in (reader.fieldnames or ())]
+            if missing:
+                raise InputError(f"{path}: no column {missing[0]!r}; it needs {', '.join(columns)}")
+            yield from reader
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give OMG-Emotion's folder by --data") from None
+
+
+def labels_of(utterances: Sequence[Utterance]) -> Array:
+    """(N, 2): arousal, valence."""
+    return np.array([utterance.labels for utterance in utterances], dtype=np.float64).reshape(-1, 2)
+
+
+def leak_free(utterances: Sequence[Utterance], train: Sequence[Utterance]) -> NDArray[np.bool_]:
+    """(N,): whether nothing of the utterance's YouTube video is in the training split."""
+    seen = {utterance.link for utterance in train}
+    return np.array([utterance.link not in seen for utterance in utterances], dtype=bool)
+
+
+def link_folds(
+    utterances: Sequence[Utterance], count: int = FOLDS
+) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Indices to fit and to hold out, ``count`` times; no YouTube video is in both."""
+    from sklearn.model_selection import GroupKFold
+
+    links = [utterance.link for utterance in utterances]
+    return list(GroupKFold(count, shuffle=True, random_state=0).split(links, groups=links))
+
+
+def context_weights(utterances: Sequence[Utterance], decay: float) -> NDArray[np.float32]:
+    """(N, N): ``decay`` to the power of how many utterances apart, in time, two are; 0 for different YouTube videos."""
+    of_link = defaultdict(list)
+    for index in sorted(range(len(utterances)), key=lambda i: utterances[i].start_s):
+        of_link[utterances[index].link].append(index)
+    weights = np.zeros((len(utterances), len(utterances)), np.float32)
+    for indices in of_link.values():
+        place = np.arange(len(indices))
+        weights[np.ix_(indices, indices)] = decay ** np.abs(place[:, None] - place)
+    return weights
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Utterances with a vector for each word."""
+
+    utterances: Sequence[Utterance]
+    vectors: Sequence[Tensor]
+    """float32 (W, D) for each utterance."""
+
+    def part(self, indices: Sequence[int] | NDArray[np.int64]) -> Corpus:
+        """Only these utterances."""
+        return Corpus([self.utterances[i] for i in indices], [self.vectors[i] for i in indices])
+
+    def scaled(self, mean: Tensor, std: Tensor) -> Corpus:
+        """With vectors standardised, mean and std (D,)."""
+        return Corpus(self.utterances, [(v - mean) / std for v in self.vectors])
+
+
+def encode(utterances: Sequence[Utterance], encoder: WordEncoder) -> Corpus:
+    """Look up the vectors; an utterance is a sentence."""
+    return Corpus(utterances, [torch.from_numpy(encoder.encode(u.words)).float() for u in utterances])
+
+
+# ---- network
+
+
+class TextNet(nn.Module):
+    """Word vectors -> temporal convolutions -> mean over words (and over neighbouring utterances) -> linear."""
+
+    def __init__(self, settings: TextSettings, corpus: Corpus) -> None:
+        """Random weights; width of the input and mean of the labels from the corpus."""
+        super().__init__()
+        self.settings = settings
+        width = settings.channels[-1] * (2 if settings.decay else 1) + (1 if settings.count else 0)
+        self.tcn = TemporalConvNet(
+            corpus.vectors[0].shape[1], settings.channels, kernel_size=settings.kernel_size, dropout=settings.dropout
+        )
+        self.dropout = nn.Dropout(settings.dropout)
+        self.head = nn.Linear(width, len(TARGETS))
+        with torch.no_grad():
+            self.head.bias.copy_(torch.from_numpy(labels_of(corpus.utterances).mean(axis=0)))
+
+    def forward(self, corpus: Corpus) -> Tensor:
+        """(N, 2); an utterance without words is seen as a mean of zeros."""
+        counts = torch.tensor([len(v) for v in corpus.vectors], dtype=torch.float32)[:, None]  # (N,1)
+        sums = self._sums(corpus.vectors)  # (N,C)
+        features = [sums / counts.clamp_min(1.0)]
+        if self.settings.decay:
+            weights = torch.from_numpy(context_weights(corpus.utterances, self.settings.decay))
+            features.append((weights @ sums) / (weights @ counts).clamp_min(1.0))
+        if self.settings.count:
+            features.append(torch.log1p(counts) - LOG_WORDS)
+        return torch.as_tensor(self.head(self.dropout(torch.cat(features, dim=1))))
+
+    def _sums(self, vectors: Sequence[Tensor], chunk: int = 128) -> Tensor:
+        """(N,C): sums over words of what the convolutions make of them; neighbours in length share a batch."""
+        order = sorted((i for i, v in enumerate(vectors) if len(v)), key=lambda i: len(vectors[i]))
+        sums = torch.zeros(len(vectors), self.settings.channels[-1])
+        for first in range(0, len(order), chunk):
+            indices = order[first : first + chunk]
+            lengths = torch.tensor([len(vectors[i]) for i in indices])
+            x = nn.utils.rnn.pad_sequence([vectors[i] for i in indices], batch_first=True)  # (b,L,D)
+            x = x * self.dropout(torch.ones(len(x), 1, x.shape[2]))
+            if self.training and self.settings.word_dropout:
+                x = x * (torch.rand(x.shape[:2]) >= self.settings.word_dropout)[..., None]
+            real = torch.arange(x.shape[1]) < lengths[:, None]  # (b,L)
+            # Convolutions see the past only: padding at the end changes nothing of the words.
+            sums = sums.index_add(0, torch.tensor(indices), (self.tcn(x) * real[..., None]).sum(dim=1))
+        return sums
+
+
+def train_network(corpus: Corpus, settings: TextSettings, *, seed: int, watched: Corpus) -> Array:
+    """Train; (E, N, 2): what is predicted for the watched utterances after each epoch."""
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    words = torch.cat(list(corpus.vectors))  # (W,D)
+    scale = words.mean(dim=0), words.std(dim=0).clamp_min(1e-6)
+    corpus, watched = corpus.scaled(*scale), watched.scaled(*scale)
+    net = TextNet(settings, corpus)
+    optimiser = torch.optim.AdamW(net.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    predictions = []
+    for _ in range(settings.epochs):
+        net.train()
+        for indices in _batches(corpus.utterances, settings.batch, rng):
+            batch = corpus.part(indices)
+            labels = torch.from_numpy(labels_of(batch.utterances)).float()
+            loss = ccc_loss(net(batch)[None], labels[None])
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        net.eval()
+        with torch.inference_mode():
+            predictions.append(net(watched).double().numpy())
+    return np.stack(predictions)
+
+
+def _batches(utterances: Sequence[Utterance], size: int, rng: np.random.Generator) -> Iterator[list[int]]:
+    """Whole videos in random order, put together until a batch has ``size`` utterances; the rest joins the last."""
+    of_link = defaultdict(list)
+    for index, utterance in enumerate(utterances):
+        of_link[utterance.link].append(index)
+    videos = list(of_link.values())
+    left = len(utterances)
+    batch: list[int] = []
+    for video in rng.permutation(len(videos)):
+        batch += videos[video]
+        left -= len(videos[video])
+        if len(batch) >= size and left >= size // 2:
+            yield batch
+            batch = []
+    yield batch
+
+
+# ---- choices, made on videos held out of the training split
+
+
+def spread_as(prediction: Array, labels: Array) -> tuple[float, float]:
+    """Shift and factor that give predictions the mean and standard deviation of labels, both (N,).
+
+    CCC is greatest, for a given correlation, where they agree; averaging networks makes predictions too narrow.
+    """
+    factor = float(labels.std() / prediction.std()) if np.ptp(prediction) > 0.0 else 0.0
+    return float(labels.mean() - factor * prediction.mean()), factor
+
+
+def spread_ccc(prediction: Array, labels: Array) -> float:
+    """CCC of predictions with the mean and standard deviation of the labels; -1 where it says nothing."""
+    shift, factor = spread_as(prediction, labels)
+    return float(np.nan_to_num(ccc(shift + factor * prediction, labels), nan=-1.0))
+
+
+def held_out(corpus: Corpus, settings: TextSettings, *, seed: int) -> Array:
+    """(E, N, 2): predictions after each epoch for each utterance, by a network that never saw its video."""
+    predictions = np.empty((settings.epochs, len(corpus.utterances), len(TARGETS)))
+    for fit, rest in link_folds(corpus.utterances):
+        predictions[:, rest] = train_network(corpus.part(fit), settings, seed=seed, watched=corpus.part(rest))
+    return predictions
+
+
+@dataclass(frozen=True)
+class Best:
+    """When one target was predicted best on held-out videos."""
+
+    epochs: int
+    score: float
+    """CCC over all held-out utterances, with the spread of the labels."""
+
+
+def best_epochs(curve: Array, labels: Array) -> list[Best]:
+    """For each target; curve (E, N, 2), labels (N, 2)."""
+    found = []
+    for k in range(len(TARGETS)):
+        scores = [spread_ccc(prediction[:, k], labels[:, k]) for prediction in curve]
+        found.append(Best(int(np.argmax(scores)) + 1, max(scores)))
+    return found
+
+
+# ---- rows
+
+
+def row(name: str, prediction: Array, validation: Sequence[Utterance], fresh: NDArray[np.bool_]) -> Measurement:
+    """CCC of predictions (N, 2), over all utterances and over the leak-free ones; None where it says nothing."""
+    labels = labels_of(validation)
+    measured: Measurement = {"name": name}
+    for part, kept in (("", np.ones(len(labels), dtype=bool)), ("_leak_free", fresh)):
+        for k, target in enumerate(TARGETS):
+            value = ccc(prediction[kept, k], labels[kept, k])
+            measured[f"{target}_ccc{part}"] = None if np.isnan(value) else round(value, 4)
+    return measured
+
+
+def tfidf_ridge(train: Sequence[Utterance], validation: Sequence[Utterance]) -> Array:
+    """(N, 2): words weighted by rarity, penalised least squares; defaults of scikit-learn."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import Ridge
+    from sklearn.pipeline import make_pipeline
+
+    model = make_pipeline(TfidfVectorizer(), Ridge())
+    model.fit([" ".join(u.words) for u in train], labels_of(train))
+    return cast(Array, model.predict([" ".join(u.words) for u in validation]))
+
+
+def vectors_ridge(train: Corpus, validation: Corpus) -> Array:
+    """(N, 2): averaged vectors, penalised least squares; penalty and spread from held-out videos."""
+    from sklearn.linear_model import Ridge
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    def pooled(corpus: Corpus) -> Array:
+        return np.stack([v.double().sum(dim=0).numpy() / max(len(v), 1) for v in corpus.vectors])
+
+    x, y = pooled(train), labels_of(train.utterances)
+    held = np.empty((len(RIDGE), *y.shape))
+    for fit, rest in link_folds(train.utterances):
+        for index, penalty in enumerate(RIDGE):
+            held[index, rest] = make_pipeline(StandardScaler(), Ridge(penalty)).fit(x[fit], y[fit]).predict(x[rest])
+    columns = []
+    for k in range(len(TARGETS)):
+        best = int(np.argmax([spread_ccc(prediction[:, k], y[:, k]) for prediction in held]))
+        shift, factor = spread_as(held[best, :, k], y[:, k])
+        model = make_pipeline(StandardScaler(), Ridge(RIDGE[best])).fit(x, y[:, k])
+        columns.append(shift + factor * model.predict(pooled(validation)))
+    return np.stack(columns, axis=1)
+
+
+def network_row(
+    name: str,
+    candidates: Sequence[TextSettings],
+    train: Corpus,
+    validation: Corpus,
+    fresh: NDArray[np.bool_],
+    *,
+    seeds: int,
+    tell: Callable[[str], None],
+) -> Measurement:
+    """Choose on held-out videos, train on all of them with each seed, predict the validation split once."""
+    labels = labels_of(train.utterances)
+    curves, bests = [], []
+    for settings in candidates:
+        curves.append(held_out(train, settings, seed=0))
+        bests.append(best_epochs(curves[-1], labels))
+        tell(f"{name}: {settings}: held out {', '.join(f'{b.score:.3f} after {b.epochs}' for b in bests[-1])} epochs")
+    chosen = max(range(len(candidates)), key=lambda index: sum(best.score for best in bests[index]))
+    epochs = [best.epochs for best in bests[chosen]]
+    settings = replace(candidates[chosen], epochs=max(epochs))
+
+    # Of each seed: for the training split held out, for the validation split by a network that saw all of the former.
+    held = np.empty((seeds, len(labels), len(TARGETS)))
+    predicted = np.empty((seeds, len(validation.utterances), len(TARGETS)))
+    for seed in range(seeds):
+        known = curves[chosen] if seed == 0 else held_out(train, settings, seed=seed)
+        new = train_network(train, settings, seed=seed, watched=validation)
+        for k, count in enumerate(epochs):
+            held[seed, :, k], predicted[seed, :, k] = known[count - 1, :, k], new[count - 1, :, k]
+        tell(f"{name}: seed {seed + 1} of {seeds}")
+
+    def spread(held: Array, predicted: Array) -> Array:
+        scales = [spread_as(held[:, k], labels[:, k]) for k in range(len(TARGETS))]
+        return np.stack([shift + factor * predicted[:, k] for k, (shift, factor) in enumerate(scales)], axis=1)
+
+    measured = row(name, spread(held.mean(axis=0), predicted.mean(axis=0)), validation.utterances, fresh)
+    singles = [row(name, spread(h, p), validation.utterances, fresh) for h, p in zip(held, predicted, strict=True)]
+    for key in [key for key in measured if key != "name"]:
+        values = np.array([single[key] for single in singles], dtype=np.float64)
+        measured[f"{key}_one_seed_mean"] = round(float(values.mean()), 4)
+        measured[f"{key}_one_seed_std"] = round(float(values.std()), 4)
+    for k, target in enumerate(TARGETS):
+        measured[f"{target}_ccc_held_out"] = round(spread_ccc(held.mean(axis=0)[:, k], labels[:, k]), 4)
+        measured[f"{target}_epochs"] = epochs[k]
+    measured["seeds"] = seeds
+    measured["settings"] = asdict(candidates[chosen])
+    measured["candidates"] = [
+        {**asdict(candidate), **{f"{t}_ccc_held_out": round(b.score, 4) for t, b in zip(TARGETS, best, strict=True)}}
+        for candidate, best in zip(candidates, bests, strict=True)
+    ]
+    return measured
+
+
+def measure(
+    train: Corpus,
+    validation: Corpus,
+    *,
+    seeds: int,
+    candidates: Sequence[TextSettings],
+    candidates_in_context: Sequence[TextSettings],
+    tell: Callable[[str], None] = lambda line: None,
+) -> list[Measurement]:
+    """All rows."""
+    fresh = leak_free(validation.utterances, train.utterances)
+    constant = np.tile(labels_of(train.utterances).mean(axis=0), (len(validation.utterances), 1))
+    rows = [
+        row("constant", constant, validation.utterances, fresh),
+        row("tf-idf + ridge", tfidf_ridge(train.utterances, validation.utterances), validation.utterances, fresh),
+        row("vectors + ridge", vectors_ridge(train, validation), validation.utterances, fresh),
+    ]
+    networks = (("text", candidates), ("text, in context", candidates_in_context))
+    return rows + [
+        network_row(name, settings, train, validation, fresh, seeds=seeds, tell=tell) for name, settings in networks
+    ]
+
+
+def show(rows: Sequence[Measurement]) -> None:
+    """Print the rows as a table."""
+
+    def cell(measured: Measurement, key: str) -> str:
+        value = measured[key]
+        return "-" if value is None else f"{value:.3f}"
+
+    def one_seed(measured: Measurement, key: str) -> str:
+        if f"{key}_one_seed_mean" not in measured:
+            return "-"
+        return f"{measured[f'{key}_one_seed_mean']:.3f} ± {measured[f'{key}_one_seed_std']:.3f}"
+
+    keys = [f"{target}_ccc" for target in TARGETS]
+    fresh = [f"{key}_leak_free" for key in keys]
+    print_table(
+        "CCC on OMG-Emotion's validation split; most of it is of YouTube videos that are in the training split, too",
+        ["", *TARGETS, *(f"{t}, one seed" for t in TARGETS), *(f"{t}, leak-free" for t in TARGETS)],
+        [
+            [m["name"], *(cell(m, k) for k in keys), *(one_seed(m, k) for k in keys), *(cell(m, k) for k in fresh)]
+            for m in rows
+        ],
+    )
+
+
+def data_folder(given: Path | None) -> Path:
+    """The folder asked for, else ``$RCMA_OMG``, else the one beside the project.
+
+    Raises:
+        InputError: none of them.
+    """
+    if given is not None:
+        return given
+    if os.environ.get(VARIABLE):
+        return Path(os.environ[VARIABLE])
+    if DATA.is_dir():
+        return DATA
+    raise InputError(f"no OMG-Emotion here: set {VARIABLE} or give --data, the folder with omg_TrainVideos.csv")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, show, and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="FOLDER",
+        help=f"folder of OMG-Emotion's csv files, default ${VARIABLE}, else ../shared/data/omg",
+    )
+    args = parser.parse_args(argv)
+    console = error_console()
+    try:
+        folder = data_folder(args.data)
+        splits = [read_split(folder, split) for split in ("Train", "Validation")]
+        encoder = WordEncoder(WordSettings(model=PACKAGED), device="cpu")
+        train, validation = (encode(split, encoder) for split in splits)
+    except InputError as error:
+        raise SystemExit(str(error)) from None
+    fresh = leak_free(validation.utterances, train.utterances)
+    parts: Measurement = {
+        "name": "data",
+        "train": len(train.utterances),
+        "train_links": len({u.link for u in train.utterances}),
+        "validation": len(fresh),
+        "validation_leak_free": int(fresh.sum()),
+        "without_words": [sum(not u.words for u in split) for split in splits],
+    }
+    rows = measure(
+        train,
+        validation,
+        seeds=SEEDS,
+        candidates=CANDIDATES,
+        candidates_in_context=CANDIDATES_IN_CONTEXT,
+        tell=lambda line: console.print(line, soft_wrap=True, markup=False),
+    )
+    show(rows)
+    write_result("omg-text", [parts, *rows])
+
+
+if __name__ == "__main__":
+    main()
