@@ -7,11 +7,11 @@ arousal in much noise, words show valence in sparse bursts. In a third of the se
 turned round: the face alone cannot tell; the voice carries, in noise, which sign holds, and words let one guess it.
 Embeddings are given, so that backbones are not used and their parameters not counted.
 
-Every variant has the same data, order of batches and number of epochs; the epoch is chosen on validation sequences, and
-so is one of two learning rates, with the first seed. Scores are the challenge's CCC on test sequences, also with the face
-or the words missing everywhere. Differences to rcma with its published 2 steps are taken seed by seed; one smaller than
-twice its standard error is marked as not told apart. Seconds are CPU seconds of training on one thread. Writes
-benchmarks/results/; the last line printed is the result, as JSON.
+Every variant has the same data, order of batches and number of epochs; the epoch is chosen on validation sequences,
+and so is one of two learning rates, with the first seed. Scores are the challenge's CCC on test sequences, also with
+the face or the words missing everywhere. Differences to rcma with its published 2 steps are taken seed by seed; one
+smaller than twice its standard error is marked as not told apart. Seconds are CPU seconds of training on one thread.
+Writes benchmarks/results/; the last line printed is the result, as JSON.
 """
 
 from __future__ import annotations
