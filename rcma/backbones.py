@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import difflib
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Size, Tensor, nn
 
 from preprocessing.errors import InputError
+
+_USUAL_IMAGE_SIZE = 224
+_IMAGENET_MEAN, _IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+"""Of encoders that do not say what their pictures should be like."""
 
 
 class IRUnit(nn.Module):
@@ -156,6 +162,82 @@ class SmallFaceNet(nn.Module):
             raise ValueError(f"face crops: the side must be divisible by 8, given: {side}")
         maps = self.pool(self.features(faces))  # (N,64,5,5)
         return torch.as_tensor(self.embedding(maps.flatten(start_dim=1)))
+
+
+class HFVision(nn.Module):
+    """A vision encoder of Hugging Face's transformers; weights are random until :meth:`load_pretrained`."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        """Build the network of a configuration, see :func:`vision_config`."""
+        from transformers import AutoConfig, AutoModel
+
+        super().__init__()
+        settings = AutoConfig.for_model(**config)
+        self.model = AutoModel.from_config(settings)
+        self.width = int(getattr(settings, "hidden_size", None) or settings.hidden_sizes[-1])
+        size = getattr(settings, "image_size", None) or _USUAL_IMAGE_SIZE
+        self._size = (size, size) if isinstance(size, int) else tuple(size)
+        for name, usual in (("image_mean", _IMAGENET_MEAN), ("image_std", _IMAGENET_STD)):
+            values = torch.tensor(config.get(name) or usual).view(3, 1, 1)
+            self.register_buffer(name, values, persistent=False)
+
+    image_mean: Tensor
+    image_std: Tensor
+
+    def load_pretrained(self, name: str) -> None:
+        """Read the encoder's weights.
+
+        Raises:
+            InputError: (naming ``model.face.hf``) they cannot be had.
+        """
+        from transformers import AutoModel
+
+        with _hub_errors(name):
+            # Into the module that is there: what is frozen of it stays so.
+            self.model.load_state_dict(AutoModel.from_pretrained(name).state_dict())
+
+    def forward(self, faces: Tensor) -> Tensor:
+        """Square crops (N,3,S,S) RGB in [-1,1] -> embeddings (N,width): the pooled output, or the mean over places."""
+        side = faces.shape[-1]
+        _check_shape(faces, "face crops", (3, side, side))
+        enlarged = F.interpolate((faces + 1) / 2, self._size, mode="bilinear", antialias=True)
+        output = self.model(pixel_values=(enlarged - self.image_mean) / self.image_std)
+        pooled = getattr(output, "pooler_output", None)
+        if pooled is None:
+            hidden = output.last_hidden_state
+            pooled = hidden.mean(dim=1) if hidden.ndim == 3 else hidden.mean(dim=(2, 3))
+        return torch.as_tensor(pooled.flatten(start_dim=1))
+
+
+def vision_config(name: str) -> dict[str, Any]:
+    """Configuration of a vision encoder, with the mean and deviation of its pictures.
+
+    Args:
+        name: a folder, or a name on the Hugging Face hub.
+
+    Raises:
+        InputError: (naming ``model.face.hf``) there is none, or it is no vision encoder.
+    """
+    from transformers import AutoConfig, AutoImageProcessor
+
+    with _hub_errors(name):
+        config: dict[str, Any] = AutoConfig.from_pretrained(name).to_dict()
+        if not any(key in config for key in ("image_size", "num_channels", "hidden_sizes")):
+            raise ValueError("it is no vision encoder")
+        with suppress(OSError):  # an encoder without a description of its pictures gets the usual ones
+            processor = AutoImageProcessor.from_pretrained(name)
+            config |= {"image_mean": list(processor.image_mean), "image_std": list(processor.image_std)}
+    # What can be written as YAML; the rest says how it was saved.
+    return {key: value for key, value in config.items() if isinstance(value, bool | int | float | str | list | dict)}
+
+
+@contextmanager
+def _hub_errors(name: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # The hub's client raises errors of three libraries; all mean the same here.
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise InputError(f"model.face.hf: {name!r} cannot be used ({reason}); give a folder or a hub name") from None
 
 
 class SmallAudioNet(nn.Module):

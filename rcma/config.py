@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -33,9 +33,19 @@ class BackboneSettings(Settings):
 
 
 class FaceBackbone(BackboneSettings):
-    """``ir50``: 512 values; ``small``: 64 values, trains from scratch on a CPU."""
+    """``ir50``: 512 values; ``small``: 64, trains from scratch on a CPU; ``hf``: the encoder that ``hf`` names."""
 
-    kind: Literal["ir50", "small"] = "ir50"
+    kind: Literal["ir50", "small", "hf"] = "ir50"
+    hf: str | None = None
+    """A vision encoder of Hugging Face's transformers: a folder, or a name on the hub."""
+    hf_config: dict[str, Any] | None = None
+    """Its configuration; filled in by rcma-train, so that a run can be used without the encoder's own files."""
+
+    @model_validator(mode="after")
+    def _named(self) -> FaceBackbone:
+        if (self.kind == "hf") != (self.hf is not None):
+            raise ValueError("model.face: kind hf and the name of the encoder, hf, go together")
+        return self
 
 
 class AudioBackbone(BackboneSettings):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
-from rcma.backbones import IR50, SmallAudioNet, SmallFaceNet, VGGish, load_backbone_weights
+from rcma.backbones import IR50, HFVision, SmallAudioNet, SmallFaceNet, VGGish, load_backbone_weights
 from rcma.config import MODALITIES, HeadKind, Modality, ModelSettings
 from rcma.fusion import Fusion
 from rcma.tcn import TemporalConvNet
@@ -57,7 +57,7 @@ class RCMA(nn.Module):
             if m == "text":
                 self.embedding_widths[m] = settings.text_width
             else:
-                network = BACKBONES[m][getattr(settings, m).kind]()
+                network = _new_backbone(m, settings)
                 self.backbone[m] = network
                 self.embedding_widths[m] = network.width
         channels: dict[Modality, tuple[int, ...]] = {m: getattr(settings.tcn, m) for m in self.modalities}
@@ -166,7 +166,9 @@ class RCMA(nn.Module):
         """
         for m, backbone in self.backbone.items():
             weights = getattr(self.settings, m).weights
-            if weights is not None:
+            if isinstance(backbone, HFVision):
+                backbone.load_pretrained(str(self.settings.face.hf))
+            elif weights is not None:
                 load_backbone_weights(backbone, weights)
 
     def set_normalisation(self, audio_mean: Tensor, audio_std: Tensor, text_mean: Tensor, text_std: Tensor) -> None:
@@ -325,6 +327,14 @@ def _shared_batch_norm(norm: nn.BatchNorm1d, frames: Tensor) -> Tensor:
         if norm.num_batches_tracked is not None:
             norm.num_batches_tracked += 1
     return (frames - mean) / (variance + norm.eps).sqrt() * norm.weight + norm.bias
+
+
+def _new_backbone(m: Modality, settings: ModelSettings) -> IR50 | VGGish | SmallFaceNet | SmallAudioNet | HFVision:
+    if m == "face" and settings.face.kind == "hf":
+        if settings.face.hf_config is None:
+            raise ValueError("model.face.hf_config is not set; rcma.backbones.vision_config reads it")
+        return HFVision(settings.face.hf_config)
+    return BACKBONES[m][getattr(settings, m).kind]()
 
 
 def _new_head(kind: HeadKind, width: int, n_targets: int) -> nn.Module:

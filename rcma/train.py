@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 from preprocessing.config import flatten
 from preprocessing.device import resolve_device
 from preprocessing.errors import InputError
+from rcma.backbones import vision_config
 from rcma.checkpoint import (
     TrainedRCMA,
     TrainingState,
@@ -367,6 +368,9 @@ def _resolve(config: TrainConfig, data: TrainingData) -> TrainConfig:
         raise InputError(f"model.text_width is {wanted}, the features' word vectors have {known} values; leave it out")
     # Without a single word any width serves: nothing is ever read.
     model = config.model.model_copy(update={"text_width": wanted or known or 1})
+    if model.face.hf is not None and "face" in model.modalities:
+        face = model.face.model_copy(update={"hf_config": vision_config(model.face.hf)})
+        model = model.model_copy(update={"face": face})
     return config.model_copy(update={"model": model, "preprocessing": data.preprocessing})
 
 

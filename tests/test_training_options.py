@@ -6,6 +6,7 @@ import csv
 import itertools
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -349,6 +350,41 @@ def test_resume_from_any_step_is_exact(root: Path, tmp_path: Path, stop_at: tupl
     assert [{**row, "seconds": 0} for row in one.rows] == [{**row, "seconds": 0} for row in two.rows]
     best = [(tmp_path / name / "best.safetensors").read_bytes() for name in ("whole", "parts")]
     assert best[0] == best[1]
+
+
+def test_any_vision_encoder_of_hugging_face_trains_and_loads_without_its_files(root: Path, tmp_path: Path) -> None:
+    from transformers import ConvNextV2Config, ConvNextV2Model, ViTConfig, ViTImageProcessor, ViTModel
+
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    vit = ViTModel(ViTConfig(**sizes, image_size=32, patch_size=16))
+    convnext = ConvNextV2Model(ConvNextV2Config(hidden_sizes=[4, 4, 4, 6], depths=[1, 1, 1, 1]))
+    for name, encoder, width in (("vit", vit, 8), ("convnext", convnext, 6)):
+        encoder.save_pretrained(tmp_path / name)
+        if name == "vit":
+            ViTImageProcessor(image_mean=[0.1, 0.2, 0.3], image_std=[0.5, 0.5, 0.5]).save_pretrained(tmp_path / name)
+        config = changed(
+            small_config(root),
+            model={"face": {"kind": "hf", "hf": str(tmp_path / name), "frozen": True}},
+            train={"epochs": 1},
+        )
+        train(config, tmp_path / f"run-{name}", device="cpu")
+        before = {key: value.clone() for key, value in encoder.state_dict().items()}
+        shutil.rmtree(tmp_path / name)
+        model = rcma.load_model(tmp_path / f"run-{name}")
+        assert model.embedding_widths["face"] == width
+        loaded = model.backbone["face"].model.state_dict()
+        assert all(torch.equal(loaded[key], before[key]) for key in before)
+        assert np.isfinite(rcma.predict(model, root / "features" / "video3")).all()
+        if name == "vit":
+            assert model.backbone["face"].image_mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
+
+
+def test_missing_vision_encoder_is_one_line(root: Path, tmp_path: Path) -> None:
+    config = changed(small_config(root), model={"face": {"kind": "hf", "hf": str(tmp_path / "nowhere")}})
+    with pytest.raises(InputError, match=r"model\.face\.hf: .*nowhere"):
+        train(config, tmp_path / "run", device="cpu")
+    with pytest.raises(ValueError, match="go together"):
+        changed(small_config(root), model={"face": {"kind": "hf"}})
 
 
 # Several processes.
