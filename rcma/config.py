@@ -29,8 +29,8 @@ class BackboneSettings(Settings):
     frozen: bool = False
     """Keep the backbone as it is, in evaluation mode, while the rest is trained."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the backbone's arithmetic where no gradient is needed: when it is frozen, and in prediction. bfloat16 is quicker
-    only on hardware that has it; on a CPU without it is many times slower."""
+    """Of the backbone's arithmetic where no gradient is needed: when it is frozen, and in prediction. bfloat16 is
+    quicker only on hardware that has it; on a CPU without, it is many times slower."""
 
 
 class FaceBackbone(BackboneSettings):
