@@ -25,7 +25,7 @@ def write_result(name: str, measurements: Sequence[dict[str, Any]]) -> Path:
         "benchmark": name,
         "date": today,
         "commit": _commit(),
-        "command": shlex.join(["python", "benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join(["python", "benchmarks/" + Path(sys.argv[0]).name, *map(_without_folder, sys.argv[1:])]),
         "machine": {
             "cores": os.cpu_count(),
             "processor": platform.machine(),
@@ -40,6 +40,11 @@ def write_result(name: str, measurements: Sequence[dict[str, Any]]) -> Path:
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(content))
     return path
+
+
+def _without_folder(argument: str) -> str:
+    """Where files lie on this machine is nobody else's concern."""
+    return Path(argument).name if Path(argument).is_absolute() else argument
 
 
 def _commit() -> str:
