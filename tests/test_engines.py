@@ -69,8 +69,11 @@ class Sleeps:
             while not (self.folder / "pid-1").exists():
                 time.sleep(0.01)
             return job
-        (self.folder / f"pid-{job}").write_text(str(os.getpid()))
         try:
+            # The file has its name only once it is whole: whoever waits for it reads it, and may stop this job at once.
+            written = self.folder / f"unnamed-{job}"
+            written.write_text(str(os.getpid()))
+            written.rename(self.folder / f"pid-{job}")
             time.sleep(60)
         finally:
             (self.folder / f"cleaned-{job}").touch()
