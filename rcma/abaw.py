@@ -29,6 +29,22 @@ PER_VIDEO_HEADER = "valence,arousal"
 SINGLE_FILE_HEADER = "image_location,valence,arousal"
 NOT_ANNOTATED = -5.0
 
+Format = Literal["per-video", "single-file"]
+
+EDITIONS: dict[int, Format] = {
+    2: "per-video",
+    3: "per-video",
+    5: "single-file",
+    6: "single-file",
+    8: "single-file",
+    9: "single-file",
+    10: "single-file",
+}
+"""What each edition with a valence-arousal track takes; the others had none, or one inside a multi-task set."""
+
+_REPEATABLE = 0.01
+"""Share of a video's rows that may lie beyond its last decoded frame: programs disagree by a frame or two."""
+
 _LOCATION = re.compile(r"(?P<video>.+)/(?P<frame>\d+)\.\w+")
 
 
@@ -182,39 +198,57 @@ def read_template(path: Path) -> list[Location]:
 def fill_template(
     template: Sequence[Location], predictions: Mapping[str, NDArray[np.floating]]
 ) -> Iterator[tuple[str, float, float]]:
-    """Give the template's rows in its order, each with its prediction.
+    """Give the template's rows in its order, each with its prediction; see :func:`reconcile` for rows beyond the last.
 
     Returns:
         Location as the template writes it, valence and arousal in [-1,1].
 
     Raises:
-        InputError: videos without predictions, or with fewer frames than the template asks for; all are named.
+        InputError: videos without predictions, or with too few frames for what the template asks; all are named.
     """
-    check_template(template, {video_id: len(values) for video_id, values in predictions.items()})
-    return ((row.text, *_pair(predictions[row.video_id][row.frame - 1])) for row in template)
+    reconcile(template, {video_id: len(values) for video_id, values in predictions.items()})
+    last = {video_id: len(values) - 1 for video_id, values in predictions.items()}
+    return ((row.text, *_pair(predictions[row.video_id][min(row.frame - 1, last[row.video_id])])) for row in template)
 
 
-def check_template(template: Sequence[Location], n_frames: Mapping[str, int]) -> None:
-    """Refuse what does not cover the template.
+def reconcile(template: Sequence[Location], n_frames: Mapping[str, int]) -> list[str]:
+    """Compare what is predicted with the rows of the template.
+
+    Frames that the template does not ask for are left out. Rows beyond a video's last decoded frame repeat its last
+    prediction, if they are at most 1 % of the video's rows.
 
     Args:
         template: see :func:`read_template`.
         n_frames: how many frames of each video_id are predicted.
 
+    Returns:
+        One line for each video whose frames are not exactly the template's, saying what is done about it.
+
     Raises:
         InputError: see :func:`fill_template`.
     """
-    needed: dict[str, int] = {}
+    rows: dict[str, list[int]] = defaultdict(list)
     for location in template:
-        needed[location.video_id] = max(location.frame, needed.get(location.video_id, 0))
-    problems = []
-    for video_id, n in needed.items():
+        rows[location.video_id].append(location.frame)
+    problems, remarks = [], []
+    for video_id, frames in rows.items():
+        n, last = n_frames.get(video_id, 0), max(frames)
+        beyond = sum(frame > n for frame in frames)
         if video_id not in n_frames:
             problems.append(f"{video_id}: no predictions")
-        elif n_frames[video_id] < n:
-            problems.append(f"{video_id}: {n_frames[video_id]} frames predicted, {n} needed")
+        elif n == 0 or beyond > _REPEATABLE * len(frames):
+            problems.append(f"{video_id}: {n} frames predicted, {last} needed")
+        elif beyond:
+            remarks.append(f"{video_id}: {n} frames, the sample asks for {last}: the last prediction is repeated")
+        elif n > len(frames):
+            remarks.append(
+                f"{video_id}: {n} frames, the sample asks for {len(frames)} of them: {n - len(frames)} left out"
+            )
     if problems:
         raise InputError(f"the sample file asks for rows that are not predicted: {'; '.join(problems)}")
+    not_asked = sorted(n_frames.keys() - rows.keys())
+    remarks += [f"{video_id}: not in the sample: left out" for video_id in not_asked]
+    return remarks
 
 
 def _write_lines(path: Path, header: str, lines: Iterable[str]) -> None:

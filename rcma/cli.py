@@ -240,7 +240,7 @@ def _predict_folders(
 ) -> dict[str, NDArray[np.float32]]:
     """Predict each folder; one that cannot be used is named on stderr and left out."""
     from preprocessing.store import load_features
-    from rcma.abaw import check_template, write_per_video
+    from rcma.abaw import reconcile, write_per_video
     from rcma.inference import check_features, predict_average
 
     n_frames: dict[Path, int] = {}
@@ -255,7 +255,7 @@ def _predict_folders(
             print(f"failed: {error}", file=sys.stderr)
     if template is not None:
         # Before the work, not after hours of it.
-        check_template(template, {folder.resolve().name: n for folder, n in n_frames.items()})
+        reconcile(template, {folder.resolve().name: n for folder, n in n_frames.items()})
     predictions = {}
     with Reporter(len(n_frames), unit="video") as reporter:
         for folder in n_frames:

@@ -7,12 +7,13 @@ import pytest
 
 from preprocessing.errors import InputError
 from rcma.abaw import (
-    check_template,
+    Location,
     fill_template,
     find_split,
     read_annotation,
     read_predictions,
     read_template,
+    reconcile,
     write_per_video,
     write_single_file,
 )
@@ -174,9 +175,9 @@ def test_template_that_is_not_covered_names_every_video(tmp_path: Path):
     for part in ("video0: 3 frames predicted, 4 needed", "other_left: no", "third: no"):
         assert part in str(error.value)
     assert "video1" not in str(error.value)
-    check_template(template[2:3], {"video1": 1})
+    reconcile(template[2:3], {"video1": 1})
     with pytest.raises(InputError, match="video1: 0 frames predicted, 1 needed"):
-        check_template(template[2:3], {"video1": 0})
+        reconcile(template[2:3], {"video1": 0})
     with pytest.raises(InputError):
         write_single_file(tmp_path / "out.txt", predictions(3, 9), template=template)
     assert not (tmp_path / "out.txt").exists()
@@ -188,3 +189,30 @@ def test_template_that_is_not_covered_names_every_video(tmp_path: Path):
 def test_template_that_is_not_right_is_refused(tmp_path: Path, rows: str):
     with pytest.raises(InputError, match=r"sample\.txt"):
         read_template(write(tmp_path / "sample.txt", rows))
+
+
+def sample(tmp_path: Path, video_id: str, n_rows: int) -> list[Location]:
+    rows = "".join(f"{video_id}/{frame:05d}.jpg,,\n" for frame in range(1, n_rows + 1))
+    return read_template(write(tmp_path / "sample.txt", f"image_location,valence,arousal\n{rows}"))
+
+
+def test_differences_of_length_are_spelled_out(tmp_path: Path):
+    template = sample(tmp_path, "a", 300)
+    assert reconcile(template, {"a": 300}) == []
+    assert reconcile(template, {"a": 302, "b": 5}) == [
+        "a: 302 frames, the sample asks for 300 of them: 2 left out",
+        "b: not in the sample: left out",
+    ]
+    assert reconcile(template, {"a": 297}) == [
+        "a: 297 frames, the sample asks for 300: the last prediction is repeated"
+    ]
+    with pytest.raises(InputError, match="a: 296 frames predicted, 300 needed"):
+        reconcile(template, {"a": 296})
+
+
+def test_a_row_or_two_beyond_the_last_frame_repeat_it(tmp_path: Path):
+    values = np.linspace(-1, 1, 198 * 2, dtype=np.float32).reshape(198, 2)
+    rows = list(fill_template(sample(tmp_path, "a", 200), {"a": values}))
+    assert [row[0] for row in rows[-2:]] == ["a/00199.jpg", "a/00200.jpg"]
+    assert [row[1:] for row in rows[-3:]] == [tuple(map(float, values[-1]))] * 3
+    np.testing.assert_array_equal([row[1:] for row in rows[:198]], values)

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import csv
+import sys
+
+import numpy as np
+import pytest
+
+from preprocessing.errors import InputError
+from rcma.prediction import Prediction
+from rcma.tables import open_table
+
+
+def make(video_id: str, n_frames: int) -> Prediction:
+    random = np.random.default_rng(n_frames)
+    values = random.uniform(-1, 1, (n_frames, 2)).astype(np.float32)
+    values[0] = np.nan
+    present = {m: random.random(n_frames) < 0.5 for m in ("face", "text")}
+    return Prediction(video_id, np.cumsum(random.random(n_frames)), values, present)
+
+
+VIDEOS = [make('a, "b"\nc', 7), make("日本語", 5)]
+
+
+def expected_rows() -> list[dict]:
+    return [
+        {
+            "video": video.video_id,
+            "frame": frame + 1,
+            "time_s": video.time_s[frame],
+            "valence": None if frame == 0 else video.values[frame, 0],
+            "arousal": None if frame == 0 else video.values[frame, 1],
+            "face": video.present["face"][frame],
+            "audio": None,
+            "text": video.present["text"][frame],
+        }
+        for video in VIDEOS
+        for frame in range(len(video.time_s))
+    ]
+
+
+def write(path, kind):
+    with open_table(path, kind) as append:
+        for video in VIDEOS:
+            append(video)
+
+
+def test_csv_reads_back_as_it_was(tmp_path):
+    write(tmp_path / "new" / "frames.csv", "csv")
+    with (tmp_path / "new" / "frames.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 12
+    for row, expected in zip(rows, expected_rows(), strict=True):
+        assert list(row) == list(expected)
+        for name, value in expected.items():
+            if value is None:
+                assert row[name] == ""
+            elif name == "video":
+                assert row[name] == value
+            else:
+                assert float(row[name]) == pytest.approx(float(value), abs=1e-6)
+
+
+def test_parquet_reads_back_as_it_was(tmp_path):
+    pq = pytest.importorskip("pyarrow.parquet")
+    write(tmp_path / "frames.parquet", "parquet")
+    assert pq.read_table(tmp_path / "frames.parquet").to_pylist() == expected_rows()
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_what_breaks_off_leaves_nothing(tmp_path, kind):
+    with pytest.raises(KeyboardInterrupt), open_table(tmp_path / "frames", kind) as append:
+        append(VIDEOS[0])
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
+
+
+def test_parquet_without_its_package_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(InputError, match=r'^--table parquet: .* pip install "rcma\[parquet\]"$'):
+        write(tmp_path / "frames.parquet", "parquet")
+    assert not list(tmp_path.iterdir())
