@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from preprocessing.align import Alignment
 from preprocessing.config import PreprocessConfig, flatten
@@ -17,11 +21,15 @@ from preprocessing.store import Features, load_features
 from rcma.checkpoint import TrainedRCMA
 from rcma.config import TARGETS, Modality
 from rcma.data import check_face_size, cut_window, labels_at, windows
+from rcma.fusion import Fusion
 from rcma.model import RCMA
+from rcma.prediction import Prediction, present_modalities
 
 _SETTINGS_OF_FEATURES = ("faces.size", "faces.margin", "faces.alignment", "words.model")
 """Preprocessing settings that must be those of the training features."""
 _PUBLISHED_ALIGNMENT: Alignment = "start"
+_FRAMES_AT_ONCE = 256
+"""Frames whose crops and log-mel patches are in memory at once."""
 
 
 def predict(model: RCMA, video_or_features: Path | str | Features) -> NDArray[np.float32]:
@@ -40,10 +48,10 @@ def predict(model: RCMA, video_or_features: Path | str | Features) -> NDArray[np
             settings than those the model was trained on.
     """
     if isinstance(video_or_features, Features):
-        return _predict_features(model, video_or_features)
+        return _predict_features(model, video_or_features)[0]
     path = Path(video_or_features)
     if path.is_dir():
-        return _predict_features(model, load_features(path))
+        return _predict_features(model, load_features(path))[0]
     if not path.exists():
         raise InputError(f"{path}: no such video or feature folder")
     # Imported here: a model that only sees feature folders needs neither FFmpeg nor the recognisers.
@@ -54,7 +62,45 @@ def predict(model: RCMA, video_or_features: Path | str | Features) -> NDArray[np
     with tempfile.TemporaryDirectory() as temporary:
         # Of several people, should the settings ask for all, the first.
         name = preprocessor.process(Source(path.stem, path), Path(temporary))[0]
-        return _predict_features(model, load_features(Path(temporary) / name))
+        return _predict_features(model, load_features(Path(temporary) / name))[0]
+
+
+def predict_frames(models: Sequence[RCMA], features: Features) -> Prediction:
+    """Predict every frame of one video with several models, whose predictions are averaged.
+
+    Args:
+        models: at least one, see :func:`predict`; models of one target each complete each other.
+        features: see :func:`predict`.
+
+    Returns:
+        Values are the mean over the models that predict a target; NaN for a target that none of them predicts.
+        Modalities are those that any of the models uses. Changes are the mean over the models that refine the same
+        modalities in as many steps as the first one.
+
+    Raises:
+        InputError: see :func:`predict`.
+    """
+    predictions, changes = zip(*(_predict_features(model, features) for model in models), strict=True)
+    columns = np.stack([to_abaw_columns(model, values) for model, values in zip(models, predictions, strict=True)])
+    known = ~np.isnan(columns)
+    with np.errstate(invalid="ignore"):
+        values = np.where(known, columns, 0.0).sum(axis=0) / known.sum(axis=0)
+    _, audio_alignment, _ = _windowing(models[0])
+    present = present_modalities(features, audio_alignment=audio_alignment)
+    used = {m for model in models for m in model.modalities}
+    first = models[0]
+    alike = [
+        moved
+        for model, moved in zip(models, changes, strict=True)
+        if model.modalities == first.modalities and model.fusion.depth == first.fusion.depth
+    ]
+    return Prediction(
+        video_id=features.video_id,
+        time_s=np.asarray(features.time_s),
+        values=values.astype(np.float32),
+        present={m: there for m, there in present.items() if m in used},
+        changes={m: np.mean([moved[m] for moved in alike], axis=0, dtype=np.float32) for m in changes[0]},
+    )
 
 
 def preprocessing_of(model: RCMA) -> PreprocessConfig:
@@ -111,42 +157,123 @@ def predict_video(
     Returns:
         float32 (T,n_targets) in [-1,1].
     """
-    settings = model.settings
-    assert settings.text_width is not None  # RCMA refuses to be built without
-    length, n_frames = settings.length, features.n_frames
+    prediction, _ = _predict_and_watch(
+        model,
+        features,
+        hop=hop,
+        audio_alignment=audio_alignment,
+        label_delay_s=label_delay_s,
+        embeddings=embeddings,
+        batch_size=batch_size,
+    )
+    return prediction
+
+
+def _predict_and_watch(
+    model: RCMA,
+    features: Features,
+    *,
+    hop: int,
+    audio_alignment: Alignment,
+    label_delay_s: float,
+    embeddings: Mapping[Modality, NDArray[np.float16]] | None = None,
+    batch_size: int = 4,
+) -> tuple[NDArray[np.float32], dict[Modality, NDArray[np.float32]]]:
+    """What :func:`predict_video` returns, and :attr:`Prediction.changes`."""
+    length, n_frames, n_targets = model.settings.length, features.n_frames, len(model.settings.targets)
     starts = windows(n_frames, length, hop)
-    total = np.zeros((n_frames, len(settings.targets)))
-    count = np.zeros((n_frames, 1))
+    n_columns = n_targets + len(model.modalities) * model.fusion.depth
+    total, count = np.zeros((n_frames, n_columns)), np.zeros((n_frames, 1))
     was_training = model.training
     model.eval()
     try:
-        for first in range(0, len(starts), batch_size):
-            group = starts[first : first + batch_size]
-            cut = [
-                cut_window(
-                    features,
-                    start,
-                    length=length,
-                    text_width=settings.text_width,
-                    audio_alignment=audio_alignment,
-                    embeddings=embeddings,
-                )
-                for start in group
-            ]
-            batch = {name: torch.stack([window[name] for window in cut]).to(_device(model)) for name in cut[0]}
-            with torch.inference_mode():
-                output = model(batch).float().cpu().numpy()  # (b,L,n_targets)
-            for start, prediction in zip(group, output, strict=True):
-                frames = slice(start, min(start + length, n_frames))
-                total[frames] += prediction[: frames.stop - frames.start]
-                count[frames] += 1
+        with torch.inference_mode():
+            stretches = _embed_stretches(model, features, audio_alignment=audio_alignment, embeddings=embeddings)
+            of_starts = _cut_windows(stretches, starts, length=length)
+            for first in range(0, len(starts), batch_size):
+                group = starts[first : first + batch_size]
+                cut = [next(of_starts) for _ in group]
+                output = _run_windows(model, {name: torch.stack([window[name] for window in cut]) for name in cut[0]})
+                for start, columns in zip(group, output, strict=True):
+                    frames = slice(start, min(start + length, n_frames))
+                    total[frames] += columns[: frames.stop - frames.start]
+                    count[frames] += 1
     finally:
         model.train(was_training)
-    prediction = (total / count).astype(np.float32)
+    mean = (total / count).astype(np.float32)  # (T,n_targets+M*S)
     if label_delay_s:
         time_s = np.asarray(features.time_s)
-        prediction = labels_at(time_s, np.maximum(time_s - label_delay_s, time_s[0]), prediction)
-    return prediction
+        mean = labels_at(time_s, np.maximum(time_s - label_delay_s, time_s[0]), mean)
+    changes = np.split(mean[:, n_targets:], len(model.modalities), axis=1) if model.fusion.depth else []
+    return mean[:, :n_targets], dict(zip(model.modalities, changes, strict=False))
+
+
+def _embed_stretches(
+    model: RCMA,
+    features: Features,
+    *,
+    audio_alignment: Alignment,
+    embeddings: Mapping[Modality, NDArray[np.float16]] | None,
+) -> Iterator[dict[str, Tensor]]:
+    """A video in stretches of some hundred frames, each as a batch of :meth:`RCMA.forward` without its dimension B;
+    crops and log-mel have become embeddings, so that a frame in several windows goes through the backbones once.
+    """
+    assert model.settings.text_width is not None  # RCMA refuses to be built without
+    needed = {"frame_mask", *model.modalities, *(f"{m}_mask" for m in model.modalities)}
+    for start in range(0, features.n_frames, _FRAMES_AT_ONCE):
+        cut = cut_window(
+            features,
+            start,
+            length=min(_FRAMES_AT_ONCE, features.n_frames - start),
+            text_width=model.settings.text_width,
+            audio_alignment=audio_alignment,
+            embeddings=embeddings,
+        )
+        stretch = {name: value.to(_device(model)) for name, value in cut.items() if name in needed}
+        for m in model.backbone:
+            stretch[m] = model.embed(m, stretch[m][None], stretch[f"{m}_mask"][None])[0]  # type: ignore[arg-type]
+        yield stretch
+
+
+def _cut_windows(
+    stretches: Iterator[dict[str, Tensor]], starts: Sequence[int], *, length: int
+) -> Iterator[dict[str, Tensor]]:
+    """Windows (L,...) of consecutive stretches, zeros beyond the end; frames that no later window needs are dropped."""
+    first, frames = 0, next(stretches)
+    for start in starts:
+        frames = {name: value[start - first :] for name, value in frames.items()}
+        first = start
+        while len(frames["frame_mask"]) < length and (more := next(stretches, None)) is not None:
+            frames = {name: torch.cat([value, more[name]]) for name, value in frames.items()}
+        missing = max(0, length - len(frames["frame_mask"]))
+        padded = {name: (0, 0) * (value.ndim - 1) + (0, missing) for name, value in frames.items()}
+        yield {name: F.pad(value[:length], padded[name]) for name, value in frames.items()}
+
+
+def _run_windows(model: RCMA, batch: Mapping[str, Tensor]) -> NDArray[np.float32]:
+    """Predictions, then the changes of each modality in each step: (B,L,n_targets+M*S)."""
+    with _watch_steps(model.fusion) as changes:
+        output = model(batch)
+    columns = [output, *torch.stack(changes, dim=-1).unbind(dim=2)] if changes else [output]
+    return np.asarray(torch.cat(columns, dim=-1).float().cpu().numpy())
+
+
+@contextmanager
+def _watch_steps(fusion: Fusion) -> Iterator[list[Tensor]]:
+    """Gives a list to which each step that is run appends how far it moved its features: (B,L,M), relative."""
+    changes: list[Tensor] = []
+
+    def note(_step: nn.Module, given: tuple[Any, ...], refined: Mapping[Modality, Tensor]) -> None:
+        before = given[0]
+        moved = [(refined[m] - before[m]).norm(dim=-1) / before[m].norm(dim=-1) for m in before]
+        changes.append(torch.stack(moved, dim=-1))
+
+    handles = [step.register_forward_hook(note) for step in fusion.steps]
+    try:
+        yield changes
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def to_abaw_columns(model: RCMA, prediction: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -154,26 +281,6 @@ def to_abaw_columns(model: RCMA, prediction: NDArray[np.float32]) -> NDArray[np.
     columns = np.full((len(prediction), len(TARGETS)), np.nan, np.float32)
     columns[:, [TARGETS.index(target) for target in model.settings.targets]] = prediction
     return columns
-
-
-def predict_average(models: Sequence[RCMA], features: Features) -> NDArray[np.float32]:
-    """Mean of what several models predict for each frame; models of one target each complete each other.
-
-    Args:
-        models: see :func:`predict`.
-        features: see :func:`predict`.
-
-    Returns:
-        float32 (T,2) valence and arousal in [-1,1]; NaN for a target that none of the models predicts.
-
-    Raises:
-        InputError: see :func:`predict`.
-    """
-    predictions = np.stack([to_abaw_columns(model, predict(model, features)) for model in models])
-    known = ~np.isnan(predictions)
-    total = np.where(known, predictions, 0.0).sum(axis=0)
-    with np.errstate(invalid="ignore"):
-        return np.asarray(total / known.sum(axis=0), dtype=np.float32)
 
 
 def require_both_targets(models: Sequence[RCMA]) -> None:
@@ -191,19 +298,29 @@ def require_both_targets(models: Sequence[RCMA]) -> None:
         )
 
 
-def _predict_features(model: RCMA, features: Features) -> NDArray[np.float32]:
+def _predict_features(
+    model: RCMA, features: Features
+) -> tuple[NDArray[np.float32], dict[Modality, NDArray[np.float32]]]:
+    """Predictions (T,n_targets), and :attr:`Prediction.changes`."""
     check_features(model, features)
-    # Published: windows of 300 frames every 200.
-    hop, audio_alignment, label_delay_s = max(1, model.settings.length * 2 // 3), _PUBLISHED_ALIGNMENT, 0.0
-    if isinstance(model, TrainedRCMA):
-        data = model.config.data
-        hop, audio_alignment, label_delay_s = data.hop, data.audio_alignment, data.label_delay_s
-    prediction = predict_video(model, features, hop=hop, audio_alignment=audio_alignment, label_delay_s=label_delay_s)
+    hop, audio_alignment, label_delay_s = _windowing(model)
+    prediction, changes = _predict_and_watch(
+        model, features, hop=hop, audio_alignment=audio_alignment, label_delay_s=label_delay_s
+    )
     if not np.isfinite(prediction).all():
         raise InputError(
             f"{features.video_id}: the model gives no numbers for it; its features or the model's weights hold NaN"
         )
-    return prediction
+    return prediction, changes
+
+
+def _windowing(model: RCMA) -> tuple[int, Alignment, float]:
+    """Hop in frames, alignment of the sound and label delay in seconds that a model was trained with."""
+    if isinstance(model, TrainedRCMA):
+        data = model.config.data
+        return data.hop, data.audio_alignment, data.label_delay_s
+    # Published: windows of 300 frames every 200.
+    return max(1, model.settings.length * 2 // 3), _PUBLISHED_ALIGNMENT, 0.0
 
 
 def _device(model: RCMA) -> torch.device:

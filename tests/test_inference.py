@@ -10,23 +10,26 @@ import torch
 from made_features import WIDTH, make_features, make_labels, small_config
 
 import rcma
+from preprocessing.align import Alignment
 from preprocessing.config import FaceSettings, PreprocessConfig, SpeechSettings, WordSettings
 from preprocessing.errors import InputError
 from preprocessing.store import Features, load_features
 from rcma.checkpoint import TrainedRCMA
+from rcma.config import FusionSettings, ModelSettings
 from rcma.data import cut_window, windows
-from rcma.inference import predict_video, require_both_targets, to_abaw_columns
+from rcma.inference import predict_frames, predict_video, require_both_targets, to_abaw_columns
 from rcma.model import RCMA
+from rcma.prediction import present_modalities
 
 LENGTH = 32
 
 
 def make_model(
-    tmp_path: Path, *, preprocessing: PreprocessConfig | None = None, targets=("valence", "arousal")
+    tmp_path: Path, *, preprocessing: PreprocessConfig | None = None, seed: int = 0, **settings: object
 ) -> TrainedRCMA:
     config = small_config(tmp_path)
-    model = config.model.model_copy(update={"text_width": WIDTH, "targets": targets})
-    torch.manual_seed(0)
+    model = config.model.model_copy(update={"text_width": WIDTH, **settings})
+    torch.manual_seed(seed)
     return TrainedRCMA(config.model_copy(update={"model": model, "preprocessing": preprocessing})).eval()
 
 
@@ -37,6 +40,9 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Features:
 
 class Echo(RCMA):
     """Gives back the first two entries of the word vectors: what goes in at a frame comes out at that frame."""
+
+    def __init__(self) -> None:
+        super().__init__(ModelSettings(length=LENGTH, text_width=WIDTH, modalities=("text",)))
 
     def forward(self, batch):
         return batch["text"][..., :2]
@@ -61,27 +67,50 @@ def with_signal(n_frames: int) -> tuple[Features, np.ndarray]:
 
 @pytest.mark.parametrize("n_frames", [1, 5, 31, 32, 33, 70, 129])
 @pytest.mark.parametrize("hop", [1, 20, 32])
-def test_overlap_average_undoes_windowing(tmp_path: Path, n_frames: int, hop: int):
+def test_overlap_average_undoes_windowing(monkeypatch: pytest.MonkeyPatch, n_frames: int, hop: int):
+    monkeypatch.setattr("rcma.inference._FRAMES_AT_ONCE", 50)
     video, signal = with_signal(n_frames)
-    echo = Echo(make_model(tmp_path).settings)
-    predicted = predict_video(echo, video, hop=hop, audio_alignment="start", batch_size=3)
+    predicted = predict_video(Echo(), video, hop=hop, audio_alignment="start", batch_size=3)
     assert predicted.dtype == np.float32 and predicted.shape == (n_frames, 2)
     np.testing.assert_allclose(predicted, signal, atol=1e-6)
 
 
-def test_a_frame_gets_the_mean_of_its_windows(tmp_path: Path, features: Features):
-    model = make_model(tmp_path)
-    total, count = np.zeros((70, 2)), np.zeros((70, 1))
-    for start in windows(70, LENGTH, 20):
-        window = cut_window(features, start, length=LENGTH, text_width=WIDTH, audio_alignment="end")
+def by_plain_windows(model: RCMA, features: Features, *, hop: int, alignment: Alignment) -> np.ndarray:
+    """The model on windows of raw crops and patches, one at a time."""
+    total, count = np.zeros((features.n_frames, 2)), np.zeros((features.n_frames, 1))
+    for start in windows(features.n_frames, LENGTH, hop):
+        window = cut_window(features, start, length=LENGTH, text_width=WIDTH, audio_alignment=alignment)
         with torch.no_grad():
             output = model({name: value[None] for name, value in window.items()})[0].numpy()
-        total[start : start + LENGTH] += output
-        count[start : start + LENGTH] += 1
-    predicted = predict_video(model, features, hop=20, audio_alignment="end", batch_size=2)
-    assert set(count.ravel()) == {1, 2}
-    np.testing.assert_allclose(predicted, total / count, atol=1e-5)
+        n = min(LENGTH, features.n_frames - start)
+        total[start : start + n] += output[:n]
+        count[start : start + n] += 1
+    assert len(windows(features.n_frames, LENGTH, hop)) == 1 or count.max() > 1
+    return total / count
+
+
+@pytest.mark.parametrize(("n_frames", "hop"), [(70, 20), (70, 7), (32, 20), (9, 20)])
+@pytest.mark.parametrize("at_once", [10, 45, 256])
+def test_a_frame_gets_the_mean_of_its_windows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_frames: int, hop: int, at_once: int
+):
+    monkeypatch.setattr("rcma.inference._FRAMES_AT_ONCE", at_once)
+    model = make_model(tmp_path)
+    video = make_features(tmp_path / "video", make_labels(n_frames, 0), seed=0)
+    predicted = predict_video(model, video, hop=hop, audio_alignment="end", batch_size=2)
+    np.testing.assert_allclose(predicted, by_plain_windows(model, video, hop=hop, alignment="end"), atol=1e-5)
     assert np.ptp(predicted, axis=0).min() > 0 and np.abs(predicted).max() <= 1
+
+
+@pytest.mark.parametrize("hop", [3, 20])
+def test_each_frame_goes_through_a_backbone_once(tmp_path: Path, features: Features, hop: int):
+    model = make_model(tmp_path)
+    seen = {"face": 0, "audio": 0}
+    for m, backbone in model.backbone.items():
+        backbone.register_forward_hook(lambda _module, given, _output, m=m: seen.update({m: seen[m] + len(given[0])}))
+    predict_video(model, features, hop=hop, audio_alignment="start")
+    present = present_modalities(features, audio_alignment="start")
+    assert seen == {m: present[m].sum() for m in seen}
 
 
 def test_mode_of_the_model_is_given_back_and_does_not_matter(tmp_path: Path, features: Features):
@@ -92,8 +121,8 @@ def test_mode_of_the_model_is_given_back_and_does_not_matter(tmp_path: Path, fea
     assert model.training
 
 
-def test_memory_does_not_grow_with_the_video(tmp_path: Path):
-    echo = Echo(make_model(tmp_path).settings)
+def test_memory_does_not_grow_with_the_video():
+    echo = Echo()
 
     def peak(n_frames: int) -> int:
         video, _ = with_signal(n_frames)
@@ -104,7 +133,7 @@ def test_memory_does_not_grow_with_the_video(tmp_path: Path):
         return highest
 
     peak(100)
-    assert peak(3000) < 1.2 * peak(100)
+    assert peak(6000) < 1.2 * peak(600)
 
 
 def test_public_predict_takes_features_and_folders(tmp_path: Path, features: Features):
@@ -156,6 +185,97 @@ def test_word_vectors_of_another_width_are_refused_unless_there_are_none(tmp_pat
         features, words=(), word_vectors=np.zeros((0, 0), np.float16), frame_word=np.full(70, -1, np.int32)
     )
     assert np.isfinite(rcma.predict(model, wordless)).all()
+
+
+def changes_of_a_window(model: RCMA, window: dict[str, torch.Tensor]) -> np.ndarray:
+    """|X_m after - X_m before| / |X_m before| from the features that the fusion is given, (M,S,L)."""
+    steps = []
+    with torch.no_grad():
+        handle = model.fusion.register_forward_pre_hook(lambda _module, given: steps.append(given))
+        model({name: value[None] for name, value in window.items()})
+        handle.remove()
+        ((x, valid),) = steps
+        rows = []
+        for number in range(model.fusion.depth):
+            refined = model.fusion.steps[number % len(model.fusion.steps)](x, valid)
+            before, after = ({m: value[0].double().numpy() for m, value in y.items()} for y in (x, refined))
+            rows.append(
+                [
+                    [
+                        np.sqrt(((after[m][t] - before[m][t]) ** 2).sum() / (before[m][t] ** 2).sum())
+                        for t in range(LENGTH)
+                    ]
+                    for m in model.modalities
+                ]
+            )
+            x = refined
+    return np.array(rows).transpose(1, 0, 2)
+
+
+@pytest.mark.parametrize(
+    "fusion",
+    [
+        FusionSettings(steps=3),
+        FusionSettings(steps=3, shared=True),
+        FusionSettings(kind="jca", steps=2),
+        FusionSettings(steps=2, gated=True, signed=True, time="any-length"),
+    ],
+)
+def test_how_far_each_step_moves_the_features(tmp_path: Path, features: Features, fusion: FusionSettings):
+    model = make_model(tmp_path, fusion=fusion)
+    total, count = np.zeros((70, 3, fusion.steps)), np.zeros((70, 1, 1))
+    for start in windows(70, LENGTH, 20):
+        window = cut_window(features, start, length=LENGTH, text_width=WIDTH, audio_alignment="start")
+        total[start : start + LENGTH] += changes_of_a_window(model, window).transpose(2, 0, 1)
+        count[start : start + LENGTH] += 1
+    changes = predict_frames([model], features).changes
+    assert list(changes) == ["face", "audio", "text"]
+    for number, moved in enumerate(changes.values()):
+        assert moved.shape == (70, fusion.steps) and moved.dtype == np.float32 and moved.max() > 0.01
+        np.testing.assert_allclose(moved, (total / count)[:, number], rtol=1e-4, atol=1e-6)
+    # Watching leaves nothing behind.
+    assert not any(step._forward_hooks for step in model.fusion.steps)
+
+
+def test_changes_are_given_later_like_the_predictions(tmp_path: Path, features: Features):
+    model = make_model(tmp_path)
+    calm = predict_frames([model], features)
+    data = model.config.data.model_copy(update={"label_delay_s": 0.2})  # five frames
+    model.config = model.config.model_copy(update={"data": data})
+    late = predict_frames([model], features)
+    np.testing.assert_array_equal(late.values[5:], calm.values[:-5])
+    for m, moved in late.changes.items():
+        np.testing.assert_array_equal(moved[5:], calm.changes[m][:-5])
+        np.testing.assert_array_equal(moved[:5], np.broadcast_to(calm.changes[m][0], (5, 1)))
+
+
+def test_several_models_make_one_prediction(tmp_path: Path, features: Features):
+    one = make_model(tmp_path, modalities=("face", "audio"))
+    alike = make_model(tmp_path, modalities=("face", "audio"), seed=1)
+    deeper = make_model(tmp_path, modalities=("audio", "text"), targets=("arousal",), seed=2)
+    single = [predict_frames([model], features) for model in (one, alike, deeper)]
+    together = predict_frames([one, alike, deeper], features)
+    assert together.video_id == "video"
+    np.testing.assert_array_equal(together.time_s, features.time_s)
+    values = np.stack([prediction.values for prediction in single])
+    np.testing.assert_allclose(together.values[:, 0], values[:2, :, 0].mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(together.values[:, 1], values[:, :, 1].mean(axis=0), atol=1e-6)
+    assert set(single[0].present) == {"face", "audio"} and set(single[2].present) == {"audio", "text"}
+    expected = present_modalities(features, audio_alignment="start")
+    assert set(together.present) == set(expected)
+    for m, there in together.present.items():
+        np.testing.assert_array_equal(there, expected[m])
+    # The third refines other modalities.
+    assert set(together.changes) == {"face", "audio"}
+    for m, moved in together.changes.items():
+        np.testing.assert_allclose(moved, (single[0].changes[m] + single[1].changes[m]) / 2, rtol=1e-6)
+
+
+def test_a_target_that_nobody_predicts_and_a_fusion_without_steps(tmp_path: Path, features: Features):
+    model = make_model(tmp_path, targets=("valence",), fusion=FusionSettings(kind="concat"))
+    prediction = predict_frames([model], features)
+    assert np.isfinite(prediction.values[:, 0]).all() and np.isnan(prediction.values[:, 1]).all()
+    assert prediction.changes == {}
 
 
 def test_predictions_that_are_no_numbers_are_refused(tmp_path: Path, features: Features):

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from rcma.checkpoint import load_state
 from rcma.config import ModelSettings, TrainConfig, TrainSettings
 from rcma.data import EMPTY_WINDOW, SharedBatches, WindowDataset, drop_modalities, labels_at, open_training_data
 from rcma.embeddings import EmbeddingStore
-from rcma.inference import predict_average, predict_video, to_abaw_columns
+from rcma.inference import predict_frames, predict_video, to_abaw_columns
 from rcma.metrics import ccc, n_loss_terms, training_loss
 from rcma.model import RCMA
 from rcma.train import rate_and_stage, train
@@ -165,18 +166,15 @@ def test_labels_come_from_later_and_predictions_go_there(root: Path) -> None:
     for before, after in zip(plain.validation, shifted.validation, strict=True):
         np.testing.assert_array_equal(after.labels, before.labels)
 
-    class Ramp(torch.nn.Module):
-        settings = ModelSettings(text_width=16, length=60, targets=("valence",))
-
+    class Ramp(RCMA):
         def __init__(self) -> None:
-            super().__init__()
-            self.weight = torch.nn.Parameter(torch.zeros(1))
+            super().__init__(ModelSettings(text_width=16, length=60, targets=("valence",), modalities=("text",)))
 
-        def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        def forward(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
             return torch.linspace(0, 0.59, 60)[None, :, None]
 
     features = load_features(root / "features" / "video0")
-    given = predict_video(Ramp(), features, hop=60, audio_alignment="start", label_delay_s=delay_s)  # type: ignore[arg-type]
+    given = predict_video(Ramp(), features, hop=60, audio_alignment="start", label_delay_s=delay_s)
     np.testing.assert_allclose(given[:, 0], np.maximum(np.arange(60) - 5, 0) / 100, atol=1e-6)
 
 
@@ -310,7 +308,7 @@ def test_several_models_are_averaged_and_complete_each_other(
     models = [rcma.load_model(run) for run in runs]
     features = load_features(root / "features" / "video3")
     one, two = (to_abaw_columns(model, rcma.predict(model, features)) for model in models)
-    mean = predict_average(models, features)
+    mean = predict_frames(models, features).values
     np.testing.assert_allclose(mean[:, 0], (one[:, 0] + two[:, 0]) / 2, atol=1e-6)
     np.testing.assert_allclose(mean[:, 1], one[:, 1], atol=1e-6)
     video = str(root / "features" / "video3")
