@@ -16,7 +16,7 @@ from preprocessing.errors import InputError
 from preprocessing.store import Features, load_features
 from rcma.checkpoint import TrainedRCMA
 from rcma.config import TARGETS, Modality
-from rcma.data import check_face_size, cut_window, labels_at, windows
+from rcma.data import check_face_size, check_sound, cut_window, labels_at, windows
 from rcma.model import RCMA
 
 _SETTINGS_OF_FEATURES = ("faces.size", "faces.margin", "faces.alignment", "words.model")
@@ -85,6 +85,7 @@ def check_features(model: RCMA, features: Features) -> None:
             f"{model.settings.text_width}; preprocess it with the words.model of the training features"
         )
     check_face_size(model.settings, features.faces.shape[1])
+    check_sound(model.settings, features)
 
 
 def predict_video(
@@ -129,6 +130,7 @@ def predict_video(
                     length=length,
                     text_width=settings.text_width,
                     audio_alignment=audio_alignment,
+                    audio=settings.audio_input,
                     embeddings=embeddings,
                 )
                 for start in group
