@@ -1,4 +1,4 @@
-"""Log-mel as VGGish defines it, laid on the video's clock."""
+"""Log-mel as VGGish defines it, and the waveform itself, laid on the video's clock."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy.typing as npt
 from preprocessing.align import MEL_RATE
 from preprocessing.video import SAMPLE_RATE, Audio
 
-__all__ = ["MEL_RATE", "N_MELS", "SAMPLE_RATE", "log_mel", "log_mel_on_clock"]
+__all__ = ["HOP_LENGTH", "MEL_RATE", "N_MELS", "SAMPLE_RATE", "log_mel", "log_mel_on_clock", "waveform_on_clock"]
 
 N_MELS = 64
 
-_HOP_LENGTH = SAMPLE_RATE // MEL_RATE
-"""10 ms, in samples."""
+HOP_LENGTH = SAMPLE_RATE // MEL_RATE
+"""Samples from one row of log-mel to the next: 10 ms."""
 _WINDOW_LENGTH = SAMPLE_RATE * 25 // 1000
 """25 ms, in samples."""
 _N_FFT = 512
@@ -46,7 +46,7 @@ def log_mel(samples: npt.ArrayLike) -> npt.NDArray[np.float32]:
     signal = np.asarray(samples)
     if len(signal) < _WINDOW_LENGTH:
         return np.zeros((0, N_MELS), np.float32)
-    frames = np.lib.stride_tricks.sliding_window_view(signal, _WINDOW_LENGTH)[::_HOP_LENGTH]
+    frames = np.lib.stride_tricks.sliding_window_view(signal, _WINDOW_LENGTH)[::HOP_LENGTH]
     hann = 0.5 - 0.5 * np.cos(2.0 * np.pi / _WINDOW_LENGTH * np.arange(_WINDOW_LENGTH))
     weights = _mel_weights()
     rows = np.empty((len(frames), N_MELS), np.float32)
@@ -73,24 +73,54 @@ def n_log_mel_rows(audio: Audio) -> int:
     """M, the number of rows of :func:`log_mel_on_clock`."""
     first_row, skipped = _first_row(audio)
     n_samples = len(audio.samples) - skipped
-    return first_row + 1 + (n_samples + _TAIL - _WINDOW_LENGTH) // _HOP_LENGTH if n_samples > 0 else 0
+    return first_row + 1 + (n_samples + _TAIL - _WINDOW_LENGTH) // HOP_LENGTH if n_samples > 0 else 0
 
 
 def log_mel_blocks(audio: Audio) -> Iterator[npt.NDArray[np.float16]]:
     """Rows of :func:`log_mel_on_clock`, at most a minute at a time: memory does not grow with the audio."""
+    for n_rows, signal in _signal_blocks(audio):
+        if signal is None:
+            yield np.full((n_rows, N_MELS), np.nan, np.float16)
+        else:
+            yield log_mel(signal).astype(np.float16)
+
+
+def waveform_on_clock(audio: Audio) -> npt.NDArray[np.float16]:
+    """The samples under each row of :func:`log_mel_on_clock`: sample k is at k / 16000 s on the video's clock.
+
+    So a stretch of it is there exactly where the same rows of log-mel are there.
+
+    Returns:
+        float16 (160 M,) in [-1, 1], edge-padded like log-mel; NaN where the rows of log-mel are NaN. float16 keeps the
+        shape of faint sound as well as that of loud sound: 11 significant bits down to -84 dB of full scale.
+    """
+    return np.concatenate([np.zeros(0, np.float16), *waveform_blocks(audio)])
+
+
+def waveform_blocks(audio: Audio) -> Iterator[npt.NDArray[np.float16]]:
+    """Samples of :func:`waveform_on_clock`, at most a minute at a time: memory does not grow with the audio."""
+    for n_rows, signal in _signal_blocks(audio):
+        if signal is None:
+            yield np.full(n_rows * HOP_LENGTH, np.nan, np.float16)
+        else:
+            yield signal[: n_rows * HOP_LENGTH].astype(np.float16)
+
+
+def _signal_blocks(audio: Audio) -> Iterator[tuple[int, npt.NDArray[np.float32] | None]]:
+    """Numbers of rows, at most a minute each, with the signal that their windows cover; None before the audio."""
     first_row, skipped = _first_row(audio)
     n_rows = n_log_mel_rows(audio)
     for first in range(0, min(first_row, n_rows), _ROWS_AT_ONCE):
-        yield np.full((min(_ROWS_AT_ONCE, first_row - first), N_MELS), np.nan, np.float16)
+        yield min(_ROWS_AT_ONCE, first_row - first), None
     for first in range(first_row, n_rows, _ROWS_AT_ONCE):
         stop = min(first + _ROWS_AT_ONCE, n_rows)
-        begin = skipped + (first - first_row) * _HOP_LENGTH
-        wanted = (stop - first - 1) * _HOP_LENGTH + _WINDOW_LENGTH
+        begin = skipped + (first - first_row) * HOP_LENGTH
+        wanted = (stop - first - 1) * HOP_LENGTH + _WINDOW_LENGTH
         signal = audio.samples[begin : begin + wanted]
         if len(signal) < wanted:
             last = audio.samples[len(audio.samples) - 1 : len(audio.samples)]
             signal = np.concatenate([signal, np.repeat(last, wanted - len(signal))])
-        yield log_mel(signal).astype(np.float16)
+        yield stop - first, signal
 
 
 def _first_row(audio: Audio) -> tuple[int, int]:

@@ -46,6 +46,13 @@ class FaceSettings(Settings):
     """A face seen for less than this is taken for a false alarm (unless the whole video is shorter)."""
 
 
+class AudioSettings(Settings):
+    """What of the sound is stored."""
+
+    waveform: bool = False
+    """Store the 16 kHz waveform beside the log-mel: speech encoders, model.audio.kind hf, need it."""
+
+
 class SpeechSettings(Settings):
     """How words and their times are recognised."""
 
@@ -72,6 +79,7 @@ class PreprocessConfig(Settings):
     """Numbers, in the file, of the video and the audio stream to use; without, the default ones."""
 
     faces: FaceSettings = FaceSettings()
+    audio: AudioSettings = AudioSettings()
     speech: SpeechSettings = SpeechSettings()
     words: WordSettings = WordSettings()
 

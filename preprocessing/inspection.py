@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from preprocessing.align import MEL_RATE
+from preprocessing.audio import SAMPLE_RATE
 from preprocessing.store import Features
 
 if TYPE_CHECKING:
@@ -223,6 +224,9 @@ def _describe_sound(features: Features) -> Iterable[tuple[str, str]]:
     # The offset of float16 in this range.
     silent = (features.log_mel <= _SILENCE + 0.004).all(axis=1)
     yield "log-mel", f"{n_rows} rows, {_percent(missing.mean())} NaN, {_percent(silent.mean())} digital silence"
+    if features.waveform is not None:
+        missing = np.isnan(features.waveform)
+        yield "waveform", f"{len(missing)} samples at {SAMPLE_RATE} Hz, {_percent(missing.mean())} NaN"
 
 
 def _describe_words(features: Features) -> Iterable[tuple[str, str]]:

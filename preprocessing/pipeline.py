@@ -22,8 +22,8 @@ from typing import IO, Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from preprocessing.align import frame_word
-from preprocessing.audio import N_MELS, SAMPLE_RATE, log_mel_blocks, n_log_mel_rows
+from preprocessing.align import MEL_RATE, frame_word
+from preprocessing.audio import HOP_LENGTH, N_MELS, SAMPLE_RATE, log_mel_blocks, n_log_mel_rows, waveform_blocks
 from preprocessing.config import PreprocessConfig
 from preprocessing.errors import InputError
 from preprocessing.faces import FaceDetector, Faces, follow_faces
@@ -43,6 +43,8 @@ Progress = Callable[[Stage, float, int], None]
 
 _FRAMES_AT_ONCE = 256
 """Crops read and written at a time."""
+_MEL_ROWS_AT_ONCE = 60 * MEL_RATE
+"""Rows of kept log-mel, and the sound under them, read and written at a time."""
 _PROGRESS_FRAMES = 25
 """Frames from one report to the next."""
 
@@ -64,6 +66,8 @@ class _Sound:
 
     n_mel_rows: int
     mel_blocks: Callable[[], Iterator[NDArray[np.float16]]]
+    waveform_blocks: Callable[[], Iterator[NDArray[np.float16]]] | None
+    """None: it is not to be stored."""
     words: tuple[Word, ...]
     word_vectors: NDArray[np.float16]
     meta: dict[str, Any]
@@ -261,12 +265,16 @@ class Preprocessor:
                     scratch=scratch,
                 )
             warnings["audio"] = list(audio.warnings) if audio is not None else []
-            described, n_rows, blocks = _describe_audio(audio), *_log_mel(audio)
+            described, n_rows = _describe_audio(audio), 0 if audio is None else n_log_mel_rows(audio)
+            mel = _blocks_of(log_mel_blocks, audio)
+            waveform = _blocks_of(waveform_blocks, audio) if self.config.audio.waveform else None
         else:
             assert first_old is not None
             warnings["audio"] = first_old.meta["warnings"]["audio"]
             described, n_rows = first_old.meta["audio"], len(first_old.log_mel)
-            blocks = partial(_blocks, first_old.log_mel, 60 * 100)
+            mel = partial(_blocks, first_old.log_mel, _MEL_ROWS_AT_ONCE)
+            kept = first_old.waveform
+            waveform = None if kept is None else partial(_blocks, kept, HOP_LENGTH * _MEL_ROWS_AT_ONCE)
         if "speech" in stages:
             with watch.stage("speech"):
                 transcript, origin = self._transcribe(audio, source.video_id, origin_s=origin_s, progress=progress)
@@ -285,7 +293,7 @@ class Preprocessor:
             assert first_old is not None
             vectors = np.asarray(first_old.word_vectors)
         meta = {"audio": described, "language": language, "transcript": origin}
-        return _Sound(n_rows, blocks, words, vectors, meta, warnings)
+        return _Sound(n_rows, mel, waveform, words, vectors, meta, warnings)
 
     def _transcribe(
         self, audio: Audio | None, video_id: str, *, origin_s: float, progress: Progress
@@ -343,13 +351,13 @@ def changed_stages(
     # Where what they were made from is gone, the features are whole all the same.
     if source.path.exists() and not is_same_file(source.path, meta["source"]):
         return dict.fromkeys(STAGES, f"{source.path} is not the file that the features were made from")
-    then, now = meta["settings"], config.model_dump(mode="json")
-    if then.get("streams") != now["streams"]:
-        return dict.fromkeys(STAGES, f"streams was {then.get('streams')!r}, is {now['streams']!r}")
+    # What no setting was there for yet was done as the default says now.
+    then, now = PreprocessConfig().model_dump(mode="json") | meta["settings"], config.model_dump(mode="json")
+    if then["streams"] != now["streams"]:
+        return dict.fromkeys(STAGES, f"streams was {then['streams']!r}, is {now['streams']!r}")
     changed: dict[Stage, str] = {}
-    sections: tuple[Stage, ...] = ("faces", "speech", "words")
-    for stage in sections:
-        old, new = then.get(stage, {}), now[stage]
+    for stage in STAGES:
+        old, new = then[stage], now[stage]
         reasons = [f"{stage}.{key} was {old.get(key)!r}, is {new[key]!r}" for key in new if old.get(key) != new[key]]
         if reasons:
             changed[stage] = "; ".join(reasons)
@@ -383,6 +391,8 @@ def _write(folder: Path, time_s: NDArray[np.float64], faces: Faces, sound: _Soun
     writer.write_array("face_box", faces.boxes)
     writer.write_array("face_score", faces.scores)
     writer.write_rows("log_mel", (sound.n_mel_rows, N_MELS), sound.mel_blocks())
+    if sound.waveform_blocks is not None:
+        writer.write_rows("waveform", (sound.n_mel_rows * HOP_LENGTH,), sound.waveform_blocks())
     writer.write_array("word_vectors", sound.word_vectors)
     starts_s, ends_s = (np.array([getattr(word, edge) for word in sound.words]) for edge in ("start_s", "end_s"))
     writer.write_array("frame_word", frame_word(starts_s, ends_s, time_s))
@@ -462,10 +472,10 @@ def _mean_rate(time_s: NDArray[np.float64]) -> float | None:
     return round((len(time_s) - 1) / span, 6) if span > 0 else None
 
 
-def _log_mel(audio: Audio | None) -> tuple[int, Callable[[], Iterator[NDArray[np.float16]]]]:
-    if audio is None:
-        return 0, lambda: iter(())
-    return n_log_mel_rows(audio), partial(log_mel_blocks, audio)
+def _blocks_of(
+    make: Callable[[Audio], Iterator[NDArray[np.float16]]], audio: Audio | None
+) -> Callable[[], Iterator[NDArray[np.float16]]]:
+    return partial(make, audio) if audio is not None else lambda: iter(())
 
 
 def _describe_audio(audio: Audio | None) -> dict[str, Any]:

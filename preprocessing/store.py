@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from preprocessing.audio import HOP_LENGTH
 from preprocessing.errors import InputError
 from preprocessing.speech import Word
 
@@ -26,12 +27,15 @@ _ARRAYS: dict[str, tuple[str, int]] = {
     "face_box": ("float32", 2),
     "face_score": ("float32", 1),
     "log_mel": ("float16", 2),
+    "waveform": ("float16", 1),
     "word_vectors": ("float16", 2),
     "frame_word": ("int32", 1),
 }
 """Name, dtype and number of dimensions of each array file."""
 _OVER_FRAMES = ("time_s", "faces", "face_box", "face_score", "frame_word")
-_FILES = ("meta.json", "words.json", *(f"{name}.npy" for name in _ARRAYS))
+_OPTIONAL = ("waveform",)
+"""Arrays that a folder may do without."""
+_FILES = ("meta.json", "words.json", *(f"{name}.npy" for name in _ARRAYS if name not in _OPTIONAL))
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,8 @@ class Features:
     """(W,D) one vector a word."""
     frame_word: NDArray[np.int32]
     """(T,) index of the word spoken at that frame, -1 where none."""
+    waveform: NDArray[np.float16] | None = None
+    """(160 M,) mono sound in [-1,1] at 16 kHz, sample k at k/16000 s; NaN where log_mel is. None where not stored."""
 
     @property
     def n_frames(self) -> int:
@@ -141,7 +147,8 @@ def save_features(folder: Path, features: Features) -> None:
     Raises:
         ValueError: an array has another dtype, number of dimensions or number of frames than it should.
     """
-    arrays = {name: np.asarray(getattr(features, name)) for name in _ARRAYS}
+    given = {name: getattr(features, name) for name in _ARRAYS}
+    arrays = {name: np.asarray(array) for name, array in given.items() if array is not None}
     for name, problem in _array_problems(arrays, n_frames=features.n_frames, n_words=len(features.words)):
         raise ValueError(f"{features.video_id}: {name}: {problem}")
     with whole_or_nothing(folder) as partial:
@@ -186,7 +193,8 @@ def load_features(folder: Path) -> Features:
     """
     meta = load_meta(folder)
     try:
-        arrays = {name: _load_array(folder / f"{name}.npy") for name in _ARRAYS}
+        names = [name for name in _ARRAYS if name not in _OPTIONAL or (folder / f"{name}.npy").exists()]
+        arrays = {name: _load_array(folder / f"{name}.npy") for name in names}
         words = tuple(_word_from_json(word) for word in json.loads((folder / "words.json").read_text(encoding="utf-8")))
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise InputError(f"{folder}: damaged: {error}; preprocess the video again with --overwrite") from None
@@ -210,14 +218,16 @@ def _is_empty(path: Path) -> bool:
 
 
 def _array_problems(arrays: dict[str, NDArray[Any]], *, n_frames: int, n_words: int) -> Iterator[tuple[str, str]]:
-    for name, (dtype, dimensions) in _ARRAYS.items():
-        array = arrays[name]
+    for name, array in arrays.items():
+        dtype, dimensions = _ARRAYS[name]
         if array.dtype != np.dtype(dtype) or array.ndim != dimensions:
             yield name, f"{array.dtype} with {array.ndim} dimensions, but {dtype} with {dimensions} is right"
         elif name in _OVER_FRAMES and len(array) != n_frames:
             yield name, f"{len(array)} rows for {n_frames} frames"
         elif name == "word_vectors" and len(array) != n_words:
             yield name, f"{len(array)} rows for {n_words} words"
+        elif name == "waveform" and len(array) != HOP_LENGTH * len(arrays["log_mel"]):
+            yield name, f"{len(array)} samples for {len(arrays['log_mel'])} rows of log-mel, {HOP_LENGTH} each"
 
 
 def _word_to_json(word: Word) -> dict[str, Any]:

@@ -17,11 +17,18 @@ import torch
 import torch.nn.functional as F
 from torch import Size, Tensor, nn
 
+from preprocessing.align import PATCH_ROWS
+from preprocessing.audio import HOP_LENGTH, SAMPLE_RATE
 from preprocessing.errors import InputError
 
 _USUAL_IMAGE_SIZE = 224
 _IMAGENET_MEAN, _IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 """Of encoders that do not say what their pictures should be like."""
+_LEAST_VARIANCE = 1e-7
+"""Added to the variance of a stretch of sound, as in transformers' feature extractor: silence stays zero."""
+_NOTHING_LEFT_OUT = {"apply_spec_augment": False, "mask_time_prob": 0.0, "mask_feature_prob": 0.0, "layerdrop": 0.0}
+"""Speech encoders hide parts of the sound and skip layers in training, drawn from random numbers that no seed here
+reaches; what is hidden here is a matter of masks."""
 
 
 class IRUnit(nn.Module):
@@ -190,11 +197,7 @@ class HFVision(nn.Module):
         Raises:
             InputError: (naming ``model.face.hf``) they cannot be had.
         """
-        from transformers import AutoModel
-
-        with _hub_errors(name):
-            # Into the module that is there: what is frozen of it stays so.
-            self.model.load_state_dict(AutoModel.from_pretrained(name).state_dict())
+        _load_pretrained(self.model, name, key="model.face.hf")
 
     def forward(self, faces: Tensor) -> Tensor:
         """Square crops (N,3,S,S) RGB in [-1,1] -> embeddings (N,width): the pooled output, or the mean over places."""
@@ -220,24 +223,112 @@ def vision_config(name: str) -> dict[str, Any]:
     """
     from transformers import AutoConfig, AutoImageProcessor
 
-    with _hub_errors(name):
+    with _hub_errors("model.face.hf", name):
         config: dict[str, Any] = AutoConfig.from_pretrained(name).to_dict()
         if not any(key in config for key in ("image_size", "num_channels", "hidden_sizes")):
             raise ValueError("it is no vision encoder")
         with suppress(OSError):  # an encoder without a description of its pictures gets the usual ones
             processor = AutoImageProcessor.from_pretrained(name)
             config |= {"image_mean": list(processor.image_mean), "image_std": list(processor.image_std)}
-    # What can be written as YAML; the rest says how it was saved.
-    return {key: value for key, value in config.items() if isinstance(value, bool | int | float | str | list | dict)}
+    return _writable(config)
+
+
+class HFSpeech(nn.Module):
+    """A speech encoder of Hugging Face's transformers that hears samples: wav2vec2, HuBERT, WavLM and their relatives.
+
+    Weights are random until :meth:`load_pretrained`.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        """Build the network of a configuration, see :func:`speech_config`."""
+        from transformers import AutoConfig, AutoModel
+
+        super().__init__()
+        settings = AutoConfig.for_model(**{**config, **_NOTHING_LEFT_OUT})
+        self.model = AutoModel.from_config(settings)
+        has_adapter = getattr(settings, "add_adapter", False)
+        self.width = int(settings.output_hidden_size if has_adapter else settings.hidden_size)
+        self._normalises = bool(config.get("do_normalize", True))
+
+    def load_pretrained(self, name: str) -> None:
+        """Read the encoder's weights.
+
+        Raises:
+            InputError: (naming ``model.audio.hf``) they cannot be had.
+        """
+        _load_pretrained(self.model, name, key="model.audio.hf")
+
+    def forward(self, stretches: Tensor) -> Tensor:
+        """Sound of 0.96 s in [-1,1] at 16 kHz, (N,96,160) -> embeddings (N,width): the mean of the last hidden states.
+
+        Each stretch is heard by itself, standardised if the encoder's feature extractor does so (``do_normalize``).
+
+        Raises:
+            ValueError: the sound has another shape.
+        """
+        _check_shape(stretches, "sound", (PATCH_ROWS, HOP_LENGTH))
+        samples = stretches.flatten(start_dim=1)  # (N,15360)
+        if self._normalises:
+            variance, mean = torch.var_mean(samples, dim=1, correction=0, keepdim=True)
+            samples = (samples - mean) / (variance + _LEAST_VARIANCE).sqrt()
+        return torch.as_tensor(self.model(input_values=samples).last_hidden_state.mean(dim=1))  # of (N,47,width)
+
+
+def speech_config(name: str) -> dict[str, Any]:
+    """Configuration of a speech encoder, with whether its feature extractor standardises what is heard.
+
+    Args:
+        name: a folder, or a name on the Hugging Face hub.
+
+    Raises:
+        InputError: (naming ``model.audio.hf``) there is none, or it is no encoder of 16 kHz samples.
+    """
+    from transformers import AutoConfig, AutoFeatureExtractor
+
+    with _hub_errors("model.audio.hf", name):
+        config: dict[str, Any] = AutoConfig.from_pretrained(name).to_dict()
+        if not config.get("conv_stride") or config.get("is_encoder_decoder"):
+            raise ValueError("it is no encoder of sound samples such as wav2vec2, HuBERT or WavLM")
+        with suppress(OSError):  # an encoder without a description of its sound gets the usual one
+            extractor = AutoFeatureExtractor.from_pretrained(name)
+            if extractor.sampling_rate != SAMPLE_RATE:
+                raise ValueError(f"it hears {extractor.sampling_rate} Hz, not {SAMPLE_RATE} Hz")
+            config["do_normalize"] = bool(extractor.do_normalize)
+    return _writable(config)
+
+
+def _writable(config: dict[str, Any]) -> dict[str, Any]:
+    """What of an encoder's configuration can be written as YAML; the rest, and the dtype, say how it was saved."""
+    writable = bool | int | float | str | list | dict
+    return {key: value for key, value in config.items() if isinstance(value, writable) and key != "dtype"}
+
+
+def _load_pretrained(model: nn.Module, name: str, *, key: str) -> None:
+    """Read the weights of a transformers model into it; what is frozen of it stays so."""
+    from transformers import AutoModel
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    # Heads that are not needed are left out; the table of what they are only confuses.
+    logging.set_verbosity_error()
+    try:
+        with _hub_errors(key, name):
+            pretrained, report = AutoModel.from_pretrained(name, config=model.config, output_loading_info=True)
+            # Left alone, they would be random.
+            if report["missing_keys"]:
+                raise ValueError(f"it holds no weights for {min(report['missing_keys'])}")
+            model.load_state_dict(pretrained.state_dict())
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 @contextmanager
-def _hub_errors(name: str) -> Iterator[None]:
+def _hub_errors(key: str, name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # The hub's client raises errors of three libraries; all mean the same here.
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise InputError(f"model.face.hf: {name!r} cannot be used ({reason}); give a folder or a hub name") from None
+        raise InputError(f"{key}: {name!r} cannot be used ({reason}); give a folder or a hub name") from None
 
 
 class SmallAudioNet(nn.Module):

@@ -13,6 +13,7 @@ Modality = Literal["face", "audio", "text"]
 Target = Literal["valence", "arousal"]
 FusionKind = Literal["rcma", "rjcma", "jca", "cross-attention", "concat"]
 HeadKind = Literal["linear", "rjcma", "jca"]
+AudioInput = Literal["log_mel", "waveform"]
 
 MODALITIES: tuple[Modality, ...] = ("face", "audio", "text")
 TARGETS: tuple[Target, ...] = ("valence", "arousal")
@@ -31,28 +32,32 @@ class BackboneSettings(Settings):
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the backbone's arithmetic where no gradient is needed: when it is frozen, and in prediction. bfloat16 is
     quicker only on hardware that has it; on a CPU without, it is many times slower."""
-
-
-class FaceBackbone(BackboneSettings):
-    """``ir50``: 512 values; ``small``: 64, trains from scratch on a CPU; ``hf``: the encoder that ``hf`` names."""
-
-    kind: Literal["ir50", "small", "hf"] = "ir50"
     hf: str | None = None
-    """A vision encoder of Hugging Face's transformers: a folder, or a name on the hub."""
+    """With kind ``hf``, an encoder of Hugging Face's transformers: a folder, or a name on the hub."""
     hf_config: dict[str, Any] | None = None
     """Its configuration; filled in by rcma-train, so that a run can be used without the encoder's own files."""
 
     @model_validator(mode="after")
-    def _named(self) -> FaceBackbone:
+    def _named(self) -> BackboneSettings:
         if (self.kind == "hf") != (self.hf is not None):
-            raise ValueError("model.face: kind hf and the name of the encoder, hf, go together")
+            raise ValueError("kind hf and the name of the encoder, hf, go together")
+        if self.hf is not None and self.weights is not None:
+            raise ValueError("the weights of an encoder of Hugging Face come with it: leave weights out")
         return self
 
 
-class AudioBackbone(BackboneSettings):
-    """``vggish``: 128 values; ``small``: 64 values, trains from scratch on a CPU."""
+class FaceBackbone(BackboneSettings):
+    """``ir50``: 512 values; ``small``: 64, trains from scratch on a CPU; ``hf``: a vision encoder, such as DINOv2."""
 
-    kind: Literal["vggish", "small"] = "vggish"
+    kind: Literal["ir50", "small", "hf"] = "ir50"
+
+
+class AudioBackbone(BackboneSettings):
+    """``vggish``: 128 values; ``small``: 64, trains from scratch on a CPU; ``hf``: a speech encoder, such as wav2vec2,
+    HuBERT or WavLM, for which the features must hold the waveform (``audio.waveform`` of preprocessing).
+    """
+
+    kind: Literal["vggish", "small", "hf"] = "vggish"
 
 
 class TCNSettings(Settings):
@@ -103,6 +108,11 @@ class ModelSettings(Settings):
     fusion: FusionSettings = FusionSettings()
     head: HeadKind | None = None
     """From fused features to targets; None: as published for the kind of fusion (``linear`` for rcma)."""
+
+    @property
+    def audio_input(self) -> AudioInput:
+        """What the audio backbone takes."""
+        return "waveform" if self.audio.kind == "hf" and "audio" in self.modalities else "log_mel"
 
     @model_validator(mode="after")
     def _named_once(self) -> ModelSettings:

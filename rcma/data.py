@@ -17,14 +17,14 @@ from sklearn.model_selection import GroupKFold
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from preprocessing.align import Alignment, cut_patches, patch_start
-from preprocessing.audio import N_MELS
+from preprocessing.align import PATCH_ROWS, Alignment, cut_patches, patch_start
+from preprocessing.audio import HOP_LENGTH, N_MELS
 from preprocessing.config import PreprocessConfig, build_config, flatten
 from preprocessing.errors import InputError
 from preprocessing.store import Features, load_features
 from rcma.abaw import find_split, read_annotation
 from rcma.backbones import IR50
-from rcma.config import MODALITIES, TARGETS, Modality, ModelSettings, Target
+from rcma.config import MODALITIES, TARGETS, AudioInput, Modality, ModelSettings, Target
 
 MATTERING_SETTINGS = ("faces.size", "faces.margin", "faces.alignment", "speech.model", "words.model")
 """Preprocessing settings that must be the same for all videos a model is trained on."""
@@ -198,6 +198,16 @@ def check_face_size(settings: ModelSettings, size: int) -> None:
         )
 
 
+def check_sound(settings: ModelSettings, features: Features) -> None:
+    """Refuse features that lack what the audio backbone takes.
+
+    Raises:
+        InputError: naming the video.
+    """
+    if settings.audio_input == "waveform":
+        _waveform_rows(features)
+
+
 def face_side(size: int) -> int:
     """Side of the crop that the network sees, for a stored face of ``size`` pixels."""
     shown, of = CROP_OF_FACE
@@ -211,6 +221,7 @@ def cut_window(
     length: int,
     text_width: int,
     audio_alignment: Alignment,
+    audio: AudioInput = "log_mel",
     crop: tuple[int, int] | None = None,
     flip: bool = False,
     embeddings: Mapping[Modality, NDArray[np.float16]] | None = None,
@@ -223,14 +234,19 @@ def cut_window(
         length: L.
         text_width: D; a video without words may have vectors of any width.
         audio_alignment: see :func:`preprocessing.align.patch_start`.
+        audio: what is cut of the sound; see :attr:`rcma.config.ModelSettings.audio_input`.
         crop: upper and left edge, in pixels, of the part of the stored face to take; None for the centre.
         flip: mirror the faces.
         embeddings: (T,d) of face and audio, to be cut instead of crops and log-mel; NaN where there is none.
 
     Returns:
-        ``face`` (L,3,s,s) in [-1,1], s = 40 for stored faces of 48; ``audio`` (L,96,64) log-mel; ``text`` (L,D); all
-        float32, zeros where there is nothing. ``face_mask``, ``audio_mask``, ``text_mask`` bool (L,), True where the
-        modality is there; ``frame_mask`` bool (L,), False in padding.
+        ``face`` (L,3,s,s) in [-1,1], s = 40 for stored faces of 48; ``audio`` (L,96,64) log-mel, or the (L,96,160)
+        samples of the same rows; ``text`` (L,D); all float32, zeros where there is nothing. ``face_mask``,
+        ``audio_mask``, ``text_mask`` bool (L,), True where the modality is there; ``frame_mask`` bool (L,), False in
+        padding.
+
+    Raises:
+        InputError: the waveform is wanted, and was not stored.
     """
     frames = slice(start, min(start + length, features.n_frames))
     n = frames.stop - frames.start
@@ -252,11 +268,21 @@ def cut_window(
     face[:n] = (pixels.transpose(0, 3, 1, 2) / np.float32(255.0) - 0.5) / 0.5
     face[~face_mask] = 0.0
 
-    audio = np.zeros((length, 96, N_MELS), np.float32)
+    rows = features.log_mel if audio == "log_mel" else _waveform_rows(features)
+    patches = np.zeros((length, PATCH_ROWS, rows.shape[1]), np.float32)
     audio_mask = np.zeros(length, np.bool_)
-    audio[:n], audio_mask[:n] = cut_patches(features.log_mel, patch_start(features.time_s[frames], audio_alignment))
+    patches[:n], audio_mask[:n] = cut_patches(rows, patch_start(features.time_s[frames], audio_alignment))
 
-    return _to_tensors(common | {"face": face, "audio": audio, "face_mask": face_mask, "audio_mask": audio_mask})
+    return _to_tensors(common | {"face": face, "audio": patches, "face_mask": face_mask, "audio_mask": audio_mask})
+
+
+def _waveform_rows(features: Features) -> NDArray[np.float16]:
+    """(M,160): the samples under each row of log-mel."""
+    if features.waveform is None:
+        raise InputError(
+            f"{features.video_id}: its features hold no waveform; preprocess it with --set audio.waveform=true"
+        )
+    return features.waveform.reshape(-1, HOP_LENGTH)
 
 
 def _cut_words(
@@ -334,6 +360,7 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
         text_width: int,
         audio_alignment: Alignment,
         seed: int,
+        audio: AudioInput = "log_mel",
         modalities: Sequence[Modality] = MODALITIES,
         modality_dropout: float = 0.0,
         embeddings: EmbeddingReader | None = None,
@@ -345,7 +372,8 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
         self.epoch = 0
         self._videos = tuple(videos)
         self._columns = [TARGETS.index(target) for target in targets]
-        self._length, self._text_width, self._audio_alignment = length, text_width, audio_alignment
+        self._length, self._text_width = length, text_width
+        self._audio, self._audio_alignment = audio, audio_alignment
         self._places = [
             (number, start)
             for number, video in enumerate(self._videos)
@@ -378,6 +406,7 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
             length=self._length,
             text_width=self._text_width,
             audio_alignment=self._audio_alignment,
+            audio=self._audio,
             crop=(int(top), int(left)),
             flip=flip,
             embeddings=embedded,

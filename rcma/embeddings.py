@@ -109,6 +109,7 @@ class EmbeddingStore:
             length=n,
             text_width=features.word_vectors.shape[1],
             audio_alignment=self._audio_alignment,
+            audio=model.settings.audio_input,
             crop=crop,
             flip=flip,
         )
@@ -128,8 +129,14 @@ class EmbeddingStore:
 
 
 def _fingerprint(model: RCMA) -> str:
-    """Changes with every weight of the backbones and with what sound is standardised with."""
+    """Changes with every weight of the backbones, with what sound is standardised with, and with what an encoder's
+    configuration says.
+    """
     digest = hashlib.sha256()
+    for m in model.backbone:
+        config = getattr(model.settings, m).hf_config
+        if config is not None:
+            digest.update(json.dumps(config, sort_keys=True).encode())
     for name, value in model.state_dict().items():
         if name.startswith(("backbone.", "audio_")):
             digest.update(name.encode())

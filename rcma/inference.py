@@ -20,7 +20,7 @@ from preprocessing.errors import InputError
 from preprocessing.store import Features, load_features
 from rcma.checkpoint import TrainedRCMA
 from rcma.config import TARGETS, Modality
-from rcma.data import check_face_size, cut_window, labels_at, windows
+from rcma.data import check_face_size, check_sound, cut_window, labels_at, windows
 from rcma.fusion import Fusion
 from rcma.model import RCMA
 from rcma.prediction import Prediction, present_modalities
@@ -131,6 +131,7 @@ def check_features(model: RCMA, features: Features) -> None:
             f"{model.settings.text_width}; preprocess it with the words.model of the training features"
         )
     check_face_size(model.settings, features.faces.shape[1])
+    check_sound(model.settings, features)
 
 
 def predict_video(
@@ -227,6 +228,7 @@ def _embed_stretches(
             length=min(_FRAMES_AT_ONCE, features.n_frames - start),
             text_width=model.settings.text_width,
             audio_alignment=audio_alignment,
+            audio=model.settings.audio_input,
             embeddings=embeddings,
         )
         stretch = {name: value.to(_device(model)) for name, value in cut.items() if name in needed}

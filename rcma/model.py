@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
-from rcma.backbones import IR50, HFVision, SmallAudioNet, SmallFaceNet, VGGish, load_backbone_weights
+from preprocessing.align import PATCH_ROWS
+from preprocessing.audio import HOP_LENGTH, N_MELS
+from rcma.backbones import IR50, HFSpeech, HFVision, SmallAudioNet, SmallFaceNet, VGGish, load_backbone_weights
 from rcma.config import MODALITIES, HeadKind, Modality, ModelSettings
 from rcma.fusion import Fusion
 from rcma.tcn import TemporalConvNet
@@ -23,6 +25,8 @@ BACKBONES: dict[str, dict[str, type[IR50 | VGGish | SmallFaceNet | SmallAudioNet
 }
 CHUNK = 128
 """Frames that go through a backbone at once when no gradient is needed; bounds the memory of long windows."""
+SPEECH_CHUNK = 8
+"""Likewise through a speech encoder, whose first layer makes 6 MB of each."""
 
 
 class RCMA(nn.Module):
@@ -96,7 +100,8 @@ class RCMA(nn.Module):
                 ``settings.length``; any L with the fusion's ``any-length`` time, and without fusion.
 
                 - ``face``: (B,L,3,S,S) RGB crops in [-1,1], S = 40 for IR-50; or embeddings (B,L,d)
-                - ``audio``: (B,L,96,64) log-mel patches; or embeddings (B,L,d)
+                - ``audio``: (B,L,96,64) log-mel patches, or (B,L,96,160) samples in [-1,1] for a speech encoder; or
+                  embeddings (B,L,d)
                 - ``text``: (B,L,text_width) vector of the word spoken at each frame
                 - ``face_mask``, ``audio_mask``, ``text_mask``: optional, (B,L) bool, True where the modality is there;
                   elsewhere its content is never read
@@ -166,8 +171,8 @@ class RCMA(nn.Module):
         """
         for m, backbone in self.backbone.items():
             weights = getattr(self.settings, m).weights
-            if isinstance(backbone, HFVision):
-                backbone.load_pretrained(str(self.settings.face.hf))
+            if isinstance(backbone, HFVision | HFSpeech):
+                backbone.load_pretrained(str(getattr(self.settings, m).hf))
             elif weights is not None:
                 load_backbone_weights(backbone, weights)
 
@@ -200,11 +205,12 @@ class RCMA(nn.Module):
             if m not in batch:
                 raise ValueError(f"batch: no entry {m!r}; there must be {', '.join(self.modalities)}")
         tied = self.fusion.is_tied_to_length
+        patch = (PATCH_ROWS, HOP_LENGTH if self.settings.audio_input == "waveform" else N_MELS)
         masks: dict[Modality, Tensor] = {}
         for m in self.modalities:
             x, width = batch[m], self.embedding_widths[m]
-            raw = {"face": "(B,L,3,S,S) or ", "audio": "(B,L,96,64) or ", "text": ""}[m]
-            is_raw = (m == "face" and x.ndim == 5) or (m == "audio" and x.shape[2:] == (96, 64))
+            raw = {"face": "(B,L,3,S,S) or ", "audio": f"(B,L,{patch[0]},{patch[1]}) or ", "text": ""}[m]
+            is_raw = (m == "face" and x.ndim == 5) or (m == "audio" and x.shape[2:] == patch)
             if not is_raw and (x.ndim != 3 or x.shape[2] != width):
                 raise ValueError(f"{m}: the shape must be {raw}(B,L,{width}), given: {tuple(x.shape)}")
             if tied and x.shape[1] != self.settings.length:
@@ -239,20 +245,24 @@ class RCMA(nn.Module):
             return _standardise(x, self.text_mean, self.text_std)
         if x.ndim == 3:
             return x
-        return self._run_backbone(m, _standardise(x, self.audio_mean, self.audio_std) if m == "audio" else x, mask)
+        if m == "audio" and self.settings.audio_input == "log_mel":
+            x = _standardise(x, self.audio_mean, self.audio_std)
+        return self._run_backbone(m, x, mask)
 
     def _run_backbone(self, m: Modality, frames: Tensor, mask: Tensor) -> Tensor:
         """Embeddings (B,L,d) of frames (B,L,...); only those under the mask are computed, the others are zero."""
+        backbone = self.backbone[m]
         present = frames[mask]  # (n,...)
         n = len(present)
         if n < 2:
             # BatchNorm cannot train on fewer than two, and without any the parameters would drop out of the graph.
             present = torch.cat([present, present.new_zeros((2 - n, *frames.shape[2:]))])
-        if torch.is_grad_enabled() and any(p.requires_grad for p in self.backbone[m].parameters()):
-            embedded = self.backbone[m](present)[:n]
+        if torch.is_grad_enabled() and any(p.requires_grad for p in backbone.parameters()):
+            embedded = backbone(present)[:n]
         else:
+            chunks = present.split(SPEECH_CHUNK if isinstance(backbone, HFSpeech) else CHUNK)
             with torch.no_grad(), self._inference_precision(m, present.device):
-                embedded = torch.cat([self.backbone[m](_channels_last(chunk)) for chunk in present.split(CHUNK)])[:n]
+                embedded = torch.cat([backbone(_channels_last(chunk)) for chunk in chunks])[:n]
         return _scatter(embedded.float(), mask)
 
     def _inference_precision(self, m: Modality, device: torch.device) -> torch.autocast:
@@ -329,12 +339,16 @@ def _shared_batch_norm(norm: nn.BatchNorm1d, frames: Tensor) -> Tensor:
     return (frames - mean) / (variance + norm.eps).sqrt() * norm.weight + norm.bias
 
 
-def _new_backbone(m: Modality, settings: ModelSettings) -> IR50 | VGGish | SmallFaceNet | SmallAudioNet | HFVision:
-    if m == "face" and settings.face.kind == "hf":
-        if settings.face.hf_config is None:
-            raise ValueError("model.face.hf_config is not set; rcma.backbones.vision_config reads it")
-        return HFVision(settings.face.hf_config)
-    return BACKBONES[m][getattr(settings, m).kind]()
+def _new_backbone(
+    m: Modality, settings: ModelSettings
+) -> IR50 | VGGish | SmallFaceNet | SmallAudioNet | HFVision | HFSpeech:
+    backbone = settings.face if m == "face" else settings.audio
+    if backbone.kind != "hf":
+        return BACKBONES[m][backbone.kind]()
+    if backbone.hf_config is None:
+        reader = "vision_config" if m == "face" else "speech_config"
+        raise ValueError(f"model.{m}.hf_config is not set; rcma.backbones.{reader} reads it")
+    return HFVision(backbone.hf_config) if m == "face" else HFSpeech(backbone.hf_config)
 
 
 def _new_head(kind: HeadKind, width: int, n_targets: int) -> nn.Module:

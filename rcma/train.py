@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 from preprocessing.config import flatten
 from preprocessing.device import resolve_device
 from preprocessing.errors import InputError
-from rcma.backbones import vision_config
+from rcma.backbones import speech_config, vision_config
 from rcma.checkpoint import (
     TrainedRCMA,
     TrainingState,
@@ -42,6 +42,7 @@ from rcma.data import (
     Video,
     WindowDataset,
     check_face_size,
+    check_sound,
     fit_normalisation,
     open_training_data,
 )
@@ -363,6 +364,9 @@ def _start_accelerator(device: str) -> Accelerator:
 def _resolve(config: TrainConfig, data: TrainingData) -> TrainConfig:
     """Fill in what the features decide; refuse what contradicts them."""
     check_face_size(config.model, data.preprocessing.faces.size)
+    if config.model.audio_input == "waveform":
+        for video in (*data.train, *data.validation):
+            check_sound(config.model, video.features())
     wanted, known = config.model.text_width, data.text_width
     if wanted is not None and known is not None and wanted != known:
         raise InputError(f"model.text_width is {wanted}, the features' word vectors have {known} values; leave it out")
@@ -371,6 +375,9 @@ def _resolve(config: TrainConfig, data: TrainingData) -> TrainConfig:
     if model.face.hf is not None and "face" in model.modalities:
         face = model.face.model_copy(update={"hf_config": vision_config(model.face.hf)})
         model = model.model_copy(update={"face": face})
+    if model.audio.hf is not None and "audio" in model.modalities:
+        audio = model.audio.model_copy(update={"hf_config": speech_config(model.audio.hf)})
+        model = model.model_copy(update={"audio": audio})
     return config.model_copy(update={"model": model, "preprocessing": data.preprocessing})
 
 
@@ -467,6 +474,7 @@ def _build_dataset(config: TrainConfig, data: TrainingData, store: EmbeddingStor
         hop=config.data.hop,
         text_width=_text_width(config),
         audio_alignment=config.data.audio_alignment,
+        audio=config.model.audio_input,
         seed=config.train.seed,
         modalities=config.model.modalities,
         modality_dropout=config.train.modality_dropout,

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from preprocessing.align import frame_word
+from preprocessing.audio import HOP_LENGTH
 from preprocessing.config import PreprocessConfig
 from preprocessing.speech import Word
 from preprocessing.store import Features, save_features
@@ -40,7 +41,8 @@ def make_features(
 ) -> Features:
     """Write a feature folder whose signals show the labels: valence as a bright upper part, arousal as loudness.
 
-    Three frames have no face; the sound ends before the video; a word is spoken in every other half second.
+    Three frames have no face; the sound ends before the video; a word is spoken in every other half second. The
+    waveform, where the settings ask for it, is noise of that loudness that starts 0.2 s after the video.
     """
     random = np.random.default_rng(seed)
     n, size = len(labels), config.faces.size
@@ -57,6 +59,12 @@ def make_features(
     loudness = np.interp(np.arange(n_rows) / 100, time_s, labels[:, 1])
     log_mel = loudness[:, None] * 2 - 3 + random.normal(0, 0.1, (n_rows, 64))
 
+    waveform = None
+    if config.audio.waveform:
+        level = np.repeat(10 ** (loudness - 2), HOP_LENGTH)
+        waveform = (level * random.normal(size=len(level))).astype(np.float16)
+        log_mel[:20], waveform[: 20 * HOP_LENGTH] = np.nan, np.nan
+
     starts = np.arange(0.1, time_s[-1], 1.0) if words else np.zeros(0)
     spoken = tuple(Word(text=f"word{k}", start_s=s, end_s=s + 0.5, probability=math.nan) for k, s in enumerate(starts))
     features = Features(
@@ -70,6 +78,7 @@ def make_features(
         words=spoken,
         word_vectors=random.normal(size=(len(spoken), width)).astype(np.float16),
         frame_word=frame_word(starts, starts + 0.5, time_s),
+        waveform=waveform,
     )
     save_features(folder, features)
     return features
@@ -82,12 +91,19 @@ def write_annotation(path: Path, labels: NDArray[np.float32]) -> None:
     path.write_text("\n".join(["valence,arousal", *lines]) + "\n", encoding="utf-8")
 
 
-def make_data(root: Path, *, n_train: int = 3, n_validation: int = 2, n_frames: int = N_FRAMES) -> TrainConfig:
+def make_data(
+    root: Path,
+    *,
+    n_train: int = 3,
+    n_validation: int = 2,
+    n_frames: int = N_FRAMES,
+    config: PreprocessConfig = SETTINGS,
+) -> TrainConfig:
     """Write features and annotations below ``root``; gives a configuration of a small model that trains on them."""
     for number in range(n_train + n_validation):
         split = "Train_Set" if number < n_train else "Validation_Set"
         labels = make_labels(n_frames, seed=number)
-        make_features(root / "features" / f"video{number}", labels, seed=number)
+        make_features(root / "features" / f"video{number}", labels, seed=number, config=config)
         write_annotation(root / "annotations" / split / f"video{number}.txt", labels)
     return small_config(root)
 

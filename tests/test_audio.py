@@ -10,7 +10,16 @@ import pytest
 
 from preprocessing import audio as audio_module
 from preprocessing.align import cut_patches, patch_start
-from preprocessing.audio import MEL_RATE, N_MELS, SAMPLE_RATE, log_mel, log_mel_on_clock
+from preprocessing.audio import (
+    HOP_LENGTH,
+    MEL_RATE,
+    N_MELS,
+    SAMPLE_RATE,
+    log_mel,
+    log_mel_on_clock,
+    waveform_blocks,
+    waveform_on_clock,
+)
 from preprocessing.video import Audio, Video, read_audio
 
 
@@ -110,6 +119,47 @@ def test_audio_that_ends_before_its_first_row_has_none():
     assert log_mel_on_clock(Audio(samples=np.ones(3, np.float32), start_s=0.002)).shape == (0, N_MELS)
 
 
+@pytest.mark.parametrize(("start_s", "n_samples"), [(0.0, 23456), (2.43, 400), (1 / 3, 16000), (0.002, 3), (0.5, 1)])
+def test_the_waveform_lies_under_the_rows_of_log_mel(start_s, n_samples):
+    rng = np.random.default_rng(3)
+    first_sample = round(start_s * SAMPLE_RATE)
+    samples = rng.uniform(-1, 1, n_samples).astype(np.float32)
+    audio = Audio(samples=samples, start_s=first_sample / SAMPLE_RATE)
+    waveform, rows = waveform_on_clock(audio), log_mel_on_clock(audio)
+    assert waveform.dtype == np.float16
+    assert waveform.shape == (HOP_LENGTH * len(rows),)
+    missing = np.isnan(waveform)
+    np.testing.assert_array_equal(missing, np.repeat(np.isnan(rows[:, 0]), HOP_LENGTH))
+    # Sample k of the stream is at its own place on the clock; the last one goes on to the end.
+    places = np.arange(len(waveform)) - first_sample
+    expected = samples[np.clip(places, 0, n_samples - 1)].astype(np.float16)
+    np.testing.assert_array_equal(waveform[~missing], expected[~missing])
+    assert missing.sum() == min(math.ceil(first_sample / HOP_LENGTH) * HOP_LENGTH, len(waveform))
+
+
+def test_faint_and_loud_sound_keep_their_shape():
+    rng = np.random.default_rng(4)
+    for level in (1.0, 1e-2, 2e-4):
+        samples = (level * rng.uniform(-1, 1, SAMPLE_RATE)).astype(np.float32)
+        noise = waveform_on_clock(Audio(samples=samples, start_s=0.0))[:SAMPLE_RATE] - samples
+        assert np.square(noise).mean() < 1e-7 * np.square(samples).mean()
+
+
+def test_blocks_of_the_waveform_join_without_a_seam_and_memory_stays_small(monkeypatch):
+    rng = np.random.default_rng(1)
+    audio = Audio(samples=rng.uniform(-1, 1, 30 * SAMPLE_RATE).astype(np.float32), start_s=3.3)
+    whole = waveform_on_clock(audio)
+    monkeypatch.setattr(audio_module, "_ROWS_AT_ONCE", 70)
+    assert np.array_equal(waveform_on_clock(audio), whole, equal_nan=True)
+    tracemalloc.start()
+    for _ in waveform_blocks(audio):
+        pass
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # A block has 11 200 samples of 4 bytes; all of them, of 2 bytes, would be 1.1 MB.
+    assert peak < 3e5
+
+
 def test_real_audio_that_starts_late(media):
     path = media / "pyfeat_face_noface.mov"  # its audio starts at 2.43 s and lasts 3.97 s
     with Video(path) as video:
@@ -118,5 +168,13 @@ def test_real_audio_that_starts_late(media):
     there = ~np.isnan(rows).any(axis=1)
     assert abs(np.argmax(there) / MEL_RATE - 2.43) < 0.011
     assert there[np.argmax(there) :].all()
+    waveform = waveform_on_clock(audio)
+    there_too = ~np.isnan(waveform)
+    assert np.argmax(there_too) == round(2.43 * SAMPLE_RATE)
+    assert there_too[np.argmax(there_too) :].all()
+    again = log_mel(waveform[there_too].astype(np.float32))
+    # Rounding shows where a loud band stands beside an empty one, near the logarithm's offset.
+    np.testing.assert_allclose(again, rows[there][: len(again)], atol=0.15)
+    assert np.abs(again - rows[there][: len(again)]).mean() < 2e-3
     # 3.97 s and the second of padding, less what the last window needs.
     assert abs(len(rows) / MEL_RATE - (2.43 + 3.97 + 1.0 - 0.02)) < 0.03

@@ -10,7 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from preprocessing.errors import InputError
-from rcma.backbones import IR50, SmallAudioNet, SmallFaceNet, VGGish, load_backbone_weights
+from rcma.backbones import (
+    IR50,
+    HFVision,
+    SmallAudioNet,
+    SmallFaceNet,
+    VGGish,
+    load_backbone_weights,
+    vision_config,
+)
 
 
 def randomise_statistics(net: nn.Module) -> None:
@@ -269,3 +277,17 @@ def test_objects_are_never_unpickled(tmp_path: Path) -> None:
 def test_a_file_that_is_not_there_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         load_backbone_weights(SmallFaceNet(), tmp_path / "w.pth")
+
+
+def test_a_vision_encoder_is_read_as_float32_and_whole(tmp_path: Path) -> None:
+    from transformers import ViTConfig, ViTModel
+
+    config = ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=32)
+    ViTModel(config).half().save_pretrained(tmp_path / "half")
+    network = HFVision(vision_config(str(tmp_path / "half")))
+    network.load_pretrained(str(tmp_path / "half"))
+    assert {p.dtype for p in network.parameters()} == {torch.float32}
+    # Its embedding is what the pooler says; a random one would pass for a pretrained one.
+    ViTModel(config, add_pooling_layer=False).save_pretrained(tmp_path / "part")
+    with pytest.raises(InputError, match=r"^model\.face\.hf: .*it holds no weights for pooler\.dense"):
+        HFVision(vision_config(str(tmp_path / "part"))).load_pretrained(str(tmp_path / "part"))

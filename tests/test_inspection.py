@@ -98,6 +98,15 @@ def pixels(features: Features, path: Path) -> np.ndarray:
         return np.asarray(picture.convert("RGB")).astype(int)
 
 
+def test_waveform_is_told_where_it_is_stored() -> None:
+    features = make()
+    assert "waveform" not in dict(describe(features))
+    waveform = np.zeros(160 * len(features.log_mel), np.float16)
+    waveform[: len(waveform) // 4] = np.nan
+    told = dict(describe(replace(features, waveform=waveform)))
+    assert told["waveform"] == f"{len(waveform)} samples at 16000 Hz, 25.0 % NaN"
+
+
 def test_sheet_shows_faces_where_they_are(tmp_path: Path) -> None:
     with_faces, without = (pixels(make(faces=there), tmp_path / "sheet.png") for there in (True, False))
     assert with_faces.shape == without.shape

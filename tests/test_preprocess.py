@@ -68,6 +68,39 @@ def test_finished_videos_are_skipped_until_something_changes(
     assert fourth != third
 
 
+def test_waveform_is_stored_when_asked_for_and_only_the_sound_is_done_again(
+    short_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "short"
+
+    def run(*more: str) -> str:
+        assert main([str(short_clip), "--out", str(tmp_path), *NO_SPEECH, *more]) == 0
+        return capsys.readouterr().out
+
+    run()
+    plain = {path.name: path.read_bytes() for path in folder.glob("*.npy")}
+    assert "waveform.npy" not in plain
+    # Features of before there was the setting are as good as those made without.
+    meta = json.loads((folder / "meta.json").read_text())
+    del meta["settings"]["audio"]
+    (folder / "meta.json").write_text(json.dumps(meta))
+    assert "already done" in run()
+
+    said = run("--set", "audio.waveform=true")
+    assert "done again: audio (audio.waveform was False, is True)" in said
+    with_waveform = {path.name: path.read_bytes() for path in folder.glob("*.npy")}
+    assert {name: with_waveform[name] for name in plain} == plain
+    features = load_features(folder)
+    assert features.waveform is not None
+    assert len(features.waveform) == 160 * len(features.log_mel)
+    assert features.meta["seconds"]["faces"] == meta["seconds"]["faces"]
+    # Taken over when other stages are done again.
+    run("--set", "audio.waveform=true", "--set", "faces.size=32")
+    assert (folder / "waveform.npy").read_bytes() == with_waveform["waveform.npy"]
+    run("--set", "faces.size=32")
+    assert not (folder / "waveform.npy").exists()
+
+
 def test_two_workers_write_what_one_writes(short_clip: Path, tmp_path: Path) -> None:
     for name in ("a.mp4", "b.mp4"):
         shutil.copy(short_clip, tmp_path / name)

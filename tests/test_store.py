@@ -48,6 +48,20 @@ def test_what_is_saved_comes_back(tmp_path: Path, n_words: int, width: int, n_me
     assert [path.name for path in tmp_path.iterdir()] == ["a b"]
 
 
+@pytest.mark.parametrize("n_mel", [30, 0])
+def test_a_waveform_comes_back_where_there_is_one(tmp_path: Path, n_mel: int) -> None:
+    waveform = np.linspace(-1, 1, 160 * n_mel).astype(np.float16)
+    features = replace(make_features(), log_mel=np.zeros((n_mel, 64), np.float16), waveform=waveform)
+    save_features(tmp_path / "v", features)
+    loaded = load_features(tmp_path / "v")
+    assert loaded.waveform is not None
+    assert loaded.waveform.dtype == np.float16
+    np.testing.assert_array_equal(loaded.waveform, waveform)
+    save_features(tmp_path / "v", replace(features, waveform=None))
+    assert load_features(tmp_path / "v").waveform is None
+    assert not (tmp_path / "v" / "waveform.npy").exists()
+
+
 def test_failure_leaves_nothing_and_keeps_what_was_there(tmp_path: Path) -> None:
     save_features(tmp_path / "v", make_features())
     with pytest.raises(RuntimeError, match="disk"), whole_or_nothing(tmp_path / "v") as partial:
@@ -72,6 +86,8 @@ def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:
         ("face_box", np.zeros((7, 4), np.float64)),
         ("frame_word", np.zeros((7, 1), np.int32)),
         ("word_vectors", np.zeros((3, 4), np.float16)),
+        ("waveform", np.zeros(160 * 29, np.float16)),
+        ("waveform", np.zeros(160 * 30, np.float32)),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused_on_both_sides(tmp_path: Path, name: str, array: np.ndarray) -> None:
