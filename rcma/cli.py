@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,14 +28,12 @@ from preprocessing.inputs import Source, collect_sources, refuse_shared_ids
 from rcma.config import TARGETS, TrainConfig
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from rcma.abaw import Location
     from rcma.checkpoint import TrainedRCMA
+    from rcma.outputs import OutputSettings
+    from rcma.prediction import SmoothKind
+    from rcma.report import ReportedVideo
     from rcma.train import TrainingResult
 
-SINGLE_FILE = "predictions.txt"
 FOLDS_FILE = "folds.json"
 N_FOLDS = 5
 """Beside the official split."""
@@ -140,8 +138,8 @@ def predict(argv: Sequence[str] | None = None) -> int:
     """Run ``rcma-predict``; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="rcma-predict",
-        description="Valence and arousal for each decoded frame, as files in the format of the ABAW challenge.",
-        epilog="example:\n  rcma-predict --checkpoint run features/ my_video.mp4 --out predictions",
+        description="Valence and arousal for each decoded frame: the challenge's files, a table, a page to look at.",
+        epilog="example:\n  rcma-predict --checkpoint run features/ my_video.mp4 --out predictions --report",
         formatter_class=HelpFormatter,
     )
     parser.add_argument("inputs", nargs="*", metavar="INPUT", help="feature folders, folders of them, or raw videos")
@@ -150,65 +148,171 @@ def predict(argv: Sequence[str] | None = None) -> int:
         required=True,
         nargs="+",
         metavar="RUN",
-        help="run folder of rcma-train; of several, the predictions are averaged",
+        help="run folder of rcma-train, its best.safetensors, or a Hugging Face Hub name such as org/model; "
+        "of several, the predictions are averaged",
     )
     parser.add_argument("--out", required=True, metavar="PREDICTIONS", help="folder that receives the predictions")
+    _add_challenge_arguments(parser)
+    parser.add_argument(
+        "--table",
+        choices=("csv", "parquet", "none"),
+        default="csv",
+        help="frames.csv or frames.parquet: a row a frame, with its time and which of face, audio and text it had",
+    )
+    parser.add_argument(
+        "--smooth",
+        metavar="KIND:SECONDS",
+        help="median:SECONDS (whole width) or gaussian:SECONDS (standard deviation), by the frames' times",
+    )
+    parser.add_argument(
+        "--fill",
+        choices=("nearest", "neutral", "nan"),
+        default="nearest",
+        help="what frames without face, sound and word get: the nearest frame's values, 0, or nothing",
+    )
+    parser.add_argument(
+        "--report", action="store_true", help="report.html: player, curves, words and faces, in one file to look at"
+    )
+    parser.add_argument(
+        "--annotations", metavar="ANNOTATIONS", help="folder of VIDEO_ID.txt labels to show in the report"
+    )
+    parser.add_argument(
+        "--overlay",
+        metavar="OUT.mp4",
+        help="the video with face box, words and gauge drawn in; a folder, if there are several videos",
+    )
+    add_common_arguments(parser)
+    return run_command(_predict, parser, argv)
+
+
+def _add_challenge_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format",
-        choices=("per-video", "single-file"),
-        default="per-video",
-        help=f"per-video: VIDEO_ID.txt, one line a frame; single-file: {SINGLE_FILE}, one line a frame of all videos",
+        choices=("per-video", "single-file", "none"),
+        help="per-video: VIDEO_ID.txt, one line a frame; single-file: predictions.txt, one line a frame of all videos; "
+        "none: no such files (default: that of --edition, or per-video)",
+    )
+    parser.add_argument(
+        "--edition",
+        type=int,
+        metavar="N",
+        help="edition of the ABAW challenge: its format, and the name of the single file",
     )
     parser.add_argument(
         "--template",
         metavar="SAMPLE_FILE",
         help="the organisers' sample file: a single file gets exactly its rows in its order, or is refused",
     )
-    add_common_arguments(parser)
-    return run_command(_predict, parser, argv)
 
 
 def _predict(args: argparse.Namespace) -> int:
-    if args.template and args.format != "single-file":
-        raise InputError("--template: goes with --format single-file")
+    settings = _output_settings(args)
     device = resolve_device(args.device)
-    from rcma.abaw import read_template
-    from rcma.checkpoint import is_run, load_model
+    from rcma.checkpoint import load_model
     from rcma.inference import require_both_targets
+    from rcma.outputs import write_outputs
 
-    # "--checkpoint RUN INPUT ..." gives the inputs to --checkpoint as well: after the first, runs alone are its own.
-    first, *more = args.checkpoint
-    checkpoints = [first, *(text for text in more if is_run(Path(text)))]
-    inputs = [*(text for text in more if text not in checkpoints), *args.inputs]
-    if not inputs:
-        raise InputError("give INPUT...: feature folders, folders of them, or raw videos")
-
-    template = read_template(Path(args.template)) if args.template else None
+    checkpoints, inputs = _split_checkpoints(args.checkpoint, args.inputs)
+    labels = _find_labels(args.annotations)
     models = [load_model(checkpoint).to(device) for checkpoint in checkpoints]
     require_both_targets(models)
     folders, sources = _sort_inputs([Path(text) for text in inputs])
     refuse_shared_ids(
         [*((folder.resolve().name, folder) for folder in folders), *((s.video_id, s.path) for s in sources)]
     )
-    out = Path(args.out)
     n_failed = 0
     if sources:
         # Those of the others are checked against the features.
-        made = _preprocess(models[0], sources, out / CACHE_FOLDER, device=device)
+        made = _preprocess(models[0], sources, settings.folder / CACHE_FOLDER, device=device)
         n_failed += len(sources) - len(made)
         folders += made
-    predictions = _predict_folders(models, folders, out, template=template, per_video=args.format == "per-video")
-    n_failed += len(folders) - len(predictions)
-    if args.format == "single-file" and predictions:
-        from rcma.abaw import write_single_file
+    usable = _usable_folders(models, folders)
+    if settings.template is not None:
+        from rcma.abaw import reconcile
 
-        write_single_file(out / SINGLE_FILE, predictions, template=template)
-    n_frames = sum(len(prediction) for prediction in predictions.values())
-    where = out / SINGLE_FILE if args.format == "single-file" else out
+        # Before the work, not after hours of it.
+        for remark in reconcile(settings.template, {folder.resolve().name: n for folder, n in usable.items()}):
+            print(remark, file=sys.stderr)
+    if settings.overlay is not None and settings.overlay.suffix and len(usable) > 1:
+        raise InputError(f"--overlay {settings.overlay}: there are {len(usable)} videos; give a folder")
+    with Reporter(len(usable), unit="video") as reporter:
+        written = write_outputs(_predict_folders(models, usable, labels, reporter), settings, status=reporter.status)
+    for line in written.failures:
+        print(f"failed: {line}", file=sys.stderr)
+    for line in written.remarks:
+        log.warning(line)
+    n_failed += len(folders) - written.n_videos + len(written.failures)
+    where = settings.folder / settings.single_file if settings.format == "single-file" else settings.folder
     print(
-        f"{n_frames} frames of {len(predictions)} videos are in {where}" + (f"; {n_failed} failed" if n_failed else "")
+        f"{written.n_frames} frames of {written.n_videos} videos are in {where}"
+        + (f"; {n_failed} failed" if n_failed else "")
     )
     return EXIT_SOME_FAILED if n_failed else EXIT_DONE
+
+
+def _output_settings(args: argparse.Namespace) -> OutputSettings:
+    """What the options ask for; raises InputError where they contradict each other."""
+    from rcma.abaw import EDITIONS, read_template
+    from rcma.outputs import SINGLE_FILE, OutputSettings
+
+    wanted = args.format
+    if args.edition is not None:
+        if args.edition not in EDITIONS:
+            known = ", ".join(map(str, EDITIONS))
+            raise InputError(f"--edition {args.edition}: had no valence-arousal track of its own; these had: {known}")
+        if wanted not in (None, EDITIONS[args.edition]):
+            raise InputError(f"--format {wanted}: edition {args.edition} takes {EDITIONS[args.edition]}")
+        wanted = EDITIONS[args.edition]
+    wanted = wanted or "per-video"
+    if args.template and wanted != "single-file":
+        raise InputError("--template: goes with --format single-file")
+    if args.fill == "nan" and wanted != "none":
+        raise InputError("--fill nan: the challenge's files hold a number for each frame; add --format none")
+    if args.annotations and not args.report:
+        raise InputError("--annotations: labels are shown in the report; add --report")
+    overlay = Path(args.overlay) if args.overlay else None
+    if overlay is not None and overlay.suffix not in ("", ".mp4"):
+        raise InputError(f"--overlay {overlay}: must end in .mp4, or be a folder")
+    return OutputSettings(
+        folder=Path(args.out),
+        format=None if wanted == "none" else wanted,
+        single_file=f"ABAW{args.edition}_VA.txt" if args.edition else SINGLE_FILE,
+        template=read_template(Path(args.template)) if args.template else None,
+        table=None if args.table == "none" else args.table,
+        smoothing=_parse_smoothing(args.smooth) if args.smooth else None,
+        fill=args.fill,
+        report=args.report,
+        overlay=overlay,
+    )
+
+
+def _parse_smoothing(text: str) -> tuple[SmoothKind, float]:
+    kind, _, number = text.partition(":")
+    try:
+        extent_s = float(number)
+    except ValueError:
+        extent_s = math.nan
+    if kind not in ("median", "gaussian") or not 0.0 < extent_s < math.inf:
+        raise InputError(f"--smooth {text}: must be median:SECONDS or gaussian:SECONDS, for example median:0.5")
+    return kind, extent_s  # type: ignore[return-value]
+
+
+def _split_checkpoints(given: Sequence[str], inputs: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Checkpoints and inputs: ``--checkpoint RUN INPUT ...`` gives the inputs to --checkpoint as well."""
+    from rcma.checkpoint import is_checkpoint
+
+    first, *more = given
+    checkpoints = [first, *(text for text in more if is_checkpoint(text))]
+    others = [*(text for text in more if text not in checkpoints), *inputs]
+    if not others:
+        raise InputError("give INPUT...: feature folders, folders of them, or raw videos")
+    return checkpoints, others
+
+
+def _find_labels(folder: str | None) -> dict[str, Path]:
+    from rcma.abaw import find_annotations
+
+    return find_annotations(Path(folder)) if folder else {}
 
 
 def _sort_inputs(inputs: list[Path]) -> tuple[list[Path], list[Source]]:
@@ -235,13 +339,10 @@ def _preprocess(model: TrainedRCMA, sources: list[Source], out: Path, *, device:
     return [out / name for outcome in outcomes for name in outcome.folders]
 
 
-def _predict_folders(
-    models: list[TrainedRCMA], folders: list[Path], out: Path, *, template: Sequence[Location] | None, per_video: bool
-) -> dict[str, NDArray[np.float32]]:
-    """Predict each folder; one that cannot be used is named on stderr and left out."""
+def _usable_folders(models: list[TrainedRCMA], folders: list[Path]) -> dict[Path, int]:
+    """Frames of each folder; one that cannot be used is named on stderr and left out."""
     from preprocessing.store import load_features
-    from rcma.abaw import reconcile, write_per_video
-    from rcma.inference import check_features, predict_average
+    from rcma.inference import check_features
 
     n_frames: dict[Path, int] = {}
     for folder in folders:
@@ -253,20 +354,32 @@ def _predict_folders(
             n_frames[folder] = features.n_frames
         except InputError as error:
             print(f"failed: {error}", file=sys.stderr)
-    if template is not None:
-        # Before the work, not after hours of it.
-        reconcile(template, {folder.resolve().name: n for folder, n in n_frames.items()})
-    predictions = {}
-    with Reporter(len(n_frames), unit="video") as reporter:
-        for folder in n_frames:
+    return n_frames
+
+
+def _predict_folders(
+    models: list[TrainedRCMA], folders: Iterable[Path], labels: Mapping[str, Path], reporter: Reporter
+) -> Iterator[ReportedVideo]:
+    """Predict each folder; one that cannot be predicted is named on stderr and left out."""
+    from preprocessing.store import load_features
+    from rcma.abaw import read_annotation
+    from rcma.inference import predict_frames
+    from rcma.report import ReportedVideo
+
+    for folder in folders:
+        try:
             features = load_features(folder)
-            reporter.status(features.video_id)
-            prediction = predict_average(models, features)
-            if per_video:
-                write_per_video(out, features.video_id, prediction)
-            predictions[features.video_id] = prediction
-            reporter.finished(f"{features.video_id}: {len(prediction)} frames")
-    return predictions
+            name = features.video_id
+            reporter.status(name)
+            annotation = read_annotation(labels[name]) if name in labels else None
+            prediction = predict_frames(models, features)
+        except InputError as error:
+            print(f"failed: {error}", file=sys.stderr)
+            continue
+        source = Path(features.meta["source"]["path"]) if "source" in features.meta else None
+        video = source if source is not None and source.is_file() else None
+        yield ReportedVideo(prediction, folder, video, annotation)
+        reporter.finished(f"{name}: {features.n_frames} frames")
 
 
 def evaluate(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,117 @@
+"""What ``rcma-predict`` writes: the challenge's files, a tidy table, a page to look at, videos with numbers in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from preprocessing.errors import InputError
+from preprocessing.store import load_features
+from rcma.abaw import Format, Location, write_per_video, write_single_file
+from rcma.prediction import FillKind, Prediction, SmoothKind, finish
+from rcma.report import ReportedVideo, write_report
+from rcma.tables import TableKind, open_table
+
+SINGLE_FILE = "predictions.txt"
+TABLE = "frames"
+REPORT = "report.html"
+
+
+@dataclass(frozen=True)
+class OutputSettings:
+    """What is asked for."""
+
+    folder: Path
+    """Receives everything but overlays."""
+    format: Format | None = "per-video"
+    """None: no files of the challenge."""
+    single_file: str = SINGLE_FILE
+    """Name of the file with all videos."""
+    template: Sequence[Location] | None = None
+    """Rows of the single file; None: every frame of every video."""
+    table: TableKind | None = "csv"
+    smoothing: tuple[SmoothKind, float] | None = None
+    """See :func:`rcma.prediction.finish`."""
+    fill: FillKind = "nearest"
+    report: bool = False
+    overlay: Path | None = None
+    """A ``.mp4`` file for the only video, or a folder for ``<video_id>.mp4`` of each."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What came of it."""
+
+    n_videos: int
+    n_frames: int
+    failures: tuple[str, ...]
+    """Overlays that could not be written, a line each."""
+    remarks: tuple[str, ...]
+    """What the page leaves out, a line each."""
+
+
+def write_outputs(
+    videos: Iterable[ReportedVideo], settings: OutputSettings, *, status: Callable[[str], None]
+) -> Written:
+    """Write all that is asked for; each video's own files as soon as it comes, the common ones at the end.
+
+    Args:
+        videos: predictions as the models gave them.
+        settings: what to write.
+        status: is told in a few words what is being done.
+
+    Raises:
+        InputError: the template is not covered, or a package is missing.
+    """
+    done: list[ReportedVideo] = []
+    failures: list[str] = []
+    table = open_table(settings.folder / f"{TABLE}.{settings.table}", settings.table) if settings.table else None
+    with table or nullcontext(_write_nothing) as append_to_table:
+        for video in videos:
+            video = replace(
+                video, prediction=finish(video.prediction, fill=settings.fill, smoothing=settings.smoothing)
+            )
+            if settings.format == "per-video":
+                write_per_video(settings.folder, video.prediction.video_id, video.prediction.values)
+            append_to_table(video.prediction)
+            if settings.overlay is not None:
+                try:
+                    _overlay(video, settings.overlay, status)
+                except InputError as error:
+                    failures.append(str(error))
+            done.append(video)
+    if settings.format == "single-file":
+        values = {video.prediction.video_id: video.prediction.values for video in done}
+        write_single_file(settings.folder / settings.single_file, values, template=settings.template)
+    remarks: tuple[str, ...] = ()
+    if settings.report:
+        title = f"Valence and arousal: {settings.folder.resolve().name}"
+        remarks = write_report(
+            settings.folder / REPORT, done, title=title, on_video=lambda name: status(f"{REPORT}: {name}")
+        )
+    n_frames = sum(len(video.prediction.time_s) for video in done)
+    return Written(len(done), n_frames, tuple(failures), remarks)
+
+
+def _write_nothing(prediction: Prediction) -> None:
+    pass
+
+
+def _overlay(video: ReportedVideo, path: Path, status: Callable[[str], None]) -> None:
+    # Imported here: most predictions are written without.
+    from rcma.overlay import write_overlay
+
+    name = video.prediction.video_id
+    if video.video is None:
+        raise InputError(f"{name}: --overlay needs its video file; give that instead of the feature folder")
+    if path.suffix == "":
+        path = path / f"{name}.mp4"
+    write_overlay(
+        path,
+        video.video,
+        load_features(video.features),
+        video.prediction,
+        on_frame=lambda done, total: status(f"{path.name}: frame {done} of {total}"),
+    )
