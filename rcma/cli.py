@@ -344,7 +344,7 @@ def _print_scores(scores: DetailedScores) -> None:
 
 
 def _print_videos(scores: DetailedScores) -> None:
-    """One row a video; of many, only the worst."""
+    """Two rows a video, which fits narrow terminals; of many videos, only the worst."""
     videos, title = list(scores.videos), "each video by itself"
     if len(videos) > MAX_VIDEOS_SHOWN:
         # Those without any CCC, which tell nothing of the predictions, come last.
@@ -355,10 +355,9 @@ def _print_videos(scores: DetailedScores) -> None:
     for video in videos:
         longer_by = video.n_predicted - video.n_annotation_rows
         counts = [str(video.n_compared), str(video.n_not_annotated), f"{longer_by:+d}" if longer_by else ""]
-        pairs = zip(astuple(video.valence), astuple(video.arousal), strict=True)
-        rows.append([video.video_id, *counts, *(f"{value:.3f}" for pair in pairs for value in pair)])
-    measures = [f"{measure} {target}" for measure in ("CCC", "PCC", "RMSE") for target in TARGETS]
-    print_table(title, ["video", "frames", "-5", "longer by", *measures], rows)
+        for of_video, target in zip(([video.video_id, *counts], [""] * 4), TARGETS, strict=True):
+            rows.append([*of_video, target, *(f"{value:.3f}" for value in astuple(getattr(video, target)))])
+    print_table(title, ["video", "frames", "-5", "longer by", "", "CCC", "PCC", "RMSE"], rows)
 
 
 def check_submission(argv: Sequence[str] | None = None) -> int:
