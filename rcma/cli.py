@@ -1,4 +1,4 @@
-"""``rcma-train``, ``rcma-predict``, ``rcma-evaluate``."""
+"""``rcma-train``, ``rcma-predict``, ``rcma-evaluate``, ``rcma-check-submission``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import logging
 import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,14 +30,19 @@ from rcma.config import TARGETS, TrainConfig
 
 if TYPE_CHECKING:
     from rcma.checkpoint import TrainedRCMA
+    from rcma.evaluate import DetailedScores
     from rcma.outputs import OutputSettings
     from rcma.prediction import SmoothKind
     from rcma.report import ReportedVideo
     from rcma.train import TrainingResult
 
 FOLDS_FILE = "folds.json"
+SCORES_FILE = "scores.json"
 N_FOLDS = 5
 """Beside the official split."""
+MAX_VIDEOS_SHOWN = 50
+"""Of more videos, ``rcma-evaluate`` prints only the worst."""
+N_WORST_SHOWN = 10
 CACHE_FOLDER = "features"
 """Where ``rcma-predict`` puts the features of raw videos, below its --out, so that a second run need not make them."""
 
@@ -386,8 +392,12 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
     """Run ``rcma-evaluate``; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="rcma-evaluate",
-        description="The challenge's score: CCC of each target over the concatenation of all annotated frames.",
-        epilog="example:\n  rcma-evaluate --predictions predictions --annotations annotations/Validation_Set",
+        description="The challenge's score, CCC of each target over the concatenation of all annotated frames, with "
+        "PCC and RMSE, 95 % bootstrap intervals over videos, and every video by itself; all of it is also in "
+        "scores.json beside the predictions. Frames marked -5 are left out; where a video's two files differ in "
+        "length, the frames that both have are compared.",
+        epilog="exit code: 0 all annotated videos have predictions; 1 some have none; 2 nothing could be compared\n\n"
+        "example:\n  rcma-evaluate --predictions predictions --annotations annotations/Validation_Set",
         formatter_class=HelpFormatter,
     )
     parser.add_argument(
@@ -402,7 +412,7 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
 
 def _evaluate(args: argparse.Namespace) -> int:
     from rcma.abaw import find_annotations, read_annotation, read_predictions
-    from rcma.evaluate import evaluate as score
+    from rcma.evaluate import as_json, evaluate_in_detail
     from rcma.files import replace_when_whole
 
     path = Path(args.predictions)
@@ -410,19 +420,94 @@ def _evaluate(args: argparse.Namespace) -> int:
     annotations = {
         video_id: read_annotation(file) for video_id, file in find_annotations(Path(args.annotations)).items()
     }
-    scores = score(predictions, annotations)
+    scores = evaluate_in_detail(predictions, annotations)
     for warning in scores.warnings:
         log.warning(warning)
-    values = {target: getattr(scores, target) for target in (*TARGETS, "mean")}
-    print_table(
-        f"CCC over {scores.n_frames} annotated frames of {scores.n_videos} videos",
-        list(values),
-        [[f"{value:.3f}" for value in values.values()]],
-    )
-    with replace_when_whole((path if path.is_dir() else path.parent) / "scores.json") as partial:
-        # JSON has no NaN.
-        content = {name: None if math.isnan(value) else value for name, value in values.items()}
-        content |= {"n_videos": scores.n_videos, "n_frames": scores.n_frames, "annotations": args.annotations}
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    _print_scores(scores)
+    _print_videos(scores)
+    with replace_when_whole((path if path.is_dir() else path.parent) / SCORES_FILE) as partial:
+        content = as_json(scores) | {"annotations": args.annotations}
+        partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     # A score over part of the annotated videos is not the score that was asked for.
     return EXIT_DONE if annotations.keys() <= predictions.keys() else EXIT_SOME_FAILED
+
+
+def _print_scores(scores: DetailedScores) -> None:
+    """The challenge's table, and what it is taken over."""
+    from rcma.evaluate import MIN_VIDEOS_FOR_INTERVALS
+
+    n_other_length = sum(video.n_predicted != video.n_annotation_rows for video in scores.videos)
+    over = f"CCC over {scores.n_frames} annotated frames of {len(scores.videos)} videos"
+    over += f"; {scores.n_not_annotated} rows are not annotated (-5)" if scores.n_not_annotated else ""
+    over += f"; {n_other_length} videos differ in length" if n_other_length else ""
+    rows = []
+    for name in (*TARGETS, "mean"):
+        measures = getattr(scores, name)
+        row = [name, f"{measures.ccc:.3f}", f"{measures.pcc:.3f}", f"{measures.rmse:.3f}"]
+        if scores.intervals is not None:
+            low, high = getattr(scores.intervals, name)
+            row.insert(2, f"{low:.3f} to {high:.3f}")
+        rows.append(row)
+    columns = ["", "CCC", "PCC", "RMSE"]
+    if scores.intervals is not None:
+        columns.insert(2, "95 % interval of CCC")
+    print_table(over, columns, rows)
+    if scores.intervals is None:
+        print(f"no intervals: of fewer than {MIN_VIDEOS_FOR_INTERVALS} annotated videos they would mean little")
+
+
+def _print_videos(scores: DetailedScores) -> None:
+    """Two rows a video, which fits narrow terminals; of many videos, only the worst."""
+    videos, title = list(scores.videos), "each video by itself"
+    if len(videos) > MAX_VIDEOS_SHOWN:
+        # Those without any CCC, which tell nothing of the predictions, come last.
+        videos.sort(key=lambda video: (math.isnan(video.mean_ccc), video.mean_ccc))
+        videos = videos[:N_WORST_SHOWN]
+        title = f"the {N_WORST_SHOWN} videos with the lowest mean CCC; {SCORES_FILE} has all {len(scores.videos)}"
+    rows = []
+    for video in videos:
+        longer_by = video.n_predicted - video.n_annotation_rows
+        counts = [str(video.n_compared), str(video.n_not_annotated), f"{longer_by:+d}" if longer_by else ""]
+        for of_video, target in zip(([video.video_id, *counts], [""] * 4), TARGETS, strict=True):
+            rows.append([*of_video, target, *(f"{value:.3f}" for value in astuple(getattr(video, target)))])
+    print_table(title, ["video", "frames", "-5", "longer by", "", "CCC", "PCC", "RMSE"], rows)
+
+
+def check_submission(argv: Sequence[str] | None = None) -> int:
+    """Run ``rcma-check-submission``; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="rcma-check-submission",
+        description="Whether a submission to the challenge would be accepted, and all that is wrong with it: header, "
+        "order, coverage, duplicates, spelling, range, nan, columns, cut-off files, and valence or arousal that never "
+        "changes in the whole submission or in a video of more than 25 rows. A 'note' is no reason to reject it.",
+        epilog="exit code: 0 accepted; 1 refused; 2 the submission or the sample file cannot be read\n\n"
+        "example:\n  rcma-check-submission predictions.txt --template CVPR_6th_ABAW_VA_test_set_sample.txt",
+        formatter_class=HelpFormatter,
+    )
+    parser.add_argument(
+        "submission",
+        metavar="FILE",
+        help="the file for all videos (editions 5 and later), or the folder of VIDEO.txt files (editions 2 and 3)",
+    )
+    parser.add_argument(
+        "--template",
+        metavar="SAMPLE_FILE",
+        help="the organisers' sample file; without it, coverage and order are not checked",
+    )
+    add_common_arguments(parser, device=False)
+    return run_command(_check_submission, parser, argv)
+
+
+def _check_submission(args: argparse.Namespace) -> int:
+    from rcma.submission import check_submission as check
+
+    report = check(Path(args.submission), template=Path(args.template) if args.template else None)
+    verdict = "refused" if report.problems else "accepted"
+    print(f"{args.submission}: {verdict}; {report.n_rows} rows of {report.n_videos} videos")
+    for problem in report.problems:
+        print(f"  wrong: {problem}")
+    for remark in report.remarks:
+        print(f"  note: {remark}")
+    if not args.template:
+        print("  note: coverage and order were not checked: give the organisers' sample file as --template")
+    return EXIT_SOME_FAILED if report.problems else EXIT_DONE

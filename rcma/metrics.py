@@ -1,4 +1,4 @@
-"""Concordance correlation coefficient (CCC): the challenge's score and the loss it is trained with.
+"""Concordance correlation coefficient (CCC): the challenge's score, and the loss made of it; PCC and RMSE beside it.
 
     CCC(x, y) = 2 cov(x, y) / (var(x) + var(y) + (mean(x) - mean(y))^2)
 
@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 
@@ -30,19 +30,71 @@ def ccc(x: ArrayLike, y: ArrayLike) -> float:
     Raises:
         ValueError: x and y are not one-dimensional or differ in length.
     """
-    prediction, label = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
-    if prediction.ndim != 1 or prediction.shape != label.shape:
-        raise ValueError(f"ccc takes two arrays (N,) of equal length, given: {prediction.shape} and {label.shape}")
-    labelled = ~np.isnan(label)
-    prediction, label = prediction[labelled], label[labelled]
-    if len(label) < 2 or not (np.isfinite(prediction).all() and np.isfinite(label).all()):
-        return float("nan")
-    if np.ptp(prediction) == 0.0 or np.ptp(label) == 0.0:
+    prediction, label = _at_labels(x, y)
+    if not _varies(prediction, label):
         return float("nan")
     shift = prediction.mean() - label.mean()
     x_centred, y_centred = prediction - prediction.mean(), label - label.mean()
     covariance = np.mean(x_centred * y_centred)
     return float(2.0 * covariance / (np.mean(x_centred**2) + np.mean(y_centred**2) + shift**2))
+
+
+def pcc(x: ArrayLike, y: ArrayLike) -> float:
+    """Pearson's correlation coefficient, cov(x, y) / sqrt(var(x) var(y)): what CCC would be without shift and scale.
+
+    Args:
+        x: predictions, (N,), any real type.
+        y: labels, (N,), NaN where there is none.
+
+    Returns:
+        PCC in [-1, 1]; NaN where CCC is NaN, see :func:`ccc`.
+
+    Raises:
+        ValueError: x and y are not one-dimensional or differ in length.
+    """
+    prediction, label = _at_labels(x, y)
+    if not _varies(prediction, label):
+        return float("nan")
+    x_centred, y_centred = prediction - prediction.mean(), label - label.mean()
+    correlation = np.dot(x_centred, y_centred) / (np.linalg.norm(x_centred) * np.linalg.norm(y_centred))
+    return float(np.clip(correlation, -1.0, 1.0))  # the last digit may stand beyond
+
+
+def rmse(x: ArrayLike, y: ArrayLike) -> float:
+    """Root of the mean squared error, in the unit of the labels.
+
+    Args:
+        x: predictions, (N,), any real type.
+        y: labels, (N,), NaN where there is none.
+
+    Returns:
+        RMSE >= 0, of constants too; NaN without any label, or if a labelled position's prediction is NaN or infinite.
+
+    Raises:
+        ValueError: x and y are not one-dimensional or differ in length.
+    """
+    prediction, label = _at_labels(x, y)
+    if len(label) == 0 or not np.isfinite(prediction).all():
+        return float("nan")
+    return float(np.sqrt(np.mean((prediction - label) ** 2)))
+
+
+def _at_labels(x: ArrayLike, y: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Predictions and labels where the label is not NaN."""
+    prediction, label = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    if prediction.ndim != 1 or prediction.shape != label.shape:
+        raise ValueError(
+            f"predictions and labels are two arrays (N,) of equal length, given: {prediction.shape} and {label.shape}"
+        )
+    labelled = ~np.isnan(label)
+    return prediction[labelled], label[labelled]
+
+
+def _varies(prediction: NDArray[np.float64], label: NDArray[np.float64]) -> bool:
+    """Whether a correlation says something: two labels or more, all finite, neither side constant."""
+    if len(label) < 2 or not (np.isfinite(prediction).all() and np.isfinite(label).all()):
+        return False
+    return bool(np.ptp(prediction) > 0.0 and np.ptp(label) > 0.0)
 
 
 def training_loss(prediction: Tensor, labels: Tensor, *, over: Literal["window", "batch"], mse_weight: float) -> Tensor:

@@ -1,12 +1,26 @@
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from preprocessing.errors import InputError
-from rcma.evaluate import evaluate
+from rcma import cli
+from rcma.evaluate import (
+    MIN_VIDEOS_FOR_INTERVALS,
+    Measures,
+    as_json,
+    evaluate,
+    evaluate_in_detail,
+    resampled_ccc,
+)
+from rcma.metrics import ccc
+
+Arrays = dict[str, np.ndarray]
 
 
 def reference(x: np.ndarray, y: np.ndarray) -> float:
@@ -65,3 +79,184 @@ def test_nothing_in_common_is_refused(labels):
         evaluate({"x": np.zeros((3, 2))}, labels)
     with pytest.raises(InputError, match="none"):
         evaluate({}, labels)
+
+
+def made_set(n_videos: int, *, seed: int, offset: float = 0.0) -> tuple[Arrays, Arrays]:
+    """Predictions that follow labels about as well in every video; a tenth of the frames is not annotated."""
+    random = np.random.default_rng(seed)
+    predicted, labels = {}, {}
+    for k in range(n_videos):
+        n = int(random.integers(20, 60))
+        wave = np.cumsum(random.normal(0, 0.1, (n, 2)), axis=0) + random.normal(0, 0.3, 2)
+        labels[f"v{k:02d}"] = np.where(random.random((n, 1)) < 0.1, np.nan, wave) + offset
+        predicted[f"v{k:02d}"] = 0.7 * wave + random.normal(0, 0.15, (n, 2)) + offset
+    return predicted, labels
+
+
+def slowly_resampled(predicted: list[np.ndarray], labels: list[np.ndarray], draws: np.ndarray) -> np.ndarray:
+    """Each draw's videos one behind the other."""
+    values = []
+    for draw in draws:
+        x, y = np.concatenate([predicted[v] for v in draw]), np.concatenate([labels[v] for v in draw])
+        values.append([ccc(x[:, k], y[:, k]) for k in range(2)])
+    return np.array(values)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e5])
+def test_resampled_ccc_is_that_of_the_videos_put_together(offset: float):
+    predicted, labels = (list(side.values()) for side in made_set(8, seed=0, offset=offset))
+    draws = np.random.default_rng(1).integers(8, size=(50, 8))
+    fast = resampled_ccc(predicted, labels, draws=draws)
+    np.testing.assert_allclose(fast, slowly_resampled(predicted, labels, draws), atol=1e-12 if offset == 0 else 1e-7)
+    assert len(np.unique(fast[:, 0])) > 40, "the draws differ"
+
+
+@pytest.mark.filterwarnings("error")
+def test_resample_has_no_ccc_where_the_videos_put_together_have_none():
+    predicted, labels = (list(side.values()) for side in made_set(5, seed=0))
+    labels[0][:, 0] = 0.1  # constant: alone it has no CCC, together with another it has
+    labels[1][:] = np.nan  # nothing annotated
+    predicted[2][np.flatnonzero(~np.isnan(labels[2][:, 1]))[0], 1] = np.nan  # an annotated frame without prediction
+    predicted[3][:] = 0.3
+    draws = np.array([[0, 0, 0], [0, 4, 4], [1, 1, 1], [2, 4, 0], [3, 3, 3], [3, 4, 1], [0, 1, 0], [4, 4, 4]])
+    fast, slow = resampled_ccc(predicted, labels, draws=draws), slowly_resampled(predicted, labels, draws)
+    np.testing.assert_allclose(fast, slow, atol=1e-12)
+    assert np.isnan(slow).sum(axis=1).tolist() == [1, 0, 2, 1, 2, 0, 1, 0]
+
+
+def test_intervals_lie_around_the_score_and_shrink_with_more_videos():
+    widths = []
+    for n_videos in (24, 384):
+        predicted, labels = made_set(n_videos, seed=3)
+        scores = evaluate_in_detail(predicted, labels)
+        for name in ("valence", "arousal", "mean"):
+            low, high = getattr(scores.intervals, name)
+            assert -1 <= low < getattr(scores, name).ccc < high <= 1
+        low, high = scores.intervals.mean
+        widths.append(high - low)
+    assert widths[1] < 0.5 * widths[0], "a quarter is expected of sixteen times as many"
+
+
+def test_same_seed_gives_the_same_intervals_whatever_the_order_of_the_videos():
+    predicted, labels = made_set(24, seed=6)
+    first = evaluate_in_detail(predicted, labels)
+    again = evaluate_in_detail(dict(reversed(predicted.items())), dict(reversed(labels.items())))
+    assert first == again
+    assert evaluate_in_detail(predicted, labels, seed=1).intervals != first.intervals
+
+
+def test_interval_is_that_of_the_percentiles_of_slow_resampling():
+    predicted, labels = made_set(24, seed=7)
+    intervals = evaluate_in_detail(predicted, labels, n_resamples=60, seed=8).intervals
+    draws = np.random.default_rng(8).integers(24, size=(60, 24))
+    values = slowly_resampled(list(predicted.values()), list(labels.values()), draws)
+    for k, name in enumerate(("valence", "arousal")):
+        assert getattr(intervals, name) == pytest.approx(np.percentile(values[:, k], [2.5, 97.5]))
+    assert intervals.mean == pytest.approx(np.percentile(values.mean(axis=1), [2.5, 97.5]))
+    assert (intervals.n_resamples, intervals.seed) == (60, 8)
+
+
+def test_few_videos_have_no_interval():
+    n = MIN_VIDEOS_FOR_INTERVALS
+    predicted, labels = made_set(n, seed=9)
+    assert evaluate_in_detail(predicted, labels).intervals is not None
+    labels["v00"][:] = np.nan  # a video without annotated frames is none
+    assert evaluate_in_detail(predicted, labels).intervals is None
+
+
+def test_details_agree_with_the_score_and_with_independent_measures(labels: Arrays):
+    random = np.random.default_rng(2)
+    predicted = {name: np.nan_to_num(values) + random.normal(0, 0.3, values.shape) for name, values in labels.items()}
+    scores, details = evaluate(predicted, labels), evaluate_in_detail(predicted, labels)
+    assert (details.valence.ccc, details.arousal.ccc, details.mean.ccc) == (scores.valence, scores.arousal, scores.mean)
+    assert (len(details.videos), details.n_frames, details.warnings) == (2, scores.n_frames, ())
+    x = np.concatenate([predicted["a"], predicted["b"]])
+    y = np.concatenate([labels["a"], labels["b"]])
+    kept = ~np.isnan(y[:, 0])
+    for k, target in enumerate(("valence", "arousal")):
+        measures = getattr(details, target)
+        assert measures.pcc == pytest.approx(scipy.stats.pearsonr(x[kept, k], y[kept, k]).statistic)
+        assert measures.rmse == pytest.approx(np.sqrt(((x - y)[kept, k] ** 2).mean()))
+    assert details.mean.pcc == pytest.approx((details.valence.pcc + details.arousal.pcc) / 2)
+    assert details.mean.rmse == pytest.approx((details.valence.rmse + details.arousal.rmse) / 2)
+
+
+def test_each_video_is_scored_by_itself(labels: Arrays):
+    predicted = {"a": np.nan_to_num(labels["a"][:30]) + 0.1, "b": np.vstack([labels["b"], np.zeros((2, 2))])}
+    labels["b"][:, 1] = 0.25  # constant: correlation says nothing there, an error can still be told
+    a, b = evaluate_in_detail(predicted, labels).videos
+    kept = [k for k in range(30) if not 3 <= k < 9]
+    expected = reference(predicted["a"][kept, 0], labels["a"][kept, 0])
+    assert (a.video_id, a.n_predicted, a.n_annotation_rows, a.n_not_annotated, a.n_compared) == ("a", 30, 40, 6, 24)
+    assert (b.video_id, b.n_predicted, b.n_annotation_rows, b.n_not_annotated, b.n_compared) == ("b", 92, 90, 0, 90)
+    assert (a.valence.ccc, a.valence.pcc, a.valence.rmse) == pytest.approx((expected, 1.0, 0.1))
+    assert b.valence == Measures(ccc=pytest.approx(1.0), pcc=pytest.approx(1.0), rmse=0.0)
+    assert math.isnan(b.arousal.ccc) and math.isnan(b.arousal.pcc) and b.arousal.rmse > 0
+    assert b.mean_ccc == pytest.approx(1.0) and a.mean_ccc == pytest.approx((a.valence.ccc + a.arousal.ccc) / 2)
+
+
+def test_json_holds_everything_and_no_nan(labels: Arrays):
+    predicted = {name: np.nan_to_num(values) for name, values in labels.items()}
+    predicted["b"][5, 1] = np.nan
+    content = json.loads(json.dumps(as_json(evaluate_in_detail(predicted, labels)), allow_nan=False))
+    assert (content["valence"], content["arousal"], content["mean"]) == (pytest.approx(1.0), None, None)
+    assert content["rmse"] == {"valence": 0.0, "arousal": None, "mean": None}
+    assert (content["n_videos"], content["n_frames"], content["n_not_annotated"]) == (2, 124, 6)
+    assert content["ccc_interval"] is None
+    assert content["warnings"] == ["b: 1 annotated frames have no prediction: CCC is undefined"]
+    assert content["videos"][1]["arousal"] == {"ccc": None, "pcc": None, "rmse": None}
+    assert content["videos"][0] == {
+        "video": "a",
+        "n_predicted": 40,
+        "n_annotation_rows": 40,
+        "n_not_annotated": 6,
+        "n_compared": 34,
+        "valence": {"ccc": pytest.approx(1.0), "pcc": pytest.approx(1.0), "rmse": 0.0},
+        "arousal": {"ccc": pytest.approx(1.0), "pcc": pytest.approx(1.0), "rmse": 0.0},
+    }
+
+
+@pytest.mark.filterwarnings("error")
+def test_json_of_intervals(labels: Arrays):
+    predicted, labels = made_set(MIN_VIDEOS_FOR_INTERVALS, seed=10)
+    for values in predicted.values():
+        values[:, 1] = 0.5
+    interval = as_json(evaluate_in_detail(predicted, labels, n_resamples=30, seed=2))["ccc_interval"]
+    low, high = interval.pop("valence")
+    assert low < high
+    none = [None, None]
+    assert interval == {"arousal": none, "mean": none, "confidence": 0.95, "n_resamples": 30, "seed": 2}
+
+
+def write_files(folder: Path, made: Arrays) -> str:
+    folder.mkdir()
+    for name, values in made.items():
+        rows = [f"{v:.6f},{a:.6f}\n" for v, a in np.nan_to_num(np.clip(values, -1, 1), nan=-5)]
+        (folder / f"{name}.txt").write_text("valence,arousal\n" + "".join(rows))
+    return str(folder)
+
+
+@pytest.mark.parametrize(("n_videos", "n_shown", "n_intervals"), [(3, 3, 0), (24, 24, 3), (60, 10, 3)])
+def test_command_prints_the_scores_and_of_many_videos_the_worst(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], n_videos: int, n_shown: int, n_intervals: int
+):
+    predicted, labels = made_set(n_videos, seed=11)
+    predicted["v01"] = -predicted["v01"]
+    labels["v02"] = labels["v02"][:-3]
+    paths = [write_files(tmp_path / "p", predicted), write_files(tmp_path / "a", labels)]
+    assert cli.evaluate(["--predictions", paths[0], "--annotations", paths[1]]) == 0
+    printed, error = capsys.readouterr()
+    lines = [line.split() for line in printed.splitlines()]
+    content = json.loads((tmp_path / "p" / "scores.json").read_text())
+    assert f"{n_videos} videos; {content['n_not_annotated']} rows are not annotated (-5); 1 videos differ" in printed
+    assert error.startswith("warning: v02: ") and error.count("\n") == 1
+    for name in ("valence", "arousal", "mean"):
+        row = next(line for line in lines if line[1:2] == [name])
+        assert f"{content[name]:.3f}" in row and f"{content['rmse'][name]:.3f}" in row
+        assert ("to" in row) == bool(n_intervals)
+    assert ("no intervals: of fewer than 20" in printed) == (not n_intervals)
+    shown = [line[1] for line in lines if len(line) > 1 and line[1].startswith("v") and line[1] != "valence"]
+    by_ccc = sorted(content["videos"], key=lambda video: video["valence"]["ccc"] + video["arousal"]["ccc"])
+    worst = [video["video"] for video in by_ccc][:n_shown]
+    assert len(content["videos"]) == n_videos
+    assert [name for name in shown if name != "video"] == (worst if n_videos > n_shown else sorted(worst))

@@ -1,16 +1,18 @@
-"""CCC and its loss: the formula, an independent implementation, and every case in which CCC says nothing."""
+"""CCC, its loss, PCC and RMSE: the formula, an independent implementation, and every case that says nothing."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from fractions import Fraction
 
 import audmetric
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 
-from rcma.metrics import ccc, ccc_loss
+from rcma.metrics import ccc, ccc_loss, pcc, rmse
 
 
 def exact_ccc(x: list[int], y: list[int]) -> Fraction:
@@ -66,7 +68,8 @@ def test_unlabelled_positions_do_not_count() -> None:
     kept = rng.random(50) < 0.7
     labels = np.where(kept, y, np.nan)
     predictions = np.where(kept, x, np.nan)  # whatever lies there
-    assert ccc(predictions, labels) == ccc(x[kept], y[kept])
+    for measure in (ccc, pcc, rmse):
+        assert measure(predictions, labels) == measure(x[kept], y[kept])
 
 
 @pytest.mark.parametrize(
@@ -88,11 +91,49 @@ def test_unlabelled_positions_do_not_count() -> None:
 def test_ccc_is_nan_where_it_says_nothing(x: list[float], y: list[float]) -> None:
     assert math.isnan(ccc(x, y))
 
+    assert math.isnan(pcc(x, y))
 
+
+@pytest.mark.parametrize("seed", range(3))
+def test_pcc_and_rmse_equal_independent_ones(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    y = rng.uniform(-1, 1, 500)
+    x = 0.6 * y + rng.normal(0.1, 0.3, 500)
+    assert pcc(x, y) == pytest.approx(scipy.stats.pearsonr(x, y).statistic, abs=1e-12)
+    assert pcc(x, y) == pytest.approx(audmetric.pearson_cc(y, x), abs=1e-12)
+    squared = sum((a - b) ** 2 for a, b in zip(x, y, strict=True))
+    assert rmse(x, y) == pytest.approx(math.sqrt(squared / 500), abs=1e-12)
+    assert rmse(x, y) == pytest.approx(math.sqrt(audmetric.mean_squared_error(y, x)), abs=1e-12)
+
+
+def test_pcc_bounds_ccc_and_ignores_shift_and_scale() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=300), rng.normal(size=300)
+    assert pcc(3 * x + 1, y) == pytest.approx(pcc(x, y)) == pytest.approx(pcc(y, x)) == pytest.approx(-pcc(-x, y))
+    assert pcc(3 * y + 1, y) == pytest.approx(1.0) and pcc(3 * y + 1, y) <= 1.0
+    assert abs(ccc(x, y)) <= abs(pcc(x, y))
+
+
+def test_rmse_properties() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=300), rng.normal(size=300)
+    assert rmse(y, y) == 0.0
+    assert rmse(y + 0.25, y) == pytest.approx(0.25), "a shift by itself"
+    assert rmse(3 * x, 3 * y) == pytest.approx(3 * rmse(x, y))
+    assert rmse([0.5, 0.5], [0.5, 0.5]) == 0.0 and rmse([0.5], [0.25]) == 0.25, "constants have an error too"
+
+
+@pytest.mark.parametrize(("x", "y"), [([], []), ([1.0], [math.nan]), ([math.nan, 0], [0, 0]), ([math.inf, 0], [0, 0])])
+@pytest.mark.filterwarnings("error")
+def test_rmse_is_nan_where_there_is_no_label_or_no_prediction(x: list[float], y: list[float]) -> None:
+    assert math.isnan(rmse(x, y))
+
+
+@pytest.mark.parametrize("measure", [ccc, pcc, rmse])
 @pytest.mark.parametrize(("x", "y"), [([1, 2], [1, 2, 3]), ([[1, 2]], [[1, 2]]), (1.0, 1.0)])
-def test_ccc_rejects_other_shapes(x: object, y: object) -> None:
+def test_other_shapes_are_rejected(measure: Callable[[object, object], float], x: object, y: object) -> None:
     with pytest.raises(ValueError, match="equal length"):
-        ccc(x, y)  # type: ignore[arg-type]
+        measure(x, y)
 
 
 def random_windows(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
