@@ -19,13 +19,16 @@ COMMANDS = {
     "rcma-train": cli.train,
     "rcma-predict": cli.predict,
     "rcma-evaluate": cli.evaluate,
+    "rcma-check-submission": cli.check_submission,
+    "rcma-export": cli.export,
 }
 SETTINGS = {"rcma-preprocess": PreprocessConfig, "rcma-train": TrainConfig}
 
 
 def command_lines() -> list[list[str]]:
     joined = README.replace("\\\n", " ")
-    return [shlex.split(line, comments=True) for line in joined.splitlines() if line.startswith("    rcma-")]
+    commands = re.findall(r"^ {4,}(rcma-.*)", joined, flags=re.MULTILINE)
+    return [shlex.split(line, comments=True) for line in commands]
 
 
 def test_all_commands_are_shown() -> None:
@@ -46,7 +49,7 @@ def test_options_and_settings_of_a_command_exist(words: list[str], capsys: pytes
 
 def test_tree_names_every_module_and_nothing_else() -> None:
     tree = README.partition("## The tree")[2].partition("\n## ")[0]
-    for package, block in re.findall(r"^    (\w+)/ .*\n((?:      .*\n)+)", tree, flags=re.MULTILINE):
+    for package, block in re.findall(r"^    (\w+)/.*\n((?:      .*\n)+)", tree, flags=re.MULTILINE):
         if package not in ("preprocessing", "rcma"):
             continue
         named = set(re.findall(r"\w+\.py", block))
