@@ -234,17 +234,19 @@ def test_damaged_layouts_name_the_file(exported: Path, tmp_path: Path):
         load_model(tmp_path)
 
 
-def test_a_network_that_cannot_be_built_is_one_line(exported: Path, tmp_path: Path):
-    """What transformers says to a foreign encoder is not ours to know."""
+def test_a_network_that_cannot_be_built_is_one_line(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """What transformers says to a foreign encoder is not ours to know; code of its own is not even offered."""
     for name in LAYOUT:
         (tmp_path / name).write_bytes((exported / name).read_bytes())
     tree = json.loads((exported / "config.json").read_text())
-    for hf_config in (None, {"model_type": "no such encoder"}, {"hidden_size": 3}):
+    foreign = {"model_type": "align_text_model", "auto_map": {"AutoModel": "org/other--modeling.Other"}}
+    for hf_config in (None, {"model_type": "no such encoder"}, {"hidden_size": 3}, foreign):
         tree["config"]["model"]["face"] |= {"kind": "hf", "hf": "org/encoder", "hf_config": hf_config}
         (tmp_path / "config.json").write_text(json.dumps(tree))
         with pytest.raises(InputError, match=r"config\.json: no network can be built") as error:
             load_model(tmp_path)
         assert "\n" not in str(error.value)
+    assert "Do you wish to run" not in capsys.readouterr().out
 
 
 # The Hub by name.
