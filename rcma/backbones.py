@@ -180,7 +180,8 @@ class HFVision(nn.Module):
 
         super().__init__()
         settings = AutoConfig.for_model(**config)
-        self.model = AutoModel.from_config(settings)
+        # A configuration may come with a model from a hub: code that it names is never run, nor asked about.
+        self.model = AutoModel.from_config(settings, trust_remote_code=False)
         self.width = int(getattr(settings, "hidden_size", None) or settings.hidden_sizes[-1])
         size = getattr(settings, "image_size", None) or _USUAL_IMAGE_SIZE
         self._size = (size, size) if isinstance(size, int) else tuple(size)

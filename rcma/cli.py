@@ -1,4 +1,4 @@
-"""``rcma-train``, ``rcma-predict``, ``rcma-evaluate``, ``rcma-check-submission``."""
+"""``rcma-train``, ``rcma-predict``, ``rcma-evaluate``, ``rcma-check-submission``, ``rcma-export``."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import argparse
 import json
 import logging
 import math
+import re
+import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from preprocessing.config import load_config
 from preprocessing.console import (
@@ -29,6 +31,7 @@ from preprocessing.inputs import Source, collect_sources, refuse_shared_ids
 from rcma.config import TARGETS, TrainConfig
 
 if TYPE_CHECKING:
+    from rcma.abaw import Format
     from rcma.checkpoint import TrainedRCMA
     from rcma.evaluate import DetailedScores
     from rcma.outputs import OutputSettings
@@ -153,9 +156,10 @@ def predict(argv: Sequence[str] | None = None) -> int:
         "--checkpoint",
         required=True,
         nargs="+",
+        action="append",
         metavar="RUN",
         help="run folder of rcma-train, its best.safetensors, or a Hugging Face Hub name such as org/model; "
-        "of several, the predictions are averaged",
+        "of several, the predictions are averaged (each Hub name with a --checkpoint of its own)",
     )
     parser.add_argument("--out", required=True, metavar="PREDICTIONS", help="folder that receives the predictions")
     _add_challenge_arguments(parser)
@@ -228,8 +232,9 @@ def _predict(args: argparse.Namespace) -> int:
     )
     n_failed = 0
     if sources:
-        # Those of the others are checked against the features.
-        made = _preprocess(models[0], sources, settings.folder / CACHE_FOLDER, device=device)
+        # For one that needs the waveform, if there is any; the others are checked against the features.
+        neediest = max(models, key=lambda model: model.settings.audio_input == "waveform")
+        made = _preprocess(neediest, sources, settings.folder / CACHE_FOLDER, device=device)
         n_failed += len(sources) - len(made)
         folders += made
     usable = _usable_folders(models, folders)
@@ -261,7 +266,7 @@ def _output_settings(args: argparse.Namespace) -> OutputSettings:
     from rcma.abaw import EDITIONS, read_template
     from rcma.outputs import SINGLE_FILE, OutputSettings
 
-    wanted = args.format
+    wanted: Format | Literal["none"] | None = args.format
     if args.edition is not None:
         if args.edition not in EDITIONS:
             known = ", ".join(map(str, EDITIONS))
@@ -303,13 +308,15 @@ def _parse_smoothing(text: str) -> tuple[SmoothKind, float]:
     return kind, extent_s  # type: ignore[return-value]
 
 
-def _split_checkpoints(given: Sequence[str], inputs: Sequence[str]) -> tuple[list[str], list[str]]:
+def _split_checkpoints(given: Sequence[Sequence[str]], inputs: Sequence[str]) -> tuple[list[str], list[str]]:
     """Checkpoints and inputs: ``--checkpoint RUN INPUT ...`` gives the inputs to --checkpoint as well."""
-    from rcma.checkpoint import is_checkpoint
+    from rcma.checkpoint import is_run
 
-    first, *more = given
-    checkpoints = [first, *(text for text in more if is_checkpoint(text))]
-    others = [*(text for text in more if text not in checkpoints), *inputs]
+    checkpoints, others = [], []
+    for first, *more in given:
+        checkpoints += [first, *(text for text in more if is_run(Path(text)))]
+        others += [text for text in more if text not in checkpoints]
+    others += inputs
     if not others:
         raise InputError("give INPUT...: feature folders, folders of them, or raw videos")
     return checkpoints, others
@@ -511,3 +518,46 @@ def _check_submission(args: argparse.Namespace) -> int:
     if not args.template:
         print("  note: coverage and order were not checked: give the organisers' sample file as --template")
     return EXIT_SOME_FAILED if report.problems else EXIT_DONE
+
+
+def export(argv: Sequence[str] | None = None) -> int:
+    """Run ``rcma-export``; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="rcma-export",
+        description="A trained model as a folder for the Hugging Face Hub: configuration, weights, and a model card "
+        "written from the run's own settings and scores, without paths of this machine.",
+        epilog="example:\n  rcma-export run --out my-model --license cc-by-nc-4.0\n  hf upload org/my-model my-model",
+        formatter_class=HelpFormatter,
+    )
+    parser.add_argument("checkpoint", metavar="RUN", help="run folder of rcma-train, or what rcma-predict takes else")
+    parser.add_argument(
+        "--out", required=True, metavar="FOLDER", help="new folder: config.json, model.safetensors, README.md"
+    )
+    parser.add_argument(
+        "--license", metavar="ID", help="licence of the weights, as the Hub names it: mit, cc-by-nc-4.0"
+    )
+    parser.add_argument("--name", metavar="TEXT", help="title of the model card; made from the settings if not given")
+    parser.add_argument("--dataset", metavar="ID", help="training data, as the Hub names it: org/dataset")
+    add_common_arguments(parser, device=False)
+    return run_command(_export, parser, argv)
+
+
+def _export(args: argparse.Namespace) -> int:
+    for option in ("license", "dataset"):
+        given = getattr(args, option)
+        if given is not None and not re.fullmatch(r"[\w./-]+", given):
+            raise InputError(
+                f"--{option} {given!r}: give its identifier on the Hugging Face Hub, a word without spaces"
+            )
+    if args.name is not None and (not args.name.strip() or len(args.name.splitlines()) > 1):
+        raise InputError(f"--name {args.name!r}: give one line of text")
+    from rcma.checkpoint import export_model, load_model
+
+    out = Path(args.out)
+    model = load_model(args.checkpoint)
+    export_model(model, out, name=args.name, license=args.license, dataset=args.dataset)
+    print(f"{out} holds the model, read again to be sure; after a look at its README.md, share it with")
+    print(f"  hf auth login && hf upload org/model {shlex.quote(str(out))}")
+    print("and use it with")
+    print("  rcma-predict --checkpoint org/model video.mp4 --out predictions")
+    return EXIT_DONE

@@ -27,11 +27,13 @@ from preprocessing.device import resolve_device
 from preprocessing.errors import InputError
 from rcma.backbones import speech_config, vision_config
 from rcma.checkpoint import (
+    SCORES_FILE,
     TrainedRCMA,
     TrainingState,
     load_run_config,
     load_state,
     save_config,
+    save_model_card,
     save_state,
     save_weights,
 )
@@ -53,7 +55,6 @@ from rcma.inference import predict_video, to_abaw_columns
 from rcma.metrics import n_loss_terms, training_loss
 
 LOG_FILE = "log.csv"
-SCORES_FILE = "scores.json"
 N_STAGES = 3
 """In which backbones are released; see :meth:`rcma.model.RCMA.release`."""
 _MAY_CHANGE = ("train.epochs", "train.workers", "train.save_every")
@@ -324,7 +325,7 @@ class RunWriter:
             self._board.flush()
 
     def finish(self, result: TrainingResult) -> None:
-        """Write scores.json and close the TensorBoard events."""
+        """Write scores.json and the model card, and close the TensorBoard events."""
         scores = {
             "split": "validation",
             "best_epoch": result.best.epoch,
@@ -339,6 +340,7 @@ class RunWriter:
         scores = {key: None if value != value else value for key, value in scores.items()}
         with replace_when_whole(self._run / SCORES_FILE) as partial:
             partial.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
+        save_model_card(self._run)
         if self._board is not None:
             self._board.close()
 

@@ -6,11 +6,21 @@ import pytest
 import torch
 import yaml
 from made_features import small_config
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import rcma
 from preprocessing.errors import InputError
-from rcma.checkpoint import TrainedRCMA, load_model, load_run_config, load_state, save_config, save_weights
+from rcma.checkpoint import (
+    TrainedRCMA,
+    is_run,
+    load_model,
+    load_run_config,
+    load_state,
+    save_config,
+    save_weights,
+    shareable,
+)
 from rcma.config import TrainConfig
 
 
@@ -96,3 +106,122 @@ def test_a_pickle_is_not_executed(run: Path, tmp_path: Path):
     with pytest.raises(InputError, match="damaged"):
         load_state(run)
     assert not (tmp_path / "executed").exists()
+
+
+def test_weights_alone_are_a_model(run: Path, config: TrainConfig, tmp_path: Path):
+    alone = (run / "best.safetensors").rename(tmp_path / "alone.safetensors")
+    model = load_model(alone)
+    assert model.config == shareable(config)
+    assert model.settings == config.model and not model.training
+    assert model.versions == {"rcma": rcma.__version__, "torch": torch.__version__}
+    torch.manual_seed(0)
+    saved = TrainedRCMA(config).state_dict()
+    assert all(torch.equal(value, saved[name]) for name, value in model.state_dict().items())
+
+
+def test_weights_of_the_same_training_are_the_same_bytes(run: Path, config: TrainConfig, tmp_path: Path):
+    """With more than one key, the metadata's order changes from file to file."""
+    weights = load_file(run / "best.safetensors")
+    for number in range(8):
+        save_config(tmp_path / str(number), config)
+        save_weights(tmp_path / str(number), weights)
+        assert (tmp_path / str(number) / "best.safetensors").read_bytes() == (run / "best.safetensors").read_bytes()
+
+
+def test_older_weights_without_their_configuration_ask_for_the_run_folder(run: Path):
+    weights = load_file(run / "best.safetensors")
+    for metadata in (None, {"format": "pt"}):
+        save_file(weights, run / "best.safetensors", metadata=metadata)
+        with pytest.raises(InputError, match=r"best\.safetensors: .*give the run folder") as error:
+            load_model(run / "best.safetensors")
+        assert "\n" not in str(error.value)
+    model = load_model(run)
+    assert model.versions == {} and model.scores is None
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "damaged"),
+        ('{"model_type": "bert"}', "not the configuration of a model of rcma"),
+        ('{"library_name": "rcma", "versions": {}, "scores": null, "config": {}}', r"config\.data"),
+        ('{"library_name": "rcma", "versions": {"rcma": "9.0"}, "steps": 3}', r"of rcma 9\.0.*unknown key 'steps'"),
+    ],
+)
+def test_metadata_that_cannot_be_used_are_named(run: Path, text: str, reason: str):
+    save_file(load_file(run / "best.safetensors"), run / "new.safetensors", metadata={"rcma": text})
+    with pytest.raises(InputError, match=reason) as error:
+        load_model(run / "new.safetensors")
+    assert "new.safetensors" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_what_is_no_model_is_refused(tmp_path: Path):
+    (tmp_path / "weights.pt").write_bytes(b"")
+    with pytest.raises(InputError, match=r"weights\.pt: .*a \.safetensors file"):
+        load_model(tmp_path / "weights.pt")
+    (tmp_path / "half.safetensors").write_bytes(b"\x08\0\0")
+    with pytest.raises(InputError, match=r"half\.safetensors: damaged"):
+        load_model(tmp_path / "half.safetensors")
+    with pytest.raises(InputError, match=r"no such run folder or \.safetensors file"):
+        load_model("nothing")
+
+
+def test_is_run_knows_what_can_be_loaded(run: Path, tmp_path: Path):
+    load_model(run).save_pretrained(tmp_path / "hub")
+    for path in (run, run / "best.safetensors", tmp_path / "hub"):
+        assert is_run(path)
+        load_model(path)
+    for path in (tmp_path, run / "config.yaml", tmp_path / "nothing"):
+        assert not is_run(path)
+
+
+def test_nothing_of_the_machine_is_shared(tmp_path: Path):
+    """Every setting that can hold a path holds one below a folder with a telling name."""
+    home = tmp_path / "home" / "jane"
+    tree = small_config(home).model_dump(mode="json")
+    tree["data"] |= {"features": str(home), "embeddings": str(home / "cache"), "subjects": "~/jane/people.csv"}
+    tree["model"] |= {"text_width": 6}
+    tree["model"]["face"] = {
+        "kind": "hf",
+        "hf": str(home / "dino") + "/",
+        "hf_config": {"model_type": "vit", "hidden_size": 8, "_name_or_path": str(home / "dino")},
+        "weights": str(home / "faces.pth"),
+        "frozen": True,
+    }
+    tree["model"]["audio"] |= {"weights": "../jane/ears.pth", "frozen": True}
+    tree["train"]["workers"] = 3
+    tree["preprocessing"] = {"speech": {"model": "C:\\jane\\base.pt"}, "words": {"model": str(home / "bert")}}
+    shared = shareable(TrainConfig.model_validate(tree))
+    text = shared.model_dump_json()
+    assert "jane" not in text and "\\\\" not in text
+    assert (str(shared.data.features), str(shared.data.annotations)) == ("features", "annotations")
+    assert shared.data.embeddings is None and str(shared.data.subjects) == "people.csv"
+    assert (str(shared.model.face.weights), str(shared.model.audio.weights)) == ("faces.pth", "ears.pth")
+    assert (shared.model.face.hf, shared.model.face.hf_config) == ("dino", {"model_type": "vit", "hidden_size": 8})
+    assert shared.preprocessing is not None
+    assert (shared.preprocessing.speech.model, shared.preprocessing.words.model) == ("base.pt", "bert")
+    assert shareable(shared) == shared
+
+
+def test_names_on_a_hub_are_shared_unless_they_are_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "jane" / "bert").mkdir(parents=True)
+    config = small_config(tmp_path).model_dump(mode="json")
+    for given, shared in (("google/bert_uncased-L-2", "google/bert_uncased-L-2"), ("jane/bert", "bert")):
+        config["preprocessing"] = {"words": {"model": given}}
+        made = shareable(TrainConfig.model_validate(config))
+        assert made.preprocessing is not None and made.preprocessing.words.model == shared
+
+
+def test_metadata_of_the_weights_are_the_shareable_configuration(run: Path, tmp_path: Path):
+    with safe_open(run / "best.safetensors", framework="pt") as file:
+        text = str(file.metadata())
+    assert "small" in text and str(tmp_path) not in text
+
+
+def test_scores_that_rcma_train_did_not_write_are_named(run: Path):
+    for text in ("{", "[]", '{"valence": 0.5}'):
+        (run / "scores.json").write_text(text)
+        with pytest.raises(InputError, match=r"scores\.json") as error:
+            load_model(run)
+        assert "\n" not in str(error.value)

@@ -73,7 +73,7 @@ def assert_same_run(run: Path, other: Path):
 def test_run_folder_holds_what_it_should(root: Path, whole: tuple[Path, TrainingResult]):
     run, result = whole
     names = {path.name for path in run.iterdir() if not path.name.startswith("events.")}
-    assert names == {"config.yaml", "best.safetensors", "last", "log.csv", "scores.json"}
+    assert names == {"config.yaml", "best.safetensors", "last", "log.csv", "scores.json", "README.md"}
     config = load_run_config(run)
     assert config.model.text_width == 16 and config.preprocessing == PreprocessConfig()
     assert config.train == small_config(root).train
