@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,8 +52,8 @@ def test_train_then_predict_then_evaluate(project: Project, tmp_path: Path, caps
     out = tmp_path / "predictions"
     inputs = project.features("video2", "video3")
     assert cli.predict([*inputs, "--checkpoint", project.run, "--out", str(out), "--device", "cpu"]) == 0
-    files = sorted(path.name for path in out.iterdir())
-    assert files == ["video2.txt", "video3.txt"]
+    assert sorted(path.name for path in out.iterdir()) == ["frames.csv", "video2.txt", "video3.txt"]
+    files = ["video2.txt", "video3.txt"]
     values = []
     for file in files:
         lines = (out / file).read_text().splitlines()
@@ -147,7 +149,118 @@ def test_one_bad_folder_is_named_and_the_others_are_done(
     failed = [line for line in capsys.readouterr().err.splitlines() if line.startswith("failed: ")]
     assert len(failed) == 1
     assert "feature format 0, but this version reads format 2" in failed[0]
-    assert [path.name for path in out.iterdir()] == ["video2.txt"]
+    assert sorted(path.name for path in out.iterdir()) == ["frames.csv", "video2.txt"]
+
+
+def test_table_says_what_each_frame_was_predicted_from(project: Project, tmp_path: Path) -> None:
+    arguments = [*project.features("video2", "video3"), "--checkpoint", project.run, "--device", "cpu"]
+    assert cli.predict([*arguments, "--out", str(tmp_path)]) == 0
+    with (tmp_path / "frames.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["video"], int(row["frame"])) for row in rows] == [
+        (video, frame) for video in ("video2", "video3") for frame in range(1, N_FRAMES + 1)
+    ]
+    per_video = np.loadtxt(tmp_path / "video2.txt", delimiter=",", skiprows=1)
+    np.testing.assert_allclose([[float(r["valence"]), float(r["arousal"])] for r in rows[:N_FRAMES]], per_video)
+    faces = np.isfinite(load_features(project.root / "features" / "video2").face_score)
+    assert [row["face"] for row in rows[:N_FRAMES]] == [str(int(there)) for there in faces]
+
+
+def test_smoothing_and_filling_reach_every_file(project: Project, tmp_path: Path) -> None:
+    # Neither sound nor words: frames 5 to 7, without a face, have nothing.
+    make_features(tmp_path / "mute", make_labels(N_FRAMES, seed=1), seed=1, audio=False, words=False)
+    arguments = [str(tmp_path / "mute"), "--checkpoint", project.run, "--device", "cpu", "--out"]
+    values = {}
+    for name, options in {
+        "plain": [],
+        "smooth": ["--smooth", "gaussian:0.2"],
+        "neutral": ["--fill", "neutral"],
+        "nan": ["--fill", "nan", "--format", "none"],
+    }.items():
+        assert cli.predict([*arguments, str(tmp_path / name), *options]) == 0
+        with (tmp_path / name / "frames.csv").open(encoding="utf-8", newline="") as file:
+            values[name] = np.array([float(row["valence"] or "nan") for row in csv.DictReader(file)])
+        if name != "nan":
+            written = np.loadtxt(tmp_path / name / "mute.txt", delimiter=",", skiprows=1)
+            np.testing.assert_array_equal(written[:, 0], values[name])
+    assert not (tmp_path / "nan" / "mute.txt").exists()
+    assert np.isnan(values["nan"][5:8]).all() and (values["neutral"][5:8] == 0).all()
+    assert list(values["plain"][5:8]) == [values["plain"][4], values["plain"][4], values["plain"][8]]
+    known = ~np.isnan(values["nan"])
+    np.testing.assert_array_equal(values["plain"][known], values["nan"][known])
+    assert np.abs(np.diff(values["smooth"][known])).sum() < np.abs(np.diff(values["plain"][known])).sum()
+
+
+def test_edition_picks_format_and_name(project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [*project.features("video2"), "--checkpoint", project.run, "--device", "cpu", "--out"]
+    assert cli.predict([*arguments, str(tmp_path / "six"), "--edition", "6"]) == 0
+    assert sorted(path.name for path in (tmp_path / "six").iterdir()) == ["ABAW6_VA.txt", "frames.csv"]
+    assert cli.predict([*arguments, str(tmp_path / "three"), "--edition", "3", "--table", "none"]) == 0
+    assert [path.name for path in (tmp_path / "three").iterdir()] == ["video2.txt"]
+    sample = tmp_path / "sample.txt"
+    rows = [f"video2/{frame:05d}.jpg" for frame in range(1, N_FRAMES)]
+    sample.write_text("image_location,valence,arousal\n" + "".join(f"{row},0,0\n" for row in rows))
+    capsys.readouterr()
+    assert cli.predict([*arguments, str(tmp_path / "ten"), "--edition", "10", "--template", str(sample)]) == 0
+    assert (
+        f"video2: {N_FRAMES} frames, the sample asks for {N_FRAMES - 1} of them: 1 left out" in capsys.readouterr().err
+    )
+    submission = str(tmp_path / "ten" / "ABAW10_VA.txt")
+    assert cli.check_submission([submission, "--template", str(sample)]) == 0
+    lines = Path(submission).read_text().splitlines()
+    Path(submission).write_text("\n".join(lines[:-1]) + "\n")
+    assert cli.check_submission([submission, "--template", str(sample)]) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--edition", "7"], "--edition 7: had no valence-arousal track of its own; these had: 2, 3, 5, 6, 8, 9, 10"),
+        (["--edition", "3", "--format", "single-file"], "--format single-file: edition 3 takes per-video"),
+        (["--template", "sample.txt"], "--template: goes with --format single-file"),
+        (["--smooth", "mean:1"], "--smooth mean:1: must be median:SECONDS or gaussian:SECONDS"),
+        (["--smooth", "median"], "--smooth median: must be"),
+        (["--smooth", "median:-1"], "--smooth median:-1: must be"),
+        (["--fill", "nan"], "--fill nan: the challenge's files hold a number for each frame; add --format none"),
+        (["--annotations", "labels"], "--annotations: labels are shown in the report; add --report"),
+        (["--overlay", "out.avi"], "--overlay out.avi: must end in .mp4, or be a folder"),
+        (["--report", "--annotations", "nowhere"], "nowhere: no such folder of annotations"),
+    ],
+)
+def test_options_that_contradict_each_other_are_one_line(
+    project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], says: str
+) -> None:
+    out = tmp_path / "out"
+    arguments = [*project.features("video2"), "--checkpoint", project.run, "--device", "cpu", "--out", str(out)]
+    assert cli.predict([*arguments, *options]) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1
+    assert says in error[0]
+    assert not out.exists()
+
+
+def test_report_and_overlay_of_a_raw_clip(
+    project: Project, short_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    run = tmp_path / "run"
+    shutil.copytree(project.run, run)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["preprocessing"]["speech"]["backend"] = "none"
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    arguments = [str(short_clip), *project.features("video2"), "--checkpoint", str(run), "--device", "cpu"]
+    arguments += ["--out", str(out), "--report", "--annotations", str(project.root / "annotations" / "Validation_Set")]
+    # There is no recording of the made features.
+    assert cli.predict([*arguments, "--overlay", str(tmp_path / "drawn")]) == 1
+    said = capsys.readouterr()
+    assert "failed: video2: --overlay needs its video file; give that instead of the feature folder" in said.err
+    assert f"{12 + N_FRAMES} frames of 2 videos are in {out}; 1 failed" in said.out
+    assert [path.name for path in (tmp_path / "drawn").iterdir()] == ["short.mp4"]
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert 'id="preview-0"' in page and '"name":"video2"' in page
+    assert re.search(r'"ccc":\{"valence":-?[\d.]+', page)
+    assert cli.predict([*arguments, "--overlay", str(tmp_path / "one.mp4")]) == 2
+    assert "there are 2 videos; give a folder" in capsys.readouterr().err
 
 
 def test_two_inputs_with_one_id_are_refused(
@@ -232,7 +345,9 @@ def test_cuda_without_one_is_refused(project: Project, tmp_path: Path, capsys: p
     assert all("--device cuda: PyTorch sees no CUDA device here" in error for error in errors)
 
 
-@pytest.mark.parametrize("command", [cli.train, cli.predict, cli.evaluate, preprocess])
+@pytest.mark.parametrize(
+    "command", [cli.train, cli.predict, cli.evaluate, cli.check_submission, cli.export, preprocess]
+)
 def test_help_shows_an_example_and_defaults(command, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         command(["--help"])
