@@ -140,11 +140,11 @@ class Video:
                 no frame can be decoded.
         """
         self.warnings, self.resets = [], []
-        self._container = _open(path)
+        self._container = open_recording(path)
         self._n_read = 0
         try:
             self._stream = _video_stream(self._container, path, streams, self.warnings)
-            self._decoded = _decode(self._container, self._stream, self.warnings, self._note_position)
+            self._decoded = decode_stream(self._container, self._stream, self.warnings, self._note_position)
             first = next(self._decoded, None)
             if first is None:
                 raise InputError(f"{path}: no video frame can be decoded; give a file that plays in a video player")
@@ -152,7 +152,7 @@ class Video:
             self._container.close()
             raise
         self._first: VideoFrame | None = first
-        self.start_s = _container_time_s(first) or 0.0
+        self.start_s = container_time_s(first) or 0.0
         self.rotation = _quarter_turn(first)
         self._stored_width = _square_pixel_width(first, self._stream, self.warnings)
         self._stored_height = first.height
@@ -234,11 +234,11 @@ def read_audio(
     warnings: list[str] = []
     samples = _SampleFile(scratch)
     earliest = None
-    with _open(path) as container:
-        stream = _audio_stream(container, streams, warnings)
+    with open_recording(path) as container:
+        stream = audio_stream(container, streams, warnings)
         if stream is None:
             return None
-        for start, piece in _audio_pieces(_decode(container, stream, warnings), origin_s, resets, warnings):
+        for start, piece in _audio_pieces(decode_stream(container, stream, warnings), origin_s, resets, warnings):
             audible = piece[max(0, -start) :]
             if len(audible):
                 first = max(0, start)
@@ -250,7 +250,12 @@ def read_audio(
     return Audio(samples=samples, start_s=earliest / SAMPLE_RATE, warnings=tuple(warnings))
 
 
-def _open(path: Path) -> InputContainer:
+def open_recording(path: Path) -> InputContainer:
+    """Open a media file, whatever its name, and nothing but a file.
+
+    Raises:
+        InputError: it is not there, or not a media file.
+    """
     if path.is_dir():
         raise InputError(f"{path}: is a folder; give a video file")
     try:
@@ -260,10 +265,13 @@ def _open(path: Path) -> InputContainer:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as a video ({_reason(error)}); give a complete video file") from None
+        raise InputError(
+            f"{path}: cannot be read as a video ({reason_of(error)}); give a complete video file"
+        ) from None
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """What FFmpeg or the operating system says, without numbers and file names."""
     return str(getattr(error, "strerror", None) or error)
 
 
@@ -281,7 +289,8 @@ def _video_stream(container: InputContainer, path: Path, wanted: Sequence[int], 
     return stream
 
 
-def _audio_stream(container: InputContainer, wanted: Sequence[int], warnings: list[str]) -> AudioStream | None:
+def audio_stream(container: InputContainer, wanted: Sequence[int], warnings: list[str]) -> AudioStream | None:
+    """The stream of sound to listen to: a wanted one, the default one, or the first; None where there is none."""
     # One without a codec that FFmpeg knows has no sound for us.
     sounds = [stream for stream in container.streams.audio if stream.codec_context is not None]
     return _choose(sounds, wanted, warnings) if sounds else None
@@ -322,16 +331,16 @@ def _check_wanted(
 
 
 @overload
-def _decode(
+def decode_stream(
     container: InputContainer, stream: VideoStream, warnings: list[str], note: Callable[[Packet], None] = ...
 ) -> Iterator[VideoFrame]: ...
 
 
 @overload
-def _decode(container: InputContainer, stream: AudioStream, warnings: list[str]) -> Iterator[AudioFrame]: ...
+def decode_stream(container: InputContainer, stream: AudioStream, warnings: list[str]) -> Iterator[AudioFrame]: ...
 
 
-def _decode(
+def decode_stream(
     container: InputContainer,
     stream: VideoStream | AudioStream,
     warnings: list[str],
@@ -339,7 +348,7 @@ def _decode(
 ) -> Iterator[VideoFrame | AudioFrame]:
     """Frames of one stream; damaged packets are skipped and counted, each is shown to ``note`` first."""
     n_damaged = 0
-    for packet in _packets(container, stream, warnings):
+    for packet in read_packets(container, stream, warnings):
         if packet is not None:
             note(packet)
         try:
@@ -352,18 +361,18 @@ def _decode(
         warnings.append(f"{stream.type}: damaged packets were skipped: {n_damaged}")
 
 
-def _packets(
+def read_packets(
     container: InputContainer, stream: VideoStream | AudioStream, warnings: list[str]
 ) -> Iterator[Packet | None]:
     """Packets of one stream; a file that breaks off ends where it breaks. None asks the decoder for what it holds."""
     try:
         yield from container.demux(stream)
     except av.FFmpegError as error:
-        warnings.append(f"{stream.type}: the file breaks off ({_reason(error)}); what comes before is used")
+        warnings.append(f"{stream.type}: the file breaks off ({reason_of(error)}); what comes before is used")
         yield None
 
 
-def _container_time_s(frame: VideoFrame | AudioFrame) -> float | None:
+def container_time_s(frame: VideoFrame | AudioFrame) -> float | None:
     """Presentation time on the container's own clock."""
     if frame.pts is None or frame.time_base is None:
         return None
@@ -385,7 +394,7 @@ class _Clock:
     def time_s(self, frame: VideoFrame, following: VideoFrame | None) -> float:
         """Time of the next frame in order, seconds; 0 for the first. ``following`` is the frame after it."""
         expected_s = 0.0 if self._last_s is None else self._last_s + self._spacing_s
-        container_s = _container_time_s(frame)
+        container_s = container_time_s(frame)
         if container_s is None:
             self._n_missing += 1
             time_s = expected_s
@@ -404,7 +413,7 @@ class _Clock:
 
     def _between_neighbours(self, time_s: float, following: VideoFrame | None) -> float:
         """Half way between the frames before and after, where this one alone is later than the one after it."""
-        next_s = None if following is None else _container_time_s(following)
+        next_s = None if following is None else container_time_s(following)
         if next_s is None or self._last_s is None or self._shift_s is None:
             return time_s
         next_s += self._shift_s
@@ -488,7 +497,7 @@ def _audio_pieces(
     shift_s = -origin_s
     n_resets = 0
     for frame in frames:
-        container_s = _container_time_s(frame)
+        container_s = container_time_s(frame)
         expected_s = 0.0 if run is None else run.end_s
         time_s = expected_s if container_s is None else container_s + shift_s
         jump_s = time_s - expected_s
