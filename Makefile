@@ -40,10 +40,10 @@ $(BIN)/python:
 # Stamps: what was installed, renewed when the project's requirements change.
 .venv/.demo: setup.cfg | $(BIN)/python
 	@echo "installing into .venv (a few minutes, about 6 GB: PyTorch) ..."
-	$(INSTALL) -e ".[offline-models]"
+	$(INSTALL) -e ".[offline-models,report]"
 	@touch $@
 
 .venv/.dev: setup.cfg | $(BIN)/python
 	@echo "installing into .venv (a few minutes, about 6 GB: PyTorch) ..."
-	$(INSTALL) -e ".[dev,offline-models,fast-asr,ray,tensorboard]"
+	$(INSTALL) -e ".[dev,offline-models,fast-asr,ray,tensorboard,report,parquet]"
 	@touch $@ .venv/.demo

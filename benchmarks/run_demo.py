@@ -37,21 +37,21 @@ def main() -> None:
     command("rcma-preprocess", BUNDLED / "clips", "--out", FEATURES, "--config", "configs/demo_preprocess.yaml")
     command("rcma-train", "--config", "configs/demo.yaml", "--out", RUN, "--resume")
     held_out = [FEATURES / annotation.stem for annotation in sorted(TEST_SET.glob("*.txt"))]
-    command("rcma-predict", "--checkpoint", RUN, *held_out, "--out", PREDICTIONS)
+    command("rcma-predict", "--checkpoint", RUN, *held_out, "--out", PREDICTIONS, "--report", "--annotations", TEST_SET)
     command("rcma-evaluate", "--predictions", PREDICTIONS, "--annotations", TEST_SET)
     scores = json.loads((PREDICTIONS / "scores.json").read_text(encoding="utf-8"))
     print(f"\nThe demo took {time.perf_counter() - begin:.0f} s. On the {len(held_out)} held-out clips, CCC:")
     for target in ("valence", "arousal", "mean"):
         print(f"  {target:8} {scores[target]:.3f}")
-    print(f"features {FEATURES}/, model {RUN}/, predictions {PREDICTIONS}/")
+    print(f"features {FEATURES}/, model {RUN}/, predictions {PREDICTIONS}/; to look at: {PREDICTIONS}/report.html")
     print(
         "The clips are an animated portrait with a synthetic voice and synthetic labels: they show that the parts work"
     )
     print("together, and say nothing of how well a model does on people.")
     video = os.environ.get("VIDEO")
     if video:
-        command("rcma-predict", "--checkpoint", RUN, "--out", OWN, "--", Path(video))
-        print(f"\nValence and arousal per frame of {video} are in {OWN}/.")
+        command("rcma-predict", "--checkpoint", RUN, "--out", OWN, "--report", "--", Path(video))
+        print(f"\nValence and arousal per frame of {video} are in {OWN}/; to look at: {OWN}/report.html.")
         print("NOTE: this model has seen nothing but synthetic labels. Its values for real people mean nothing.")
 
 
