@@ -3,8 +3,11 @@
 import itertools
 import re
 import shlex
+import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from preprocessing.cli import main as preprocess
@@ -60,3 +63,27 @@ def test_tree_names_every_module_and_nothing_else() -> None:
 def test_links_lead_somewhere() -> None:
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_python_example_runs(tmp_path: Path, short_clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from made_features import WIDTH, small_config
+
+    from rcma.checkpoint import TrainedRCMA, save_config, save_weights
+
+    config = small_config(tmp_path)
+    config = config.model_copy(
+        update={
+            "model": config.model.model_copy(update={"text_width": WIDTH}),
+            "preprocessing": PreprocessConfig.model_validate({"speech": {"backend": "none"}}),
+        }
+    )
+    save_config(tmp_path / "run", config)
+    save_weights(tmp_path / "run", TrainedRCMA(config).state_dict())
+    shutil.copy(short_clip, tmp_path / "my_video.mp4")
+    monkeypatch.chdir(tmp_path)
+    example = README.partition("In Python, the same")[2].partition("\n## ")[0]
+    names: dict[str, Any] = {}
+    exec("\n".join(line[4:] for line in example.splitlines() if line.startswith("    ")), names)
+    for target in ("valence", "arousal"):
+        assert names[target].dtype == np.float32 and names[target].shape == (12,)
+        assert (np.abs(names[target]) <= 1).all()
