@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.distributed as dist
@@ -224,13 +224,16 @@ class RCMA(nn.Module):
             masks[m] = mask
         return masks
 
-    def embed(self, m: Modality, x: Tensor, mask: Tensor) -> Tensor:
+    def embed(
+        self, m: Modality, x: Tensor, mask: Tensor, *, backbone: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
         """Embeddings of one modality.
 
         Args:
             m: the modality.
             x: as in :meth:`forward`; embeddings of face and audio are returned as they are.
             mask: (B,L) bool, True where the modality is there; elsewhere embeddings mean nothing.
+            backbone: runs in place of the model's own, without gradient; None: the model's own.
 
         Returns:
             (B,L,d) float.
@@ -239,20 +242,25 @@ class RCMA(nn.Module):
             return _standardise(x, self.text_mean, self.text_std)
         if x.ndim == 3:
             return x
-        return self._run_backbone(m, _standardise(x, self.audio_mean, self.audio_std) if m == "audio" else x, mask)
+        frames = _standardise(x, self.audio_mean, self.audio_std) if m == "audio" else x
+        return self._run_backbone(m, frames, mask, backbone)
 
-    def _run_backbone(self, m: Modality, frames: Tensor, mask: Tensor) -> Tensor:
+    def _run_backbone(
+        self, m: Modality, frames: Tensor, mask: Tensor, backbone: Callable[[Tensor], Tensor] | None
+    ) -> Tensor:
         """Embeddings (B,L,d) of frames (B,L,...); only those under the mask are computed, the others are zero."""
         present = frames[mask]  # (n,...)
         n = len(present)
         if n < 2:
             # BatchNorm cannot train on fewer than two, and without any the parameters would drop out of the graph.
             present = torch.cat([present, present.new_zeros((2 - n, *frames.shape[2:]))])
-        if torch.is_grad_enabled() and any(p.requires_grad for p in self.backbone[m].parameters()):
-            embedded = self.backbone[m](present)[:n]
+        own = self.backbone[m]
+        if backbone is None and torch.is_grad_enabled() and any(p.requires_grad for p in own.parameters()):
+            embedded = own(present)[:n]
         else:
+            run = own if backbone is None else backbone
             with torch.no_grad(), self._inference_precision(m, present.device):
-                embedded = torch.cat([self.backbone[m](_channels_last(chunk)) for chunk in present.split(CHUNK)])[:n]
+                embedded = torch.cat([run(_channels_last(chunk)) for chunk in present.split(CHUNK)])[:n]
         return _scatter(embedded.float(), mask)
 
     def _inference_precision(self, m: Modality, device: torch.device) -> torch.autocast:
