@@ -172,8 +172,9 @@ def shareable(config: TrainConfig) -> TrainConfig:
     tree = _last_parts(config.model_dump())
     tree["data"] |= {"features": "features", "annotations": "annotations", "embeddings": None}
     tree["train"]["workers"] = 0
-    # Where transformers found an encoder.
-    (tree["model"]["face"]["hf_config"] or {}).pop("_name_or_path", None)
+    for m in ("face", "audio"):
+        # Where transformers found an encoder.
+        (tree["model"][m]["hf_config"] or {}).pop("_name_or_path", None)
     return TrainConfig.model_validate(tree)
 
 

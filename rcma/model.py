@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.distributed as dist
@@ -230,13 +230,16 @@ class RCMA(nn.Module):
             masks[m] = mask
         return masks
 
-    def embed(self, m: Modality, x: Tensor, mask: Tensor) -> Tensor:
+    def embed(
+        self, m: Modality, x: Tensor, mask: Tensor, *, backbone: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
         """Embeddings of one modality.
 
         Args:
             m: the modality.
             x: as in :meth:`forward`; embeddings of face and audio are returned as they are.
             mask: (B,L) bool, True where the modality is there; elsewhere embeddings mean nothing.
+            backbone: runs in place of the model's own, without gradient; None: the model's own.
 
         Returns:
             (B,L,d) float.
@@ -247,22 +250,25 @@ class RCMA(nn.Module):
             return x
         if m == "audio" and self.settings.audio_input == "log_mel":
             x = _standardise(x, self.audio_mean, self.audio_std)
-        return self._run_backbone(m, x, mask)
+        return self._run_backbone(m, x, mask, backbone)
 
-    def _run_backbone(self, m: Modality, frames: Tensor, mask: Tensor) -> Tensor:
+    def _run_backbone(
+        self, m: Modality, frames: Tensor, mask: Tensor, backbone: Callable[[Tensor], Tensor] | None
+    ) -> Tensor:
         """Embeddings (B,L,d) of frames (B,L,...); only those under the mask are computed, the others are zero."""
-        backbone = self.backbone[m]
+        own = self.backbone[m]
         present = frames[mask]  # (n,...)
         n = len(present)
         if n < 2:
             # BatchNorm cannot train on fewer than two, and without any the parameters would drop out of the graph.
             present = torch.cat([present, present.new_zeros((2 - n, *frames.shape[2:]))])
-        if torch.is_grad_enabled() and any(p.requires_grad for p in backbone.parameters()):
-            embedded = backbone(present)[:n]
+        if backbone is None and torch.is_grad_enabled() and any(p.requires_grad for p in own.parameters()):
+            embedded = own(present)[:n]
         else:
-            chunks = present.split(SPEECH_CHUNK if isinstance(backbone, HFSpeech) else CHUNK)
+            run = own if backbone is None else backbone
+            chunks = present.split(SPEECH_CHUNK if isinstance(own, HFSpeech) else CHUNK)
             with torch.no_grad(), self._inference_precision(m, present.device):
-                embedded = torch.cat([backbone(_channels_last(chunk)) for chunk in chunks])[:n]
+                embedded = torch.cat([run(_channels_last(chunk)) for chunk in chunks])[:n]
         return _scatter(embedded.float(), mask)
 
     def _inference_precision(self, m: Modality, device: torch.device) -> torch.autocast:

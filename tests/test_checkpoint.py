@@ -175,20 +175,28 @@ def test_is_run_knows_what_can_be_loaded(run: Path, tmp_path: Path):
         assert not is_run(path)
 
 
-def test_nothing_of_the_machine_is_shared(tmp_path: Path):
+@pytest.mark.parametrize("encoders", ["weights", "hf"])
+def test_nothing_of_the_machine_is_shared(tmp_path: Path, encoders: str):
     """Every setting that can hold a path holds one below a folder with a telling name."""
     home = tmp_path / "home" / "jane"
     tree = small_config(home).model_dump(mode="json")
     tree["data"] |= {"features": str(home), "embeddings": str(home / "cache"), "subjects": "~/jane/people.csv"}
     tree["model"] |= {"text_width": 6}
-    tree["model"]["face"] = {
-        "kind": "hf",
-        "hf": str(home / "dino") + "/",
-        "hf_config": {"model_type": "vit", "hidden_size": 8, "_name_or_path": str(home / "dino")},
-        "weights": str(home / "faces.pth"),
-        "frozen": True,
-    }
+    tree["model"]["face"] |= {"weights": str(home / "faces.pth"), "frozen": True}
     tree["model"]["audio"] |= {"weights": "../jane/ears.pth", "frozen": True}
+    if encoders == "hf":
+        tree["model"]["face"] = {
+            "kind": "hf",
+            "hf": str(home / "dino") + "/",
+            "hf_config": {"model_type": "vit", "hidden_size": 8, "_name_or_path": str(home / "dino")},
+            "frozen": True,
+        }
+        tree["model"]["audio"] = {
+            "kind": "hf",
+            "hf": "../jane/wavlm",
+            "hf_config": {"model_type": "wavlm", "_name_or_path": "../jane/wavlm"},
+            "frozen": True,
+        }
     tree["train"]["workers"] = 3
     tree["preprocessing"] = {"speech": {"model": "C:\\jane\\base.pt"}, "words": {"model": str(home / "bert")}}
     shared = shareable(TrainConfig.model_validate(tree))
@@ -196,8 +204,12 @@ def test_nothing_of_the_machine_is_shared(tmp_path: Path):
     assert "jane" not in text and "\\\\" not in text
     assert (str(shared.data.features), str(shared.data.annotations)) == ("features", "annotations")
     assert shared.data.embeddings is None and str(shared.data.subjects) == "people.csv"
-    assert (str(shared.model.face.weights), str(shared.model.audio.weights)) == ("faces.pth", "ears.pth")
-    assert (shared.model.face.hf, shared.model.face.hf_config) == ("dino", {"model_type": "vit", "hidden_size": 8})
+    face, audio = shared.model.face, shared.model.audio
+    if encoders == "weights":
+        assert (str(face.weights), str(audio.weights)) == ("faces.pth", "ears.pth")
+    else:
+        assert (face.hf, face.hf_config) == ("dino", {"model_type": "vit", "hidden_size": 8})
+        assert (audio.hf, audio.hf_config) == ("wavlm", {"model_type": "wavlm"})
     assert shared.preprocessing is not None
     assert (shared.preprocessing.speech.model, shared.preprocessing.words.model) == ("base.pt", "bert")
     assert shareable(shared) == shared

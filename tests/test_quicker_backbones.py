@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from made_features import WIDTH, make_features, make_labels
+from torch import Tensor, nn
+
+from rcma import inference, quicker_backbones
+from rcma.backbones import IR50, SmallFaceNet, VGGish
+from rcma.config import AudioBackbone, FaceBackbone, ModelSettings, TCNSettings
+from rcma.inference import predict_video
+from rcma.model import RCMA
+from rcma.prediction import present_modalities
+from rcma.quicker_backbones import quicker_form
+
+
+def like_a_trained_one(network: nn.Module) -> nn.Module:
+    """Every weight and statistic takes part."""
+    random = torch.Generator().manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            assert module.running_mean is not None and module.running_var is not None
+            module.running_mean.normal_(0, 0.3, generator=random)
+            module.running_var.uniform_(0.5, 2, generator=random)
+            module.weight.data.uniform_(0.5, 1.5, generator=random)
+            module.bias.data.normal_(0, 0.3, generator=random)
+        elif isinstance(module, nn.PReLU):
+            module.weight.data.uniform_(-0.2, 0.5, generator=random)
+        elif isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
+            module.bias.data.normal_(0, 0.1, generator=random)
+    return network.eval()
+
+
+@pytest.fixture(scope="module", params=["IR-50", "VGGish"])
+def network_and_inputs(request: pytest.FixtureRequest) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    if request.param == "IR-50":
+        return like_a_trained_one(IR50()), torch.rand(6, 3, 40, 40) * 2 - 1
+    return like_a_trained_one(VGGish()), torch.randn(6, 96, 64)
+
+
+def test_the_same_embeddings(network_and_inputs: tuple[nn.Module, Tensor], monkeypatch: pytest.MonkeyPatch):
+    network, x = network_and_inputs
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    form = quicker_form(network)
+    assert form is not None
+    with torch.no_grad():
+        expected, threads = network(x), torch.get_num_threads()
+        for n, at_once in ((6, 64), (6, 4), (1, 64)):
+            monkeypatch.setattr(quicker_backbones, "_IMAGES_AT_ONCE", at_once)
+            given = form(x[:n])
+            assert given.shape == expected[:n].shape
+            assert torch.cosine_similarity(given, expected[:n]).min() > 0.99999
+            assert (given - expected[:n]).abs().max() < 1e-3 * expected.std()
+        # Neither the order of a batch nor the number of threads is seen in the embeddings.
+        order = torch.randperm(6, generator=torch.Generator().manual_seed(1))
+        torch.testing.assert_close(form(x[order]), form(x)[order], rtol=1e-4, atol=1e-5)
+        torch.set_num_threads(3)
+        try:
+            torch.testing.assert_close(form(x), expected, rtol=1e-3, atol=1e-3 * float(expected.std()))
+            assert torch.get_num_threads() == 3
+        finally:
+            torch.set_num_threads(threads)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_other_networks_have_no_quicker_form():
+    assert quicker_form(SmallFaceNet()) is None
+
+
+def make_model(precision: str = "float32") -> RCMA:
+    torch.manual_seed(0)
+    settings = ModelSettings(
+        length=32,
+        text_width=WIDTH,
+        face=FaceBackbone.model_validate({"precision": precision}),
+        audio=AudioBackbone(),
+        tcn=TCNSettings(face=(8,), audio=(8,), text=(8,), kernel_size=3),
+    )
+    model = RCMA(settings)
+    for backbone in model.backbone.values():
+        like_a_trained_one(backbone)
+    return model.eval()
+
+
+def test_prediction_on_the_cpu_uses_them(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    features = make_features(tmp_path / "video", make_labels(12, 0), seed=0)
+    model = make_model()
+    calls = {"face": 0, "audio": 0}
+    handles = [
+        backbone.register_forward_hook(lambda _module, _given, output, m=m: calls.update({m: calls[m] + len(output)}))
+        for m, backbone in model.backbone.items()
+    ]
+    quick = predict_video(model, features, hop=20, audio_alignment="start")
+    assert calls == {"face": 0, "audio": 0}
+    monkeypatch.setattr(inference, "quicker_form", lambda _: None)
+    plain = predict_video(model, features, hop=20, audio_alignment="start")
+    present = present_modalities(features, audio_alignment="start")
+    assert calls == {m: present[m].sum() for m in calls}
+    np.testing.assert_allclose(quick, plain, atol=1e-4)
+    for handle in handles:
+        handle.remove()
+
+
+def test_another_precision_is_left_alone():
+    assert set(inference._quicker_backbones(make_model())) == {"face", "audio"}
+    assert set(inference._quicker_backbones(make_model("bfloat16"))) == {"audio"}
+    assert inference._quicker_backbones(make_model().to("meta")) == {}
