@@ -17,7 +17,7 @@ over batches of whole videos. Rows:
 Splits as given. The published splits divide YouTube videos, never their segments (column "video"; 231 segments of 125
 videos in the training split). Every choice (settings, epochs, penalties, spread of the predictions) is made on the
 training split alone, on five folds made as those splits are: they hold out whole segments. "Held out" are the scores on
-these folds, and beside them those of what was chosen when whole videos are held out, which is harder. The candidates
+these folds, and beside them those of what was chosen when whole videos are held out instead. The candidates
 and their scores are part of the result. What the candidates have in common (the width, the hidden layer, the dropout,
 the learning rate) was found by trials on the same folds, so held-out scores flatter. The networks are then trained on
 the whole training split with five seeds; each row is their averaged prediction, "one seed" the mean and standard
