@@ -1,0 +1,219 @@
+"""Prediction with the published layer sizes on a CPU: against real time, and how its memory grows with the video.
+
+usage: python benchmarks/bench_prediction.py [VIDEO] [--repeat N] [--minutes M ...]
+
+IR-50 and VGGish in the form that prediction uses, against eager float32. Then a video of one minute from its features,
+and VIDEO (by default a bundled clip) from its file: everything included, models loaded before. Then the peak memory of
+processes that predict feature folders of some minutes. Long features are those of VIDEO again and again; weights are
+random. Medians after one pass that does not count. OMP_NUM_THREADS sets the threads. Writes benchmarks/results/; the
+last line printed is the result, as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from results import write_result
+from torch import nn
+
+from preprocessing.config import PreprocessConfig
+from preprocessing.inputs import Source
+from preprocessing.pipeline import Preprocessor
+from preprocessing.store import Features, load_features, save_features
+from rcma.backbones import IR50, VGGish
+from rcma.checkpoint import TrainedRCMA
+from rcma.config import DataSettings, ModelSettings, TrainConfig
+from rcma.inference import predict_frames
+from rcma.quicker_backbones import quicker_form
+
+BUNDLED = Path(__file__).parent / "demo" / "clips"
+SETTINGS = PreprocessConfig.model_validate(
+    {"speech": {"model": "packaged", "language": "en"}, "words": {"model": "packaged"}}
+)
+"""The defaults, with the models that need no network."""
+TEXT_WIDTH = 384
+"""Of those models; with BERT's 768 the text branch has a tenth more to do."""
+FRAME_RATE = 25
+BATCH = 128
+
+
+def median_seconds(work: Callable[[], object], repeat: int) -> float:
+    """Median time of ``repeat`` calls after one for warm-up, seconds."""
+    times = []
+    for _ in range(repeat + 1):
+        begin = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times[1:])
+
+
+def published_model() -> TrainedRCMA:
+    """Published sizes, random weights."""
+    torch.manual_seed(0)
+    nowhere = DataSettings(features=Path(), annotations=Path())
+    model = ModelSettings(text_width=TEXT_WIDTH)
+    return TrainedRCMA(TrainConfig(data=nowhere, model=model, preprocessing=SETTINGS)).eval()
+
+
+def measure_backbones(repeat: int) -> list[dict[str, float | str]]:
+    """The form that prediction uses against eager float32, on one batch."""
+    rows: list[dict[str, float | str]] = []
+    torch.manual_seed(0)
+    networks: tuple[tuple[str, nn.Module, tuple[int, ...]], ...] = (
+        ("IR-50", IR50(), (BATCH, 3, 40, 40)),
+        ("VGGish", VGGish(), (BATCH, 96, 64)),
+    )
+    for name, network, shape in networks:
+        x = torch.rand(shape) * 2 - 1
+        network.eval()
+        with torch.inference_mode():
+            begin = time.perf_counter()
+            form = quicker_form(network)
+            making_s = time.perf_counter() - begin
+            assert form is not None
+            cosine = torch.nn.functional.cosine_similarity(network(x), form(x), dim=1).min()
+            eager_s = median_seconds(lambda n=network, x=x: n(x), repeat)  # type: ignore[misc]
+            quicker_s = median_seconds(lambda f=form, x=x: f(x), repeat)  # type: ignore[misc]
+        rows.append(
+            {
+                "what": f"{name}, form for prediction against eager float32",
+                "eager_per_s": round(BATCH / eager_s, 1),
+                "quicker_per_s": round(BATCH / quicker_s, 1),
+                "ratio": round(eager_s / quicker_s, 2),
+                "least_cosine": round(float(cosine), 7),
+                "seconds_to_make": round(making_s, 2),
+            }
+        )
+    return rows
+
+
+def again_and_again(features: Features, folder: Path, *, duration_s: float) -> None:
+    """Write features of that length at 25 frames per second which repeat those of a clip."""
+    n_frames = round(duration_s * FRAME_RATE)
+    times = -(-n_frames // features.n_frames)
+    word = np.concatenate(
+        [np.where(features.frame_word < 0, -1, features.frame_word + k * len(features.words)) for k in range(times)]
+    )
+    rows = 100 // FRAME_RATE * features.n_frames
+    mel = np.resize(features.log_mel, (rows, features.log_mel.shape[1]))
+
+    def repeated(array: np.ndarray) -> np.ndarray:
+        return np.concatenate([array] * times)
+
+    save_features(
+        folder,
+        Features(
+            video_id=folder.name,
+            meta={**features.meta, "n_frames": n_frames, "frame_rate": float(FRAME_RATE)},
+            time_s=np.arange(n_frames) / FRAME_RATE,
+            faces=repeated(features.faces)[:n_frames],
+            face_box=repeated(features.face_box)[:n_frames],
+            face_score=repeated(features.face_score)[:n_frames],
+            log_mel=np.concatenate([repeated(mel), mel[:96]]),
+            words=features.words * times,
+            word_vectors=repeated(features.word_vectors),
+            frame_word=word[:n_frames].astype(np.int32),
+        ),
+    )
+
+
+def peak_memory(folder: Path) -> dict[str, float]:
+    """Predict a feature folder in this process; seconds and peak sizes in MB.
+
+    Pages of the mapped feature files are resident as long as nobody else needs the memory: they are told apart.
+    """
+    peaks = {"RssAnon": 0.0, "RssFile": 0.0}
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.05):
+            for line in Path("/proc/self/status").read_text().splitlines():
+                name, _, value = line.partition(":")
+                if name in peaks:
+                    peaks[name] = max(peaks[name], int(value.split()[0]) / 1024)
+
+    model = published_model()
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    begin = time.perf_counter()
+    predict_frames([model], load_features(folder))
+    seconds = time.perf_counter() - begin
+    done.set()
+    watcher.join()
+    return {"seconds": seconds, "own_mb": peaks["RssAnon"], "mapped_files_mb": peaks["RssFile"]}
+
+
+def main() -> None:
+    """Measure and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("video", nargs="?", type=Path, default=min(BUNDLED.glob("*.mp4")), metavar="VIDEO")
+    parser.add_argument("--repeat", type=int, default=3, metavar="N")
+    parser.add_argument("--minutes", nargs="*", type=float, default=[2, 20], metavar="M")
+    parser.add_argument("--peak-memory", type=Path, metavar="FOLDER", help="what each process of the last part runs")
+    args = parser.parse_args()
+    if args.peak_memory:
+        print(json.dumps(peak_memory(args.peak_memory)))
+        return
+    threads = torch.get_num_threads()
+    rows: list[dict[str, float | str]] = [{**row, "threads": threads} for row in measure_backbones(args.repeat)]
+    model, preprocessor = published_model(), Preprocessor(SETTINGS, device="cpu")
+    with tempfile.TemporaryDirectory() as temporary:
+        out = Path(temporary)
+        source = Source("clip", args.video)
+
+        def everything() -> None:
+            (name,) = preprocessor.process(source, out)
+            predict_frames([model], load_features(out / name))
+
+        all_s = median_seconds(everything, args.repeat)
+        preprocessing_s = median_seconds(lambda: preprocessor.process(source, out), args.repeat)
+        clip = load_features(out / "clip")
+        duration_s = clip.n_frames / clip.meta["frame_rate"]
+        again_and_again(clip, out / "minute", duration_s=60)
+        minute = load_features(out / "minute")
+        from_features_s = median_seconds(lambda: predict_frames([model], minute), max(1, args.repeat // 2))
+        rows.append(
+            {
+                "what": "prediction of one video, published layer sizes, models loaded",
+                "clip": args.video.name,
+                "clip_seconds": round(duration_s, 2),
+                "clip_frames": clip.n_frames,
+                "threads": threads,
+                "features given, one minute: times real time": round(60 / from_features_s, 2),
+                "preprocessing alone: times real time": round(duration_s / preprocessing_s, 2),
+                "everything: times real time": round(duration_s / all_s, 2),
+                "everything: frames per s": round(clip.n_frames / all_s, 1),
+            }
+        )
+        print(rows[-1], file=sys.stderr)
+        for minutes in args.minutes:
+            again_and_again(clip, out / "long", duration_s=60 * minutes)
+            command = [sys.executable, __file__, "--peak-memory", str(out / "long")]
+            told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            rows.append(
+                {
+                    "what": "peak memory of a process that predicts a feature folder",
+                    "minutes": minutes,
+                    "threads": threads,
+                    "own_mb": round(told["own_mb"]),
+                    "mapped_files_mb": round(told["mapped_files_mb"]),
+                    "times_real_time": round(60 * minutes / told["seconds"], 2),
+                }
+            )
+            print(rows[-1], file=sys.stderr)
+    write_result("prediction", rows)
+
+
+if __name__ == "__main__":
+    main()
