@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from preprocessing.store import Features, whole_or_nothing
 from rcma.config import Modality
 from rcma.data import Video, cut_window, face_side
 from rcma.model import RCMA
+from rcma.quicker_backbones import Embed, quicker_forms
 
 _FRAMES_AT_ONCE = 256
 
@@ -52,6 +53,7 @@ class EmbeddingStore:
         backbones = _fingerprint(model)
         was_training = model.training
         model.eval()
+        quicker = quicker_forms(model)
         try:
             for done, video in enumerate(videos):
                 on_video(done, len(videos))
@@ -65,7 +67,7 @@ class EmbeddingStore:
                     "n_frames": features.n_frames,
                 }
                 if self._made_from(video.video_id) != made_from:
-                    self._compute(model, features, made_from)
+                    self._compute(model, quicker, features, made_from)
         finally:
             model.train(was_training)
 
@@ -84,7 +86,9 @@ class EmbeddingStore:
         except (OSError, ValueError):
             return None
 
-    def _compute(self, model: RCMA, features: Features, made_from: dict[str, Any]) -> None:
+    def _compute(
+        self, model: RCMA, quicker: Mapping[str, Embed], features: Features, made_from: dict[str, Any]
+    ) -> None:
         with whole_or_nothing(self._folder / features.video_id) as partial:
             for view in range(self.n_views):
                 crop, flip = self._view(view, features.faces.shape[1])
@@ -96,12 +100,23 @@ class EmbeddingStore:
                     stored = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
                     for first in range(0, features.n_frames, _FRAMES_AT_ONCE):
                         n = min(_FRAMES_AT_ONCE, features.n_frames - first)
-                        stored[first : first + n] = self._embed(model, m, features, first, n, crop, flip)
+                        stored[first : first + n] = self._embed(
+                            model, m, features, first, n, crop, flip, backbone=quicker.get(m)
+                        )
                     stored.flush()
             (partial / "made_from.json").write_text(json.dumps(made_from), encoding="utf-8")
 
     def _embed(
-        self, model: RCMA, m: str, features: Features, first: int, n: int, crop: tuple[int, int] | None, flip: bool
+        self,
+        model: RCMA,
+        m: str,
+        features: Features,
+        first: int,
+        n: int,
+        crop: tuple[int, int] | None,
+        flip: bool,
+        *,
+        backbone: Embed | None,
     ) -> NDArray[np.float16]:
         window = cut_window(
             features,
@@ -116,7 +131,8 @@ class EmbeddingStore:
         device = next(model.parameters()).device
         mask = window[f"{m}_mask"]
         with torch.inference_mode():
-            embedded = model.embed(m, window[m][None].to(device), mask[None].to(device))[0]  # type: ignore[arg-type]
+            frames, there = window[m][None].to(device), mask[None].to(device)
+            embedded = model.embed(m, frames, there, backbone=backbone)[0]  # type: ignore[arg-type]
         return embedded.float().cpu().masked_fill(~mask[:, None], torch.nan).numpy().astype(np.float16)
 
     def _view(self, view: int, size: int) -> tuple[tuple[int, int] | None, bool]:

@@ -24,7 +24,7 @@ from rcma.data import check_face_size, check_sound, cut_window, labels_at, windo
 from rcma.fusion import Fusion
 from rcma.model import RCMA
 from rcma.prediction import Prediction, present_modalities
-from rcma.quicker_backbones import Embed, quicker_form
+from rcma.quicker_backbones import quicker_forms
 
 _SETTINGS_OF_FEATURES = ("faces.size", "faces.margin", "faces.alignment", "words.model")
 """Preprocessing settings that must be those of the training features."""
@@ -222,7 +222,7 @@ def _embed_stretches(
     """
     assert model.settings.text_width is not None  # RCMA refuses to be built without
     # Made anew for each video, which takes about a second: kept, they would hold several times the memory of the model.
-    quicker = _quicker_backbones(model) if embeddings is None else {}
+    quicker = quicker_forms(model) if embeddings is None else {}
     needed = {"frame_mask", *model.modalities, *(f"{m}_mask" for m in model.modalities)}
     for start in range(0, features.n_frames, _FRAMES_AT_ONCE):
         cut = cut_window(
@@ -243,15 +243,6 @@ def _embed_stretches(
                 backbone=quicker.get(m),
             )[0]
         yield stretch
-
-
-def _quicker_backbones(model: RCMA) -> dict[str, Embed]:
-    """Of the backbones that run in float32 on the CPU, where they have a quicker form."""
-    if _device(model).type != "cpu":
-        return {}
-    plain = {m: b for m, b in model.backbone.items() if getattr(model.settings, m).precision == "float32"}
-    forms = {m: quicker_form(backbone) for m, backbone in plain.items()}
-    return {m: form for m, form in forms.items() if form is not None}
 
 
 def _cut_windows(

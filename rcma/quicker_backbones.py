@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rcma.backbones import IR50, IRUnit, VGGish
+from rcma.model import RCMA
 from rcma.winograd import Place, WinogradConvolution
 
 _FACES_AT_ONCE, _PATCHES_AT_ONCE = 64, 32
@@ -28,6 +29,15 @@ _PATCH_TILE = (6, 4)
 """Divides all maps of VGGish: 48x32, 24x16, 12x8."""
 
 Embed = Callable[[Tensor], Tensor]
+
+
+def quicker_forms(model: RCMA) -> dict[str, Embed]:
+    """Of those backbones of a model that run in float32 on the CPU and have one; see :func:`quicker_form`."""
+    if next(model.parameters()).device.type != "cpu":
+        return {}
+    plain = {m: network for m, network in model.backbone.items() if getattr(model.settings, m).precision == "float32"}
+    forms = {m: quicker_form(network) for m, network in plain.items()}
+    return {m: form for m, form in forms.items() if form is not None}
 
 
 @torch.no_grad()
