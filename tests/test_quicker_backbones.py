@@ -12,7 +12,7 @@ from rcma.config import AudioBackbone, FaceBackbone, ModelSettings, TCNSettings
 from rcma.inference import predict_video
 from rcma.model import RCMA
 from rcma.prediction import present_modalities
-from rcma.quicker_backbones import quicker_form
+from rcma.quicker_backbones import quicker_form, quicker_forms
 
 
 def like_a_trained_one(network: nn.Module) -> nn.Module:
@@ -95,7 +95,7 @@ def test_prediction_on_the_cpu_uses_them(tmp_path, monkeypatch: pytest.MonkeyPat
     ]
     quick = predict_video(model, features, hop=20, audio_alignment="start")
     assert calls == {"face": 0, "audio": 0}
-    monkeypatch.setattr(inference, "quicker_form", lambda _: None)
+    monkeypatch.setattr(inference, "quicker_forms", lambda _: {})
     plain = predict_video(model, features, hop=20, audio_alignment="start")
     present = present_modalities(features, audio_alignment="start")
     assert calls == {m: present[m].sum() for m in calls}
@@ -105,6 +105,6 @@ def test_prediction_on_the_cpu_uses_them(tmp_path, monkeypatch: pytest.MonkeyPat
 
 
 def test_another_precision_is_left_alone():
-    assert set(inference._quicker_backbones(make_model())) == {"face", "audio"}
-    assert set(inference._quicker_backbones(make_model("bfloat16"))) == {"audio"}
-    assert inference._quicker_backbones(make_model().to("meta")) == {}
+    assert set(quicker_forms(make_model())) == {"face", "audio"}
+    assert set(quicker_forms(make_model("bfloat16"))) == {"audio"}
+    assert quicker_forms(make_model().to("meta")) == {}
