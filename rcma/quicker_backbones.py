@@ -20,7 +20,7 @@ from rcma.backbones import IR50, IRUnit, VGGish
 from rcma.model import RCMA
 from rcma.winograd import Place, WinogradConvolution
 
-_FACES_AT_ONCE, _PATCHES_AT_ONCE = 64, 32
+_IMAGES_AT_ONCE = 32
 """Enough for the matrix products to be quick, few enough for what is done to a tile of them to stay in the cache."""
 _LARGE_MAPS_AT_ONCE = 8
 _FACE_TILE = (5, 5)
@@ -67,7 +67,7 @@ class QuickerIR50:
 
     def __call__(self, faces: Tensor) -> Tensor:
         """Crops (N,3,40,40) RGB in [-1,1] -> embeddings (N,512) of length 1."""
-        return F.normalize(self._output(_share_out(self._body, faces, at_once=_FACES_AT_ONCE)), dim=1)
+        return F.normalize(self._output(_share_out(self._body, faces)), dim=1)
 
     def _body(self, faces: Tensor) -> Tensor:
         maps = _to_maps(self._input(faces))
@@ -125,7 +125,7 @@ class QuickerVGGish:
 
     def __call__(self, patches: Tensor) -> Tensor:
         """Log-mel patches (N,96,64) -> embeddings (N,128)."""
-        return torch.as_tensor(self._output(_share_out(self._features, patches, at_once=_PATCHES_AT_ONCE)))
+        return torch.as_tensor(self._output(_share_out(self._features, patches)))
 
     def _features(self, patches: Tensor) -> Tensor:
         # The maps of the first layer are large: those of a few patches stay in the cache.
@@ -169,10 +169,10 @@ def _to_images(maps: Tensor) -> Tensor:
     return maps.permute(2, 3, 0, 1).contiguous(memory_format=torch.channels_last)
 
 
-def _share_out(work: Embed, images: Tensor, *, at_once: int) -> Tensor:
+def _share_out(work: Embed, images: Tensor) -> Tensor:
     """Work on pieces of a batch (N,...), one in each thread at a time, all of about the same size."""
     n_threads = torch.get_num_threads()
-    n_rounds = math.ceil(len(images) / (at_once * n_threads))
+    n_rounds = math.ceil(len(images) / (_IMAGES_AT_ONCE * n_threads))
     n_pieces = min(n_rounds * n_threads, len(images))
     torch.set_num_threads(1)  # holds for the new threads
     try:

@@ -11,6 +11,7 @@ on rows and on columns; the products of all channels and images at one of the a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -55,18 +56,24 @@ class WinogradConvolution:
         (h, w), (a, b) = self.tile, (len(self._to_rows), len(self._to_columns))
         padded = _with_border(maps, height + -height % h, width + -width % w)
         to_columns, from_columns = self._to_columns.expand(a, b, b), self._from_columns.expand(h, w, b)
-        # Written again and again, so that they stay in the cache.
+        tiles = [(top, left) for top in range(0, height, h) for left in range(0, width, w)]
+        # Few, so that they stay in the cache, but enough for the products not to wait for the weights.
+        at_once = min(math.ceil(n_in / n), len(tiles))
+        # Written again and again; a last group that has fewer tiles leaves part of them unused.
         rows = maps.new_empty(a, padded.shape[1], n * n_in)
-        transformed, products = maps.new_empty(a, b, n * n_in), maps.new_empty(a * b, n, n_out)
-        back, values = maps.new_empty(h, b, n * n_out), maps.new_empty(h, w, n * n_out)
+        transformed, products = maps.new_empty(a, b, at_once, n * n_in), maps.new_empty(a * b, at_once * n, n_out)
+        back, values = maps.new_empty(h, b, at_once, n * n_out), maps.new_empty(h, w, n * n_out)
         output = maps.new_empty(height, width, n, n_out)
-        for top in range(0, height, h):
-            torch.mm(self._to_rows, padded[top : top + a].flatten(1), out=rows.flatten(1))
-            for left in range(0, width, w):
-                torch.bmm(to_columns, rows[:, left : left + b], out=transformed)
-                torch.bmm(transformed.view(a * b, n, n_in), self._weight, out=products)
-                torch.mm(self._from_rows, products.view(a, -1), out=back.flatten(1))
-                torch.bmm(from_columns, back, out=values)
+        for first in range(0, len(tiles), at_once):
+            group = tiles[first : first + at_once]
+            for k, (top, left) in enumerate(group):
+                if left == 0:
+                    torch.mm(self._to_rows, padded[top : top + a].flatten(1), out=rows.flatten(1))
+                torch.bmm(to_columns, rows[:, left : left + b], out=transformed[:, :, k])
+            torch.bmm(transformed.view(a * b, -1, n_in), self._weight, out=products)
+            torch.mm(self._from_rows, products.view(a, -1), out=back.flatten(1))
+            for k, (top, left) in enumerate(group):
+                torch.bmm(from_columns, back[:, :, k], out=values)
                 place = slice(top, top + h), slice(left, left + w)
                 inside = values.view(h, w, n, n_out)[: height - top, : width - left]
                 output[place] = finish(inside, place)

@@ -48,8 +48,7 @@ def test_the_same_embeddings(network_and_inputs: tuple[nn.Module, Tensor], monke
     with torch.no_grad():
         expected, threads = network(x), torch.get_num_threads()
         for n, at_once in ((6, 64), (6, 4), (1, 64)):
-            for name in ("_FACES_AT_ONCE", "_PATCHES_AT_ONCE"):
-                monkeypatch.setattr(quicker_backbones, name, at_once)
+            monkeypatch.setattr(quicker_backbones, "_IMAGES_AT_ONCE", at_once)
             given = form(x[:n])
             assert given.shape == expected[:n].shape
             assert torch.cosine_similarity(given, expected[:n]).min() > 0.99999
