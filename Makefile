@@ -30,6 +30,7 @@ bench: .venv/.dev
 	$(BIN)/python benchmarks/bench_growth.py
 	$(BIN)/python benchmarks/bench_speech.py
 	$(BIN)/python benchmarks/bench_training.py
+	$(BIN)/python benchmarks/bench_prediction.py
 
 clean:
 	rm -rf demo
