@@ -223,7 +223,7 @@ class _OpenAIWhisper:
 
         from preprocessing.quicker_whisper import make_quicker
 
-        self._model = make_quicker(load_openai_whisper(name, device=device))
+        self._model, self._encoder = make_quicker(load_openai_whisper(name, device=device))
         self._half = self._model.device.type == "cuda"
         # Later models add languages at the end of the list.
         known = list(LANGUAGES)[: self._model.num_languages] if self._model.is_multilingual else ["en"]
@@ -269,6 +269,7 @@ class _OpenAIWhisper:
             num_frames=math.ceil(duration_s * 100),  # Whisper's own log-mel has 100 rows a second.
             last_speech_timestamp=0.0,
         )
+        self._encoder.forget()
         words = tuple(Word(w["word"], w["start"], w["end"], float(w["probability"])) for w in segment["words"])
         return _Heard(words, result.avg_logprob)
 

@@ -377,15 +377,17 @@ def _predict_folders(
     from preprocessing.store import load_features
     from rcma.abaw import read_annotation
     from rcma.inference import predict_frames
+    from rcma.quicker_backbones import quicker_forms
     from rcma.report import ReportedVideo
 
+    quicker = [quicker_forms(model) for model in models]
     for folder in folders:
         try:
             features = load_features(folder)
             name = features.video_id
             reporter.status(name)
             annotation = read_annotation(labels[name]) if name in labels else None
-            prediction = predict_frames(models, features)
+            prediction = predict_frames(models, features, quicker=quicker)
         except InputError as error:
             print(f"failed: {error}", file=sys.stderr)
             continue

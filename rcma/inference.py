@@ -24,7 +24,7 @@ from rcma.data import check_face_size, check_sound, cut_window, labels_at, windo
 from rcma.fusion import Fusion
 from rcma.model import RCMA
 from rcma.prediction import Prediction, present_modalities
-from rcma.quicker_backbones import quicker_forms
+from rcma.quicker_backbones import Embed, quicker_forms
 
 _SETTINGS_OF_FEATURES = ("faces.size", "faces.margin", "faces.alignment", "words.model")
 """Preprocessing settings that must be those of the training features."""
@@ -66,12 +66,16 @@ def predict(model: RCMA, video_or_features: Path | str | Features) -> NDArray[np
         return _predict_features(model, load_features(Path(temporary) / name))[0]
 
 
-def predict_frames(models: Sequence[RCMA], features: Features) -> Prediction:
+def predict_frames(
+    models: Sequence[RCMA], features: Features, *, quicker: Sequence[Mapping[str, Embed]] | None = None
+) -> Prediction:
     """Predict every frame of one video with several models, whose predictions are averaged.
 
     Args:
         models: at least one, see :func:`predict`; models of one target each complete each other.
         features: see :func:`predict`.
+        quicker: :func:`rcma.quicker_backbones.quicker_forms` of each model, kept from one video to the next; None:
+            made for this one, which takes about a second with published layer sizes.
 
     Returns:
         Values are the mean over the models that predict a target; NaN for a target that none of them predicts.
@@ -81,7 +85,9 @@ def predict_frames(models: Sequence[RCMA], features: Features) -> Prediction:
     Raises:
         InputError: see :func:`predict`.
     """
-    predictions, changes = zip(*(_predict_features(model, features) for model in models), strict=True)
+    forms: Sequence[Mapping[str, Embed] | None] = quicker or [None] * len(models)
+    of_models = [_predict_features(model, features, kept) for model, kept in zip(models, forms, strict=True)]
+    predictions, changes = zip(*of_models, strict=True)
     columns = np.stack([to_abaw_columns(model, values) for model, values in zip(models, predictions, strict=True)])
     known = ~np.isnan(columns)
     with np.errstate(invalid="ignore"):
@@ -179,6 +185,7 @@ def _predict_and_watch(
     audio_alignment: Alignment,
     label_delay_s: float,
     embeddings: Mapping[Modality, NDArray[np.float16]] | None = None,
+    quicker: Mapping[str, Embed] | None = None,
     batch_size: int = 4,
 ) -> tuple[NDArray[np.float32], dict[Modality, NDArray[np.float32]]]:
     """What :func:`predict_video` returns, and :attr:`Prediction.changes`."""
@@ -190,7 +197,9 @@ def _predict_and_watch(
     model.eval()
     try:
         with torch.inference_mode():
-            stretches = _embed_stretches(model, features, audio_alignment=audio_alignment, embeddings=embeddings)
+            stretches = _embed_stretches(
+                model, features, audio_alignment=audio_alignment, embeddings=embeddings, quicker=quicker
+            )
             of_starts = _cut_windows(stretches, starts, length=length)
             for first in range(0, len(starts), batch_size):
                 group = starts[first : first + batch_size]
@@ -216,13 +225,14 @@ def _embed_stretches(
     *,
     audio_alignment: Alignment,
     embeddings: Mapping[Modality, NDArray[np.float16]] | None,
+    quicker: Mapping[str, Embed] | None,
 ) -> Iterator[dict[str, Tensor]]:
     """A video in stretches of some hundred frames, each as a batch of :meth:`RCMA.forward` without its dimension B;
     crops and log-mel have become embeddings, so that a frame in several windows goes through the backbones once.
     """
     assert model.settings.text_width is not None  # RCMA refuses to be built without
-    # Made anew for each video, which takes about a second: kept, they would hold several times the memory of the model.
-    quicker = quicker_forms(model) if embeddings is None else {}
+    if quicker is None:
+        quicker = quicker_forms(model) if embeddings is None else {}
     needed = {"frame_mask", *model.modalities, *(f"{m}_mask" for m in model.modalities)}
     for start in range(0, features.n_frames, _FRAMES_AT_ONCE):
         cut = cut_window(
@@ -309,13 +319,13 @@ def require_both_targets(models: Sequence[RCMA]) -> None:
 
 
 def _predict_features(
-    model: RCMA, features: Features
+    model: RCMA, features: Features, quicker: Mapping[str, Embed] | None = None
 ) -> tuple[NDArray[np.float32], dict[Modality, NDArray[np.float32]]]:
     """Predictions (T,n_targets), and :attr:`Prediction.changes`."""
     check_features(model, features)
     hop, audio_alignment, label_delay_s = _windowing(model)
     prediction, changes = _predict_and_watch(
-        model, features, hop=hop, audio_alignment=audio_alignment, label_delay_s=label_delay_s
+        model, features, hop=hop, audio_alignment=audio_alignment, label_delay_s=label_delay_s, quicker=quicker
     )
     if not np.isfinite(prediction).all():
         raise InputError(

@@ -12,7 +12,7 @@ from rcma.config import AudioBackbone, FaceBackbone, ModelSettings, TCNSettings
 from rcma.inference import predict_video
 from rcma.model import RCMA
 from rcma.prediction import present_modalities
-from rcma.quicker_backbones import quicker_form, quicker_forms
+from rcma.quicker_backbones import QuickerVGGish, overlapping_patches, quicker_form, quicker_forms
 
 
 def like_a_trained_one(network: nn.Module) -> nn.Module:
@@ -63,6 +63,69 @@ def test_the_same_embeddings(network_and_inputs: tuple[nn.Module, Tensor], monke
         finally:
             torch.set_num_threads(threads)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+@pytest.fixture(scope="module")
+def vggish() -> tuple[nn.Module, QuickerVGGish]:
+    torch.manual_seed(0)
+    network = like_a_trained_one(VGGish())
+    form = quicker_form(network)
+    assert isinstance(form, QuickerVGGish)
+    return network, form
+
+
+def patches_from(mel: Tensor, starts: list[int]) -> Tensor:
+    return torch.stack([mel[start : start + 96] for start in starts])
+
+
+@pytest.mark.parametrize(
+    "starts",
+    [
+        pytest.param([4 * k for k in range(9)], id="25 fps"),
+        pytest.param([round(k / 0.2997) for k in range(9)], id="29.97 fps"),
+        pytest.param([round(k / 1.2) for k in range(9)], id="120 fps"),
+        pytest.param([0, 4, 8, 12, 16, 90, 94, 98, 102, 250, 254], id="with gaps"),
+        pytest.param([0, 3, 19, 20, 36, 41], id="uneven"),
+    ],
+)
+def test_overlapping_patches_share_their_layers(vggish: tuple[nn.Module, QuickerVGGish], starts: list[int]):
+    network, form = vggish
+    patches = patches_from(torch.randn(400, 64), starts)
+    with torch.no_grad():
+        expected = network(patches)
+        assert (form(patches) - expected).abs().max() < 1e-4 * expected.std()
+
+
+def test_sharing_is_what_makes_overlapping_patches_quicker(
+    vggish: tuple[nn.Module, QuickerVGGish], monkeypatch: pytest.MonkeyPatch
+):
+    _, form = vggish
+    n_pixels = 0
+    second = form._second
+
+    def counted(maps: Tensor) -> Tensor:
+        nonlocal n_pixels
+        n_pixels += maps.shape[:3].numel()
+        return second(maps)
+
+    monkeypatch.setattr(form, "_second", counted)
+    mel, counts = torch.randn(3200, 64), []
+    for hop in (4, 96):
+        n_pixels = 0
+        with torch.no_grad():
+            form(patches_from(mel, [hop * k for k in range(32)]))
+        counts.append(n_pixels)
+    assert counts[1] == 32 * 48 * 32
+    assert counts[0] < counts[1] / 3
+
+
+def test_overlapping_patches_are_found_by_what_they_hold():
+    mel = torch.randn(300, 64, generator=torch.Generator().manual_seed(0))
+    starts = [0, 4, 7, 7, 23, 40, 44, 200]
+    found = [(first, rows.tolist()) for first, rows in overlapping_patches(patches_from(mel, starts))]
+    assert found == [(0, [0, 4, 7, 7, 23]), (5, [0, 4]), (7, [0])]
+    # In silence, all of them look as if they began together.
+    assert [rows.tolist() for _, rows in overlapping_patches(torch.zeros(3, 96, 64))] == [[0, 0, 0]]
 
 
 def test_other_networks_have_no_quicker_form():

@@ -32,7 +32,7 @@ def pair() -> tuple[Whisper, Whisper]:
     with torch.no_grad():
         for parameter in plain.parameters():
             parameter.normal_(std=0.3)
-    return plain, make_quicker(copy.deepcopy(plain))
+    return plain, make_quicker(copy.deepcopy(plain))[0]
 
 
 @pytest.mark.parametrize("beam_size", [None, 5])
@@ -44,6 +44,15 @@ def test_same_words(pair: tuple[Whisper, Whisper], beam_size: int | None) -> Non
     assert quicker.avg_logprob == pytest.approx(plain.avg_logprob, abs=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (5, 3)])
+def test_same_logits(pair: tuple[Whisper, Whisper], shape: tuple[int, int]) -> None:
+    tokens, sound = torch.randint(DIMENSIONS.n_vocab, shape), torch.randn(1, 1500, 64)
+    with torch.no_grad():
+        plain, quicker = (model.logits(tokens, sound) for model in pair)
+    assert quicker.shape == (*shape, DIMENSIONS.n_vocab) and quicker.dtype == torch.float32
+    torch.testing.assert_close(quicker, plain, rtol=1e-4, atol=1e-3)
+
+
 def test_a_sound_is_encoded_once_and_another_anew(pair: tuple[Whisper, Whisper]) -> None:
     plain, quicker = pair
     calls = []
@@ -51,5 +60,8 @@ def test_a_sound_is_encoded_once_and_another_anew(pair: tuple[Whisper, Whisper])
     first, second = torch.randn(2, 1, 80, 3000)
     for mel in (first, first.clone(), second, first):
         torch.testing.assert_close(quicker.encoder(mel), plain.encoder(mel))
-    hook.remove()
     assert len(calls) == 3
+    quicker.encoder.forget()
+    torch.testing.assert_close(quicker.encoder(first), plain.encoder(first))
+    hook.remove()
+    assert len(calls) == 4
