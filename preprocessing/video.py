@@ -24,6 +24,7 @@ from av.container.input import InputContainer
 from av.packet import Packet
 from av.stream import Disposition
 from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
@@ -142,6 +143,8 @@ class Video:
         self.warnings, self.resets = [], []
         self._container = open_recording(path)
         self._n_read = 0
+        # One for all frames: a frame's own would be made anew each time, which takes longer than its work.
+        self._reformatter = VideoReformatter()
         try:
             self._stream = _video_stream(self._container, path, streams, self.warnings)
             self._decoded = decode_stream(self._container, self._stream, self.warnings, self._note_position)
@@ -201,7 +204,7 @@ class Video:
 
     def _upright(self, frame: VideoFrame) -> NDArray[np.uint8]:
         # One size for all frames, though a stream may change its own in the middle.
-        image = frame.to_ndarray(format="rgb24", width=self._stored_width, height=self._stored_height)
+        image = self._reformatter.reformat(frame, self._stored_width, self._stored_height, "rgb24").to_ndarray()
         return np.ascontiguousarray(np.rot90(image, self.rotation // 90))
 
 

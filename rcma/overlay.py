@@ -21,6 +21,7 @@ from av.container.output import OutputContainer
 from av.filter import Graph
 from av.packet import Packet
 from av.video.frame import VideoFrame
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
@@ -168,6 +169,7 @@ def _drawn_frames(
     n_frames = features.n_frames
     ticks = _ticks(features.time_s)
     durations = np.diff(ticks, append=ticks[-1] + _usual_spacing(ticks))
+    reformatter = VideoReformatter()
     n_decoded = 0
     for frame in recording.frames():
         n_decoded += 1
@@ -180,8 +182,13 @@ def _drawn_frames(
                 f"features of {features.video_id}; give the recording they were made of"
             )
         drawn = av.VideoFrame.from_ndarray(drawing.draw(frame.image, index), format="rgb24")
-        drawn = drawn.reformat(
-            format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG", dst_color_trc=1, dst_color_primaries=1
+        drawn = reformatter.reformat(
+            drawn,
+            format="yuv420p",
+            dst_colorspace=Colorspace.ITU709,
+            dst_color_range=ColorRange.MPEG,
+            dst_color_trc=1,
+            dst_color_primaries=1,
         )
         drawn.pts, drawn.duration, drawn.time_base = int(ticks[index]), int(durations[index]), Fraction(1, _TICKS_PER_S)
         yield drawn

@@ -27,6 +27,7 @@ import av
 import numpy as np
 from av.audio.stream import AudioStream
 from av.container.output import OutputContainer
+from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from PIL import Image
@@ -376,10 +377,11 @@ def _encode(recording: Path, preview: Path, *, streams: Sequence[int], most_byte
         sound = read_audio(recording, origin_s=video.start_s, streams=streams)
         pictures = _add_pictures(container, video)
         heard = None if sound is None else container.add_stream("aac", SAMPLE_RATE, options=_SOUND, layout="mono")
+        reformatter = VideoReformatter()
         size, times_s = 0, [0.0, 0.0]
         for frame in video.frames():
             times_s = [times_s[-1], frame.time_s]
-            for packet in pictures.encode(_picture(frame, pictures)):
+            for packet in pictures.encode(_picture(frame, pictures, reformatter)):
                 size += packet.size
                 container.mux(packet)
             if size > most_bytes:
@@ -402,9 +404,9 @@ def _add_pictures(container: OutputContainer, video: Video) -> VideoStream:
     return stream
 
 
-def _picture(frame: Frame, stream: VideoStream) -> av.VideoFrame:
+def _picture(frame: Frame, stream: VideoStream, reformatter: VideoReformatter) -> av.VideoFrame:
     picture = av.VideoFrame.from_ndarray(frame.image, format="rgb24")
-    picture = picture.reformat(stream.width, stream.height, stream.pix_fmt)
+    picture = reformatter.reformat(picture, stream.width, stream.height, stream.pix_fmt)
     picture.pts, picture.time_base = round(frame.time_s * _TICKS), Fraction(1, _TICKS)
     return picture
 

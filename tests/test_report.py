@@ -94,8 +94,10 @@ def one(tmp_path_factory: pytest.TempPathFactory, recording: Path) -> Path:
 
 
 def wait_for_time(page: Any, low: float, high: float) -> None:
+    """Until the video is there, and the page has followed it, which it does a moment later."""
     page.wait_for_function(
-        "([low, high]) => { const t = document.getElementById('video').currentTime; return t >= low && t <= high }",
+        "([low, high]) => [document.getElementById('video').currentTime,"
+        " Number(document.getElementById('time').getAttribute('aria-valuenow'))].every(t => t >= low && t <= high)",
         arg=[low, high],
     )
 
