@@ -2,11 +2,15 @@
 
 usage: python benchmarks/bench_prediction.py [VIDEO] [--repeat N] [--minutes M ...]
 
-IR-50 and VGGish in the form that prediction uses, against eager float32. Then a video of one minute from its features,
-and VIDEO (by default a bundled clip) from its file: everything included, models loaded before. Then the peak memory of
-processes that predict feature folders of some minutes. Long features are those of VIDEO again and again; weights are
-random. Medians after one pass that does not count. OMP_NUM_THREADS sets the threads. Writes benchmarks/results/; the
-last line printed is the result, as JSON.
+Speed: IR-50 and VGGish in the form that prediction uses, against eager float32; then VIDEO (by default a bundled clip),
+and two minutes of it again and again, from the file to the last prediction: everything included, models loaded before.
+Medians of N passes after one that does not count; with N = 0 this part is left out.
+
+Memory: peaks of processes that predict feature folders of M minutes each, the features of VIDEO again and again;
+without M this part is left out.
+
+Weights are random. OMP_NUM_THREADS sets the threads. Writes benchmarks/results/; the last line printed of each part is
+its result, as JSON.
 """
 
 from __future__ import annotations
@@ -19,14 +23,16 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from bench_growth import loop
 from results import write_result
-from torch import nn
+from torch import Tensor, nn
 
+from preprocessing.align import MEL_RATE
 from preprocessing.config import PreprocessConfig
 from preprocessing.inputs import Source
 from preprocessing.pipeline import Preprocessor
@@ -38,10 +44,15 @@ from rcma.inference import predict_frames
 from rcma.quicker_backbones import quicker_form, quicker_forms
 
 BUNDLED = Path(__file__).parent / "demo" / "clips"
-SETTINGS = PreprocessConfig.model_validate(
-    {"speech": {"model": "packaged", "language": "en"}, "words": {"model": "packaged"}}
-)
+BACKENDS = ("openai-whisper", "faster-whisper")
+SETTINGS = {
+    backend: PreprocessConfig.model_validate(
+        {"speech": {"backend": backend, "model": "packaged", "language": "en"}, "words": {"model": "packaged"}}
+    )
+    for backend in BACKENDS
+}
 """The defaults, with the models that need no network."""
+LONG_S = 120.0
 TEXT_WIDTH = 384
 """Of those models; with BERT's 768 the text branch has a tenth more to do."""
 FRAME_RATE = 25
@@ -63,19 +74,23 @@ def published_model() -> TrainedRCMA:
     torch.manual_seed(0)
     nowhere = DataSettings(features=Path(), annotations=Path())
     model = ModelSettings(text_width=TEXT_WIDTH)
-    return TrainedRCMA(TrainConfig(data=nowhere, model=model, preprocessing=SETTINGS)).eval()
+    return TrainedRCMA(TrainConfig(data=nowhere, model=model, preprocessing=SETTINGS[BACKENDS[0]])).eval()
 
 
 def measure_backbones(repeat: int) -> list[dict[str, float | str]]:
     """The form that prediction uses against eager float32, on one batch."""
     rows: list[dict[str, float | str]] = []
     torch.manual_seed(0)
-    networks: tuple[tuple[str, nn.Module, tuple[int, ...]], ...] = (
-        ("IR-50", IR50(), (BATCH, 3, 40, 40)),
-        ("VGGish", VGGish(), (BATCH, 96, 64)),
+    # Patches of successive frames.
+    log_mel = torch.randn(96 + MEL_RATE // FRAME_RATE * BATCH, 64)
+    patches = torch.stack(
+        [log_mel[first : first + 96] for first in range(0, len(log_mel) - 96, MEL_RATE // FRAME_RATE)]
     )
-    for name, network, shape in networks:
-        x = torch.rand(shape) * 2 - 1
+    networks: tuple[tuple[str, nn.Module, Tensor], ...] = (
+        ("IR-50", IR50(), torch.rand(BATCH, 3, 40, 40) * 2 - 1),
+        ("VGGish", VGGish(), patches),
+    )
+    for name, network, x in networks:
         network.eval()
         with torch.inference_mode():
             begin = time.perf_counter()
@@ -105,7 +120,7 @@ def again_and_again(features: Features, folder: Path, *, duration_s: float) -> N
     word = np.concatenate(
         [np.where(features.frame_word < 0, -1, features.frame_word + k * len(features.words)) for k in range(times)]
     )
-    rows = 100 // FRAME_RATE * features.n_frames
+    rows = MEL_RATE // FRAME_RATE * features.n_frames
     mel = np.resize(features.log_mel, (rows, features.log_mel.shape[1]))
 
     def repeated(array: np.ndarray) -> np.ndarray:
@@ -154,8 +169,73 @@ def peak_memory(folder: Path) -> dict[str, float]:
     return {"seconds": seconds, "own_mb": peaks["RssAnon"], "mapped_files_mb": peaks["RssFile"]}
 
 
+def measure_everything(video: Path, *, backend: str, repeat: int) -> dict[str, float | str]:
+    """From a video's file to its last prediction, with models loaded before."""
+    model, preprocessor = published_model(), Preprocessor(SETTINGS[backend], device="cpu")
+    quicker = [quicker_forms(model)]
+    preprocessing_s: list[float] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        out = Path(temporary)
+        source = Source("clip", video)
+
+        def everything() -> None:
+            begin = time.perf_counter()
+            (name,) = preprocessor.process(source, out)
+            preprocessing_s.append(time.perf_counter() - begin)
+            predict_frames([model], load_features(out / name), quicker=quicker)
+
+        all_s = median_seconds(everything, repeat)
+        clip = load_features(out / "clip")
+        duration_s = clip.n_frames / clip.meta["frame_rate"]
+        return {
+            "what": "from a video's file to its last prediction, published layer sizes, models loaded",
+            "speech.backend": backend,
+            "clip_seconds": round(duration_s, 2),
+            "clip_frames": clip.n_frames,
+            "preprocessing alone: times real time": round(duration_s / statistics.median(preprocessing_s[1:]), 2),
+            "everything: times real time": round(duration_s / all_s, 2),
+            "everything: frames per s": round(clip.n_frames / all_s, 1),
+        }
+
+
+def measure_speed(video: Path, repeat: int) -> list[dict[str, float | str]]:
+    """All rows of the first part."""
+    rows = measure_backbones(repeat)
+    with tempfile.TemporaryDirectory() as temporary:
+        long = Path(temporary) / "long.mkv"
+        loop(video, long, duration_s=LONG_S)
+        for backend in BACKENDS:
+            for path in (video, long):
+                rows.append({"clip": video.name, **measure_everything(path, backend=backend, repeat=repeat)})
+                print(rows[-1], file=sys.stderr)
+    return rows
+
+
+def measure_memory(video: Path, minutes: Sequence[float]) -> list[dict[str, float | str]]:
+    """All rows of the second part."""
+    rows: list[dict[str, float | str]] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        out = Path(temporary)
+        Preprocessor(SETTINGS[BACKENDS[0]], device="cpu").process(Source("clip", video), out)
+        for length in minutes:
+            again_and_again(load_features(out / "clip"), out / "long", duration_s=60 * length)
+            command = [sys.executable, __file__, "--peak-memory", str(out / "long")]
+            told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            rows.append(
+                {
+                    "what": "peak memory of a process that predicts a feature folder, published layer sizes",
+                    "minutes": length,
+                    "own_mb": round(told["own_mb"]),
+                    "mapped_files_mb": round(told["mapped_files_mb"]),
+                    "times_real_time": round(60 * length / told["seconds"], 2),
+                }
+            )
+            print(rows[-1], file=sys.stderr)
+    return rows
+
+
 def main() -> None:
-    """Measure and write the result."""
+    """Measure and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("video", nargs="?", type=Path, default=min(BUNDLED.glob("*.mp4")), metavar="VIDEO")
     parser.add_argument("--repeat", type=int, default=3, metavar="N")
@@ -165,57 +245,11 @@ def main() -> None:
     if args.peak_memory:
         print(json.dumps(peak_memory(args.peak_memory)))
         return
-    threads = torch.get_num_threads()
-    rows: list[dict[str, float | str]] = [{**row, "threads": threads} for row in measure_backbones(args.repeat)]
-    model, preprocessor = published_model(), Preprocessor(SETTINGS, device="cpu")
-    quicker = [quicker_forms(model)]
-    with tempfile.TemporaryDirectory() as temporary:
-        out = Path(temporary)
-        source = Source("clip", args.video)
-
-        def everything() -> None:
-            (name,) = preprocessor.process(source, out)
-            predict_frames([model], load_features(out / name), quicker=quicker)
-
-        all_s = median_seconds(everything, args.repeat)
-        preprocessing_s = median_seconds(lambda: preprocessor.process(source, out), args.repeat)
-        clip = load_features(out / "clip")
-        duration_s = clip.n_frames / clip.meta["frame_rate"]
-        again_and_again(clip, out / "minute", duration_s=60)
-        minute = load_features(out / "minute")
-        from_features_s = median_seconds(
-            lambda: predict_frames([model], minute, quicker=quicker), max(1, args.repeat // 2)
-        )
-        rows.append(
-            {
-                "what": "prediction of one video, published layer sizes, models loaded",
-                "clip": args.video.name,
-                "clip_seconds": round(duration_s, 2),
-                "clip_frames": clip.n_frames,
-                "threads": threads,
-                "features given, one minute: times real time": round(60 / from_features_s, 2),
-                "preprocessing alone: times real time": round(duration_s / preprocessing_s, 2),
-                "everything: times real time": round(duration_s / all_s, 2),
-                "everything: frames per s": round(clip.n_frames / all_s, 1),
-            }
-        )
-        print(rows[-1], file=sys.stderr)
-        for minutes in args.minutes:
-            again_and_again(clip, out / "long", duration_s=60 * minutes)
-            command = [sys.executable, __file__, "--peak-memory", str(out / "long")]
-            told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-            rows.append(
-                {
-                    "what": "peak memory of a process that predicts a feature folder",
-                    "minutes": minutes,
-                    "threads": threads,
-                    "own_mb": round(told["own_mb"]),
-                    "mapped_files_mb": round(told["mapped_files_mb"]),
-                    "times_real_time": round(60 * minutes / told["seconds"], 2),
-                }
-            )
-            print(rows[-1], file=sys.stderr)
-    write_result("prediction", rows)
+    threads = {"threads": torch.get_num_threads()}
+    if args.repeat:
+        write_result("prediction", [{**row, **threads} for row in measure_speed(args.video, args.repeat)])
+    if args.minutes:
+        write_result("prediction-memory", [{**row, **threads} for row in measure_memory(args.video, args.minutes)])
 
 
 if __name__ == "__main__":
