@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -183,115 +183,157 @@ def train(
     accelerator.wait_for_everyone()  # every process has looked before one writes
 
     with _deterministic():
-        plain_model = _build_model(config, data, state)
-        store = _embed_once(config, data, plain_model, accelerator, on_batch)
-        dataset = _build_dataset(config, data, store)
-        batches = SharedBatches(
-            dataset,
-            config.train.batch_size,
+        training = _Training(accelerator, config, data, run, state, on_batch)
+        while not training.is_over():
+            on_epoch(training.run_epoch(on_batch))
+        return training.finish()
+
+
+class _Training:
+    """A run from its first step, or that of a resumed one, to its last: all that an epoch changes."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        config: TrainConfig,
+        data: TrainingData,
+        run: Path,
+        state: TrainingState | None,
+        on_batch: Callable[[int, int, int], None],
+    ) -> None:
+        self._accelerator, self._settings, self._validation = accelerator, config.train, data.validation
+        self._plain_model = _build_model(config, data, state)
+        self._store = _embed_once(config, data, self._plain_model, accelerator, on_batch)
+        self._dataset = _build_dataset(config, data, self._store)
+        self._batches = SharedBatches(
+            self._dataset,
+            self._settings.batch_size,
             process=accelerator.process_index,
             n_processes=accelerator.num_processes,
         )
-        loader = DataLoader(dataset, batch_sampler=batches, num_workers=config.train.workers)
-        rows = [] if state is None else [EpochRow(**row) for row in state.rows]
-        n_stages = N_STAGES if config.train.release and plain_model.releasable else 0
-        n_done, first_sums = (0, (0.0, 0.0)) if state is None else (state.n_batches, state.sums)
+        self._loader = DataLoader(self._dataset, batch_sampler=self._batches, num_workers=self._settings.workers)
+        self._rows = [] if state is None else [EpochRow(**row) for row in state.rows]
+        self._n_stages = N_STAGES if self._settings.release and self._plain_model.releasable else 0
+        self._n_done, self._first_sums = (0, (0.0, 0.0)) if state is None else (state.n_batches, state.sums)
         # The optimizer's state is that of the last epoch in which a batch was done.
-        known = rows if n_done else rows[:-1]
-        _, stage = rate_and_stage(config.train, [row.mean_ccc for row in known], n_stages=n_stages)
-        model, optimizer = _equip(accelerator, plain_model, config.train, stage)
-        average = _moving_average(plain_model, config.train.ema, state)
+        known = self._rows if self._n_done else self._rows[:-1]
+        _, self._stage = self._rate_and_stage(known)
+        self._model, self._optimizer = _equip(accelerator, self._plain_model, self._settings, self._stage)
+        self._average = _moving_average(self._plain_model, self._settings.ema, state)
         # What is validated and saved as the best model.
-        judged = plain_model if average is None else cast("TrainedRCMA", average.module)
+        self._judged = self._plain_model if self._average is None else cast("TrainedRCMA", self._average.module)
         if state is not None:
-            optimizer.load_state_dict(state.optimizer)
-        writer = RunWriter(run, config, rows) if accelerator.is_main_process else None
+            self._optimizer.load_state_dict(state.optimizer)
+        self._writer = RunWriter(run, config, self._rows) if accelerator.is_main_process else None
 
-        while len(rows) < config.train.epochs and not _is_over(config.train, rows):
-            begin = time.perf_counter()
-            epoch = len(rows) + 1
-            scores_so_far = [row.mean_ccc for row in rows]
-            rate, wanted_stage = rate_and_stage(config.train, scores_so_far, n_stages=n_stages)
-            if wanted_stage != stage:
-                stage = wanted_stage
-                model, optimizer = _equip(accelerator, plain_model, config.train, stage, before=optimizer)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            dataset.start_epoch(epoch)
-            batches.n_done = n_done
+    def is_over(self) -> bool:
+        """Whether all epochs were run, or no better score has come for long enough."""
+        return len(self._rows) >= self._settings.epochs or self._has_stopped_early()
 
-            model.train()
-            # Losses, and the number of values of 1 - CCC in them; those of a part that was done before count once.
-            sums = torch.tensor(first_sums, dtype=torch.float64, device=accelerator.device)
-            sums *= accelerator.is_main_process
-            for done, cpu_batch in enumerate(loader, start=n_done + 1):
-                # Drawn from the step alone, so that resuming needs no saved state of random numbers.
-                torch.manual_seed(_seed_of(config.train.seed, epoch, done, accelerator.process_index))
-                batch = {name: value.to(accelerator.device) for name, value in cpu_batch.items()}
-                loss = training_loss(
-                    model(batch), batch["labels"], over=config.train.loss, mse_weight=config.train.mse_weight
-                )
-                _refuse_non_finite(accelerator.gather(loss.detach().reshape(1)), dataset, batch["window"], epoch)
-                n_terms = n_loss_terms(batch["labels"], over=config.train.loss)
-                # The mean over all processes' terms; they average their gradients, whoever has how many terms.
-                n_all = accelerator.reduce(n_terms.double(), reduction="sum").clamp(min=1)
-                optimizer.zero_grad()
-                accelerator.backward(loss * (n_terms * accelerator.num_processes / n_all).to(loss.dtype))
-                if config.train.clip_norm is not None:
-                    accelerator.clip_grad_norm_(model.parameters(), config.train.clip_norm)
-                optimizer.step()
-                if average is not None:
-                    average.update_parameters(plain_model)
-                sums += torch.stack([loss.detach().double() * n_terms, n_terms.double()])
-                if done % config.train.save_every == 0 and done < len(loader):
-                    reduced = accelerator.reduce(sums, reduction="sum").tolist()
-                    if writer is not None:
-                        writer.save(
-                            TrainingState(
-                                model=plain_model.state_dict(),
-                                optimizer=optimizer.state_dict(),
-                                rows=[asdict(row) for row in rows],
-                                average=None if average is None else average.state_dict(),
-                                n_batches=done,
-                                sums=(reduced[0], reduced[1]),
-                            )
-                        )
-                on_batch(epoch, done, len(loader))
-            loss_sum, n_sum = accelerator.reduce(sums, reduction="sum").tolist()
-            n_done, first_sums = 0, (0.0, 0.0)
+    def run_epoch(self, on_batch: Callable[[int, int, int], None]) -> EpochRow:
+        """Train on all windows, or those that are left of a resumed epoch; validate; leave it in the run folder."""
+        begin = time.perf_counter()
+        epoch = len(self._rows) + 1
+        rate = self._set_rate_and_stage()
+        loss_sum, n_terms = self._train_on_batches(epoch, on_batch)
+        scores = _validate(self._accelerator, self._judged, self._validation, self._store)
+        row = EpochRow(
+            epoch=epoch,
+            learning_rate=rate,
+            train_loss=loss_sum / n_terms,
+            valence_ccc=scores.valence,
+            arousal_ccc=scores.arousal,
+            mean_ccc=scores.mean,
+            seconds=round(time.perf_counter() - begin, 3),
+        )
+        self._rows.append(row)
+        if self._writer is not None:
+            self._writer.finish_epoch(self._rows, self._judged.state_dict(), self._state())
+        return row
 
-            scores = _validate(accelerator, judged, data.validation, store)
-            rows.append(
-                EpochRow(
-                    epoch=epoch,
-                    learning_rate=rate,
-                    train_loss=loss_sum / n_sum,
-                    valence_ccc=scores.valence,
-                    arousal_ccc=scores.arousal,
-                    mean_ccc=scores.mean,
-                    seconds=round(time.perf_counter() - begin, 3),
-                )
+    def finish(self) -> TrainingResult:
+        """Write the scores into the run folder."""
+        result = TrainingResult(
+            best=self._rows[best_epoch([row.mean_ccc for row in self._rows])],
+            epochs=len(self._rows),
+            stopped_early=self._has_stopped_early(),
+            n_videos=len(self._validation),
+            n_frames=sum(int(np.isfinite(video.labels).any(axis=1).sum()) for video in self._validation),
+        )
+        if self._writer is not None:
+            self._writer.finish(result)
+        return result
+
+    def _has_stopped_early(self) -> bool:
+        scores = [row.mean_ccc for row in self._rows]
+        return bool(scores) and len(scores) - 1 - best_epoch(scores) >= self._settings.early_stopping
+
+    def _rate_and_stage(self, rows: Sequence[EpochRow]) -> tuple[float, int]:
+        return rate_and_stage(self._settings, [row.mean_ccc for row in rows], n_stages=self._n_stages)
+
+    def _set_rate_and_stage(self) -> float:
+        rate, stage = self._rate_and_stage(self._rows)
+        if stage != self._stage:
+            self._stage = stage
+            self._model, self._optimizer = _equip(
+                self._accelerator, self._plain_model, self._settings, stage, before=self._optimizer
             )
-            if writer is not None:
-                state_now = TrainingState(
-                    model=plain_model.state_dict(),
-                    optimizer=optimizer.state_dict(),
-                    rows=[asdict(row) for row in rows],
-                    average=None if average is None else average.state_dict(),
-                )
-                writer.finish_epoch(rows, judged.state_dict(), state_now)
-            on_epoch(rows[-1])
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        return rate
 
-    result = TrainingResult(
-        best=rows[best_epoch([row.mean_ccc for row in rows])],
-        epochs=len(rows),
-        stopped_early=_is_over(config.train, rows),
-        n_videos=len(data.validation),
-        n_frames=sum(int(np.isfinite(video.labels).any(axis=1).sum()) for video in data.validation),
-    )
-    if writer is not None:
-        writer.finish(result)
-    return result
+    def _train_on_batches(self, epoch: int, on_batch: Callable[[int, int, int], None]) -> tuple[float, float]:
+        """Sum of 1 - CCC, and the number of terms in it, over all batches of the epoch and all processes."""
+        self._dataset.start_epoch(epoch)
+        self._batches.n_done = self._n_done
+        self._model.train()
+        # Those of a part that was done before count once.
+        sums = torch.tensor(self._first_sums, dtype=torch.float64, device=self._accelerator.device)
+        sums *= self._accelerator.is_main_process
+        n_batches = len(self._loader)
+        for done, batch in enumerate(self._loader, start=self._n_done + 1):
+            # Drawn from the step alone, so that resuming needs no saved state of random numbers.
+            torch.manual_seed(_seed_of(self._settings.seed, epoch, done, self._accelerator.process_index))
+            sums += self._step(epoch, batch)
+            if done % self._settings.save_every == 0 and done < n_batches:
+                reduced = self._sum_over_processes(sums)
+                if self._writer is not None:
+                    self._writer.save(self._state(n_batches=done, sums=reduced))
+            on_batch(epoch, done, n_batches)
+        self._n_done, self._first_sums = 0, (0.0, 0.0)
+        return self._sum_over_processes(sums)
+
+    def _step(self, epoch: int, cpu_batch: Mapping[str, Tensor]) -> Tensor:
+        """One step of the optimizer: float64 (2,), the sum of 1 - CCC over this process's part and its terms."""
+        settings, accelerator = self._settings, self._accelerator
+        batch = {name: value.to(accelerator.device) for name, value in cpu_batch.items()}
+        loss = training_loss(self._model(batch), batch["labels"], over=settings.loss, mse_weight=settings.mse_weight)
+        _refuse_non_finite(accelerator.gather(loss.detach().reshape(1)), self._dataset, batch["window"], epoch)
+        n_terms = n_loss_terms(batch["labels"], over=settings.loss)
+        # The mean over all processes' terms; they average their gradients, whoever has how many terms.
+        n_all = accelerator.reduce(n_terms.double(), reduction="sum").clamp(min=1)
+        self._optimizer.zero_grad()
+        accelerator.backward(loss * (n_terms * accelerator.num_processes / n_all).to(loss.dtype))
+        if settings.clip_norm is not None:
+            accelerator.clip_grad_norm_(self._model.parameters(), settings.clip_norm)
+        self._optimizer.step()
+        if self._average is not None:
+            self._average.update_parameters(self._plain_model)
+        return torch.stack([loss.detach().double() * n_terms, n_terms.double()])
+
+    def _sum_over_processes(self, sums: Tensor) -> tuple[float, float]:
+        loss_sum, n_terms = self._accelerator.reduce(sums, reduction="sum").tolist()
+        return loss_sum, n_terms
+
+    def _state(self, *, n_batches: int = 0, sums: tuple[float, float] = (0.0, 0.0)) -> TrainingState:
+        return TrainingState(
+            model=self._plain_model.state_dict(),
+            optimizer=self._optimizer.state_dict(),
+            rows=[asdict(row) for row in self._rows],
+            average=None if self._average is None else self._average.state_dict(),
+            n_batches=n_batches,
+            sums=sums,
+        )
 
 
 class RunWriter:
@@ -521,11 +563,6 @@ def _refuse_non_finite(losses: Tensor, dataset: WindowDataset, window: Tensor, e
             f"epoch {epoch}: the loss is {losses.max().item()} in a batch of {names}; "
             "lower train.learning_rate, or set train.clip_norm"
         )
-
-
-def _is_over(settings: TrainSettings, rows: Sequence[EpochRow]) -> bool:
-    scores = [row.mean_ccc for row in rows]
-    return bool(scores) and len(scores) - 1 - best_epoch(scores) >= settings.early_stopping
 
 
 def _seed_of(seed: int, epoch: int, batch: int, process: int) -> int:
