@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import torch
 from torch import Tensor, nn
 from whisper.model import MultiHeadAttention, TextDecoder, Whisper
@@ -21,23 +23,33 @@ def make_quicker(model: Whisper) -> tuple[Whisper, EncoderOnce]:
 
 
 class EncoderOnce(nn.Module):
-    """Keeps the encoding of the last sound: detection of language, decoding and word times all ask for the same."""
+    """Keeps the last two encodings, until they are let go: decoding and word times, for one, ask for the same.
+
+    May be called from several threads; one encodes at a time.
+    """
 
     def __init__(self, encoder: nn.Module) -> None:
         """``encoder``: Whisper's own."""
         super().__init__()
         self.encoder = encoder
-        self._last: tuple[Tensor, Tensor] | None = None
+        self.lock = threading.RLock()
+        """Held while a sound is encoded."""
+        self._kept: list[tuple[Tensor, Tensor]] = []
 
     def forward(self, mel: Tensor) -> Tensor:
         """(1, bands, 3000) -> (1, 1500, width)."""
-        if self._last is None or not torch.equal(self._last[0], mel):
-            self._last = mel, self.encoder(mel)
-        return self._last[1]
+        with self.lock:
+            for known, encoding in self._kept:
+                if torch.equal(known, mel):
+                    return encoding
+            encoding = torch.as_tensor(self.encoder(mel))
+            self._kept = [*self._kept[-1:], (mel, encoding)]
+            return encoding
 
-    def forget(self) -> None:
-        """Let go of what is kept."""
-        self._last = None
+    def let_go(self, mel: Tensor) -> None:
+        """Forget a sound (1, bands, 3000)."""
+        with self.lock:
+            self._kept = [(known, encoding) for known, encoding in self._kept if not torch.equal(known, mel)]
 
 
 class _DecoderOfFewTokens(TextDecoder):

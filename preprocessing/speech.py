@@ -11,9 +11,10 @@ import math
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -120,6 +121,9 @@ class _Whisper(Protocol):
     def detect_language(self, samples: npt.NDArray[np.float32]) -> tuple[str, float]:
         """Most probable language of up to 30 s of speech, and its probability."""
 
+    def prepare(self, samples: npt.NDArray[np.float32]) -> None:
+        """Do what :meth:`recognise` will need of the same samples; may be called while others are recognised."""
+
     def recognise(self, samples: npt.NDArray[np.float32], language: str) -> _Heard:
         """Words in up to 30 s of speech."""
 
@@ -166,16 +170,20 @@ class SpeechRecogniser:
                 notes.append(f"language {language} is a guess (probability {probability:.2f}); set speech.language")
 
         words: list[Word] = []
-        for number, chunk in enumerate(chunks):
-            progress(number / len(chunks))
-            with _threads_kept():
-                heard = self._whisper.recognise(_cut(audio.samples, chunk), language)
-            reason = _why_not_words(heard)
-            if reason is not None:
-                notes.append(_left_out(chunk, audio, reason))
-                continue
-            joined = heard.words if language in _WRITTEN_WITHOUT_SPACES else _join_pieces(heard.words)
-            words += _clamp_to_speech(_shift(joined, chunk.start_s), chunk.speech)
+        # The next chunk is encoded while this one is decoded.
+        with _another_thread() as ahead:
+            for number, (chunk, following) in enumerate(zip_longest(chunks, chunks[1:])):
+                progress(number / len(chunks))
+                if following is not None:
+                    ahead.submit(self._whisper.prepare, _cut(audio.samples, following))
+                with _threads_kept():
+                    heard = self._whisper.recognise(_cut(audio.samples, chunk), language)
+                reason = _why_not_words(heard)
+                if reason is not None:
+                    notes.append(_left_out(chunk, audio, reason))
+                    continue
+                joined = heard.words if language in _WRITTEN_WITHOUT_SPACES else _join_pieces(heard.words)
+                words += _clamp_to_speech(_shift(joined, chunk.start_s), chunk.speech)
         ordered = in_order(words, end_s=len(audio.samples) / SAMPLE_RATE)
         return Transcript(tuple(_shift(ordered, audio.start_s)), language, tuple(notes))
 
@@ -236,6 +244,12 @@ class _OpenAIWhisper:
         language = max(probabilities, key=lambda code: probabilities[code])
         return language, probabilities[language]
 
+    def prepare(self, samples: npt.NDArray[np.float32]) -> None:
+        import torch
+
+        with torch.no_grad():
+            self._encoder(self._log_mel(samples)[None])
+
     def recognise(self, samples: npt.NDArray[np.float32], language: str) -> _Heard:
         from whisper import DecodingOptions
         from whisper.timing import add_word_timestamps
@@ -256,20 +270,20 @@ class _OpenAIWhisper:
         result = self._model.decode(mel, options)
         duration_s = len(samples) / SAMPLE_RATE
         segment = {"seek": 0, "start": 0.0, "end": duration_s, "tokens": result.tokens, "words": []}
-        add_word_timestamps(
-            segments=[segment],
-            model=self._model,
-            tokenizer=get_tokenizer(
-                self._model.is_multilingual,
-                num_languages=self._model.num_languages,
-                language=language,
-                task="transcribe",
-            ),
-            mel=mel,
-            num_frames=math.ceil(duration_s * 100),  # Whisper's own log-mel has 100 rows a second.
-            last_speech_timestamp=0.0,
+        tokenizer = get_tokenizer(
+            self._model.is_multilingual, num_languages=self._model.num_languages, language=language, task="transcribe"
         )
-        self._encoder.forget()
+        # Meanwhile the library computes attention otherwise, in all threads.
+        with self._encoder.lock:
+            add_word_timestamps(
+                segments=[segment],
+                model=self._model,
+                tokenizer=tokenizer,
+                mel=mel,
+                num_frames=math.ceil(duration_s * 100),  # Whisper's own log-mel has 100 rows a second.
+                last_speech_timestamp=0.0,
+            )
+        self._encoder.let_go(mel[None])
         words = tuple(Word(w["word"], w["start"], w["end"], float(w["probability"])) for w in segment["words"])
         return _Heard(words, result.avg_logprob)
 
@@ -299,6 +313,9 @@ class _FasterWhisper:
             return "en", 1.0
         language, probability, _ = self._model.detect_language(samples)
         return language, probability
+
+    def prepare(self, samples: npt.NDArray[np.float32]) -> None:
+        pass
 
     def recognise(self, samples: npt.NDArray[np.float32], language: str) -> _Heard:
         segments, _ = self._pipeline.transcribe(
@@ -333,6 +350,18 @@ def _load_silero_vad() -> torch.jit.ScriptModule:
         warnings.simplefilter("ignore", FutureWarning)  # torch.jit.load is deprecated; the wheel has no other form.
         model: torch.jit.ScriptModule = silero_vad.load_silero_vad()
         return model
+
+
+@contextmanager
+def _another_thread() -> Iterator[Executor]:
+    """Runs what is handed to it, one after the other, with as many threads of PyTorch as this one has."""
+    import torch
+
+    pool = ThreadPoolExecutor(1, "ahead", initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -53,15 +54,22 @@ def test_same_logits(pair: tuple[Whisper, Whisper], shape: tuple[int, int]) -> N
     torch.testing.assert_close(quicker, plain, rtol=1e-4, atol=1e-3)
 
 
-def test_a_sound_is_encoded_once_and_another_anew(pair: tuple[Whisper, Whisper]) -> None:
+def test_a_sound_is_encoded_once_until_it_is_let_go(pair: tuple[Whisper, Whisper]) -> None:
     plain, quicker = pair
     calls = []
     hook = quicker.encoder.encoder.register_forward_hook(lambda *_: calls.append(1))
     first, second = torch.randn(2, 1, 80, 3000)
     for mel in (first, first.clone(), second, first):
         torch.testing.assert_close(quicker.encoder(mel), plain.encoder(mel))
+    assert len(calls) == 2
+    quicker.encoder.let_go(first.clone())
+    for mel in (second, first):
+        torch.testing.assert_close(quicker.encoder(mel), plain.encoder(mel))
     assert len(calls) == 3
-    quicker.encoder.forget()
-    torch.testing.assert_close(quicker.encoder(first), plain.encoder(first))
+    for mel in (first, second):
+        quicker.encoder.let_go(mel)
+    with ThreadPoolExecutor(4) as pool:
+        encodings = list(pool.map(torch.no_grad()(quicker.encoder), [first] * 8))
     hook.remove()
     assert len(calls) == 4
+    assert all(encoding is encodings[0] for encoding in encodings)

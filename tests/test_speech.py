@@ -229,6 +229,19 @@ def test_english_comes_out_as_it_is_said(recogniser, media, clip, quoted, tolera
     assert all(word.text == word.text.strip() and 0.0 < word.probability <= 1.0 for word in transcript.words)
 
 
+def test_encoding_the_next_chunk_ahead_changes_no_digit(recogniser, media, monkeypatch):
+    pause = np.zeros(4 * SAMPLE_RATE, np.float32)
+    clips = [sound(media / clip).samples[:] for clip in ("sadtalker_WDA_KatieHill.mp4", "videoretalking_1.mp4")]
+    audio = Audio(samples=np.concatenate([clips[0], pause, clips[1], pause, clips[0]]), start_s=0.0)
+    prepared = []
+    prepare = recogniser._whisper.prepare
+    monkeypatch.setattr(recogniser._whisper, "prepare", lambda chunk: (prepare(chunk), prepared.append(chunk)))
+    ahead = recogniser.transcribe(audio)
+    assert len(prepared) == 2
+    monkeypatch.setattr(recogniser._whisper, "prepare", lambda _: None)
+    assert recogniser.transcribe(audio) == ahead
+
+
 def test_chinese_is_recognised_as_such(recogniser, media):
     audio = sound(media / "liveportrait_d20.mp4")
     transcript = recogniser.transcribe(audio)
