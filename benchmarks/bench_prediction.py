@@ -3,7 +3,7 @@
 usage: python benchmarks/bench_prediction.py [VIDEO] [--repeat N] [--minutes M ...]
 
 Speed: IR-50 and VGGish in the form that prediction uses, against eager float32; then VIDEO (by default a bundled clip),
-and two minutes of it again and again, from the file to the last prediction: everything included, models loaded before.
+and a minute of it again and again, from the file to the last prediction: everything included, models loaded before.
 Medians of N passes after one that does not count; with N = 0 this part is left out.
 
 Memory: peaks of processes that predict feature folders of M minutes each, the features of VIDEO again and again;
@@ -52,7 +52,7 @@ SETTINGS = {
     for backend in BACKENDS
 }
 """The defaults, with the models that need no network."""
-LONG_S = 120.0
+LONG_S = 60.0
 TEXT_WIDTH = 384
 """Of those models; with BERT's 768 the text branch has a tenth more to do."""
 FRAME_RATE = 25
