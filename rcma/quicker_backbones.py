@@ -1,8 +1,9 @@
-"""IR-50 and VGGish for prediction on a CPU: the same embeddings but for rounding, in less than half the time.
+"""IR-50 and VGGish for prediction on a CPU: the same embeddings but for rounding, in about a third of the time.
 
-Three things are done otherwise. Convolutions are :class:`rcma.winograd.WinogradConvolution`. What surrounds them,
-BatchNorm, activation and residual, goes into their weights or is done tile by tile. And each core has images of its
-own: the products of a tile are small, and threads that share one wait for each other longer than they work.
+Four things are done otherwise. Convolutions are :class:`rcma.winograd.WinogradConvolution`. What surrounds them,
+BatchNorm, activation and residual, goes into their weights or is done tile by tile. What neighbouring frames have in
+common of their sound is computed once. And each core has images of its own: the products of a tile are small, and
+threads that share one wait for each other longer than they work.
 """
 
 from __future__ import annotations
