@@ -21,9 +21,9 @@ from pathlib import Path
 
 import av
 from av.stream import Stream
+from measuring import BUNDLED_CLIP
 from results import write_result
 
-BUNDLED = Path(__file__).parent / "demo" / "clips"
 _GAP_S = 0.2
 MODELS = ("--set", "speech.model=packaged", "--set", "words.model=packaged", "--language", "en")
 
@@ -84,7 +84,7 @@ def row(seconds: float, peak_mb: float, duration_s: float) -> dict[str, float]:
 def main() -> None:
     """Measure and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("clip", nargs="?", type=Path, default=min(BUNDLED.glob("*.mp4")), metavar="CLIP")
+    parser.add_argument("clip", nargs="?", type=Path, default=BUNDLED_CLIP, metavar="CLIP")
     parser.add_argument("--minutes", nargs="*", type=float, default=[1, 2, 5, 20], metavar="M")
     parser.add_argument("--videos", nargs="*", type=int, default=[1, 4, 16], metavar="N")
     args = parser.parse_args()

@@ -23,17 +23,17 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from bench_growth import loop
+from measuring import BACKENDS, BUNDLED_CLIP, median_seconds, settings
 from results import write_result
 from torch import Tensor, nn
 
 from preprocessing.align import MEL_RATE
-from preprocessing.config import PreprocessConfig
 from preprocessing.inputs import Source
 from preprocessing.pipeline import Preprocessor
 from preprocessing.store import Features, load_features, save_features
@@ -43,15 +43,6 @@ from rcma.config import DataSettings, ModelSettings, TrainConfig
 from rcma.inference import predict_frames
 from rcma.quicker_backbones import quicker_form, quicker_forms
 
-BUNDLED = Path(__file__).parent / "demo" / "clips"
-BACKENDS = ("openai-whisper", "faster-whisper")
-SETTINGS = {
-    backend: PreprocessConfig.model_validate(
-        {"speech": {"backend": backend, "model": "packaged", "language": "en"}, "words": {"model": "packaged"}}
-    )
-    for backend in BACKENDS
-}
-"""The defaults, with the models that need no network."""
 LONG_S = 60.0
 TEXT_WIDTH = 384
 """Of those models; with BERT's 768 the text branch has a tenth more to do."""
@@ -59,22 +50,12 @@ FRAME_RATE = 25
 BATCH = 128
 
 
-def median_seconds(work: Callable[[], object], repeat: int) -> float:
-    """Median time of ``repeat`` calls after one for warm-up, seconds."""
-    times = []
-    for _ in range(repeat + 1):
-        begin = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times[1:])
-
-
 def published_model() -> TrainedRCMA:
     """Published sizes, random weights."""
     torch.manual_seed(0)
     nowhere = DataSettings(features=Path(), annotations=Path())
     model = ModelSettings(text_width=TEXT_WIDTH)
-    return TrainedRCMA(TrainConfig(data=nowhere, model=model, preprocessing=SETTINGS[BACKENDS[0]])).eval()
+    return TrainedRCMA(TrainConfig(data=nowhere, model=model, preprocessing=settings(BACKENDS[0]))).eval()
 
 
 def measure_backbones(repeat: int) -> list[dict[str, float | str]]:
@@ -171,7 +152,7 @@ def peak_memory(folder: Path) -> dict[str, float]:
 
 def measure_everything(video: Path, *, backend: str, repeat: int) -> dict[str, float | str]:
     """From a video's file to its last prediction, with models loaded before."""
-    model, preprocessor = published_model(), Preprocessor(SETTINGS[backend], device="cpu")
+    model, preprocessor = published_model(), Preprocessor(settings(backend), device="cpu")
     quicker = [quicker_forms(model)]
     preprocessing_s: list[float] = []
     with tempfile.TemporaryDirectory() as temporary:
@@ -216,7 +197,7 @@ def measure_memory(video: Path, minutes: Sequence[float]) -> list[dict[str, floa
     rows: list[dict[str, float | str]] = []
     with tempfile.TemporaryDirectory() as temporary:
         out = Path(temporary)
-        Preprocessor(SETTINGS[BACKENDS[0]], device="cpu").process(Source("clip", video), out)
+        Preprocessor(settings(BACKENDS[0]), device="cpu").process(Source("clip", video), out)
         for length in minutes:
             again_and_again(load_features(out / "clip"), out / "long", duration_s=60 * length)
             command = [sys.executable, __file__, "--peak-memory", str(out / "long")]
@@ -237,7 +218,7 @@ def measure_memory(video: Path, minutes: Sequence[float]) -> list[dict[str, floa
 def main() -> None:
     """Measure and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("video", nargs="?", type=Path, default=min(BUNDLED.glob("*.mp4")), metavar="VIDEO")
+    parser.add_argument("video", nargs="?", type=Path, default=BUNDLED_CLIP, metavar="VIDEO")
     parser.add_argument("--repeat", type=int, default=3, metavar="N")
     parser.add_argument("--minutes", nargs="*", type=float, default=[2, 20], metavar="M")
     parser.add_argument("--peak-memory", type=Path, metavar="FOLDER", help="what each process of the last part runs")

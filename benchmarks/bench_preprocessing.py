@@ -10,14 +10,12 @@ benchmarks/results/; the last line printed is the result, as JSON.
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from measuring import BACKENDS, BUNDLED_CLIP, median_seconds, settings
 from results import write_result
 
 from preprocessing.config import PreprocessConfig
@@ -26,29 +24,6 @@ from preprocessing.inputs import Source
 from preprocessing.models import load_openai_whisper
 from preprocessing.pipeline import Preprocessor
 from preprocessing.video import Video, read_audio
-
-BUNDLED = Path(__file__).parent / "demo" / "clips"
-BACKENDS = ("openai-whisper", "faster-whisper")
-
-
-def settings(backend: str) -> PreprocessConfig:
-    """What is measured: the defaults, with the models that need no network."""
-    return PreprocessConfig.model_validate(
-        {
-            "speech": {"backend": backend, "model": "packaged", "language": "en"},
-            "words": {"model": "packaged"},
-        }
-    )
-
-
-def median_seconds(work: Callable[[], object], repeat: int) -> float:
-    """Median time of ``repeat`` calls after one for warm-up, seconds."""
-    times = []
-    for _ in range(repeat + 1):
-        begin = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times[1:])
 
 
 def detect_on_every_full_frame(path: Path, mtcnn: object) -> None:
@@ -107,7 +82,7 @@ def measure(path: Path, *, repeat: int) -> dict[str, float | str]:
 def main() -> None:
     """Measure and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("videos", nargs="*", type=Path, default=[min(BUNDLED.glob("*.mp4"))], metavar="VIDEO")
+    parser.add_argument("videos", nargs="*", type=Path, default=[BUNDLED_CLIP], metavar="VIDEO")
     parser.add_argument("--repeat", type=int, default=3, metavar="N")
     args = parser.parse_args()
     write_result("preprocessing", [measure(path, repeat=args.repeat) for path in args.videos])

@@ -11,14 +11,13 @@ features are made up, weights are random. Writes benchmarks/results/; the last l
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from measuring import median_seconds
 from results import write_result
 from torch.utils.data import DataLoader
 
@@ -32,16 +31,6 @@ from rcma.metrics import ccc_loss
 from rcma.model import RCMA
 
 TEXT_WIDTH = 768
-
-
-def median_seconds(work: Callable[[], object], repeat: int) -> float:
-    """Median time of ``repeat`` calls after one for warm-up, seconds."""
-    times = []
-    for _ in range(repeat + 1):
-        begin = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times[1:])
 
 
 def made_up_video(folder: Path, n_frames: int) -> Video:
