@@ -37,23 +37,27 @@ class EncoderOnce(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.lock = threading.RLock()
-        """Held while a sound is encoded."""
+        """Held while a sound is encoded, but not to find one that is."""
         self._kept: list[tuple[Tensor, Tensor]] = []
 
     def forward(self, mel: Tensor) -> Tensor:
         """(1, bands, 3000) -> (1, 1500, width)."""
-        with self.lock:
-            for known, encoding in self._kept:
-                if torch.equal(known, mel):
-                    return encoding
-            encoding = torch.as_tensor(self.encoder(mel))
-            self._kept = [*self._kept[-1:], (mel, encoding)]
-            return encoding
+        encoding = self._find(mel)
+        if encoding is None:
+            with self.lock:
+                encoding = self._find(mel)  # another thread may just have been at it
+                if encoding is None:
+                    encoding = torch.as_tensor(self.encoder(mel))
+                    self._kept = [*self._kept[-1:], (mel, encoding)]
+        return encoding
 
     def let_go(self, mel: Tensor) -> None:
         """Forget a sound (1, bands, 3000)."""
         with self.lock:
             self._kept = [(known, encoding) for known, encoding in self._kept if not torch.equal(known, mel)]
+
+    def _find(self, mel: Tensor) -> Tensor | None:
+        return next((encoding for known, encoding in self._kept if torch.equal(known, mel)), None)
 
 
 _FEW_TOKENS = 16

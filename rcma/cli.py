@@ -380,7 +380,8 @@ def _predict_folders(
     from rcma.quicker_backbones import quicker_forms
     from rcma.report import ReportedVideo
 
-    quicker = [quicker_forms(model) for model in models]
+    # Of several models, they are made anew for each video: kept, each would take .8 GB.
+    quicker = [quicker_forms(model) for model in models] if len(models) == 1 else None
     for folder in folders:
         try:
             features = load_features(folder)

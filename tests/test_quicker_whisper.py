@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -73,3 +74,27 @@ def test_a_sound_is_encoded_once_until_it_is_let_go(pair: tuple[Whisper, Whisper
     hook.remove()
     assert len(calls) == 4
     assert all(encoding is encodings[0] for encoding in encodings)
+
+
+def test_a_kept_sound_is_found_while_another_is_encoded(pair: tuple[Whisper, Whisper]) -> None:
+    _, quicker = pair
+    first, second = torch.randn(2, 1, 80, 3000)
+    with torch.no_grad(), ThreadPoolExecutor(1) as pool:
+        known = quicker.encoder(first)
+        begun, go_on = threading.Event(), threading.Event()
+
+        def wait(*_: object) -> None:
+            begun.set()
+            go_on.wait(60)
+
+        hook = quicker.encoder.encoder.register_forward_pre_hook(wait)
+        encoding = pool.submit(torch.no_grad()(quicker.encoder), second)
+        assert begun.wait(60)
+        lookup = ThreadPoolExecutor(1).submit(torch.no_grad()(quicker.encoder), first)
+        try:
+            assert lookup.result(30) is known
+            assert not encoding.done()
+        finally:
+            go_on.set()
+            hook.remove()
+        assert encoding.result(60) is quicker.encoder(second)
