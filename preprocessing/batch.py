@@ -121,10 +121,13 @@ def plan(
 ) -> tuple[list[Outcome], list[Job]]:
     """Tell videos whose features are there, made from the same file with the same settings, from those to be done.
 
-    Of the latter, only the stages that changed settings touch are done again.
+    Of the latter, only the stages that changed settings touch are done again. Sources with a problem have failed.
     """
     finished, jobs = [], []
     for source in sources:
+        if source.problem:
+            finished.append(Outcome(source.video_id, done=False, problem=source.problem))
+            continue
         job = _plan_one(source, out, config, transcripts, overwrite)
         if job.stages:
             jobs.append(job)

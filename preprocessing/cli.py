@@ -16,12 +16,13 @@ from preprocessing.console import (
     HelpFormatter,
     add_common_arguments,
     add_config_arguments,
+    print_failure,
     print_table,
     run_command,
 )
 from preprocessing.device import resolve_device
 from preprocessing.errors import InputError
-from preprocessing.inputs import Source, collect_sources, take_shard
+from preprocessing.inputs import Source, collect_sources, provided_folders, take_shard
 
 if TYPE_CHECKING:
     from preprocessing.batch import Engine, Outcome
@@ -152,8 +153,8 @@ def preprocess_and_report(
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out}: is a file; give a folder")
     outcomes, jobs = plan(sources, out, config, transcripts=transcripts, overwrite=overwrite)
-    if outcomes:
-        print(f"already done: {len(outcomes)} of {len(sources)} videos", file=sys.stderr)
+    if n_done := sum(outcome.done for outcome in outcomes):
+        print(f"already done: {n_done} of {len(sources)} videos", file=sys.stderr)
     with BatchProgress({job.source.video_id: job.size for job in jobs}) as progress:
         for outcome in run(jobs, config, device=device, transcripts=transcripts, engine=engine, status=progress.report):
             progress.finished(outcome)
@@ -163,7 +164,7 @@ def preprocess_and_report(
     _print_closing_table(outcomes, out)
     for outcome in outcomes:
         if not outcome.done:
-            print(f"failed: {outcome.problem}", file=sys.stderr)
+            print_failure(outcome.problem)
     return outcomes
 
 
@@ -175,7 +176,7 @@ def _overrides(args: argparse.Namespace) -> list[str]:
 
 def _warn_of_unused(cropped_aligned: Path, sources: Sequence[Source]) -> None:
     used = {name for source in sources for name in source.provided_faces or {}}
-    unused = sorted(path.name for path in cropped_aligned.iterdir() if path.is_dir() and path.name not in used)
+    unused = [name for name in provided_folders(cropped_aligned) if name not in used]
     if unused:
         named = ", ".join(unused[:_NAMES_IN_WARNING]) + (", ..." if len(unused) > _NAMES_IN_WARNING else "")
         log.warning("%s: no raw video for %d folders of faces (%s): not used", cropped_aligned, len(unused), named)
@@ -195,7 +196,7 @@ def _inspect(folders: list[Path]) -> int:
             print(picture)
         except (InputError, OSError) as error:
             n_failed += 1
-            print(f"failed: {error}", file=sys.stderr)
+            print_failure(error)
     return EXIT_SOME_FAILED if n_failed else EXIT_DONE
 
 
@@ -210,6 +211,10 @@ def _dry_run(
     problems = []
     for source in sources:
         job = planned.get(source.video_id)
+        if source.problem:
+            rows.append([source.video_id, str(source.path), "", "", f"CANNOT BE DONE: {source.problem}"])
+            problems.append(source.problem)
+            continue
         if job is None:
             rows.append([source.video_id, str(source.path), "", "", "nothing: already done"])
             continue
@@ -220,7 +225,8 @@ def _dry_run(
             problems.append(str(error))
         rows.append([source.video_id, str(source.path), f"{job.size / 1e6:.1f}", picture, todo])
     n_bytes = sum(job.size for job in jobs)
-    title = f"{len(jobs)} of {len(sources)} videos to do, {n_bytes / 1e6:.1f} MB; {len(finished)} already in {out}"
+    n_done = sum(outcome.done for outcome in finished)
+    title = f"{len(jobs)} of {len(sources)} videos to do, {n_bytes / 1e6:.1f} MB; {n_done} already in {out}"
     print_table(title, ["video", "file", "MB", "picture", "to do"], rows)
     return EXIT_SOME_FAILED if problems else EXIT_DONE
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import sys
 import warnings
@@ -23,6 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from preprocessing.errors import InputError
+from preprocessing.text import one_line
 
 EXIT_DONE, EXIT_SOME_FAILED, EXIT_BAD_REQUEST, EXIT_INTERRUPTED = 0, 1, 2, 130
 
@@ -74,17 +76,25 @@ def run_command(
     Returns:
         0 everything asked for was done; 1 some inputs failed; 2 the request itself is wrong; 130 interrupted.
     """
+    _write_what_the_terminal_can_show()
     args = parser.parse_args(argv)
     _set_up_logging(args.log_level)
     try:
         return work(args)
     except InputError as error:
         log.debug("traceback of the error below", exc_info=True)
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        print(f"{parser.prog}: error: {one_line(str(error))}", file=sys.stderr)
         return EXIT_BAD_REQUEST
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted; nothing half-written was left", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def _write_what_the_terminal_can_show() -> None:
+    """Write what standard output and error cannot encode as ``\\u2014``: a name must not end the program."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 class _ConsoleHandler(logging.Handler):
@@ -92,7 +102,9 @@ class _ConsoleHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one record; made anew each time, the console finds the standard error that is in force."""
-        error_console().print(Text(f"{record.levelname.lower()}: {self.format(record)}"), soft_wrap=True)
+        # A message is one line; a traceback, which only --log-level debug shows, is not.
+        text = self.format(record) if record.exc_info else one_line(self.format(record))
+        error_console().print(Text(f"{record.levelname.lower()}: {text}"), soft_wrap=True)
 
 
 def _set_up_logging(level: str) -> None:
@@ -125,7 +137,7 @@ class Reporter:
         self._bar: Progress | None = None
         if self._console.is_terminal:
             self._bar = Progress(
-                SpinnerColumn(),
+                SpinnerColumn("line"),  # the only one that is ASCII
                 TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
@@ -158,13 +170,20 @@ class Reporter:
     def finished(self, line: str, *, position: int | None = None) -> None:
         """Say how one item went; ``position`` (from 1) is its place in the whole, by default the one after the last."""
         self._finished = self._finished + 1 if position is None else position
-        self._console.print(Text(f"[{self._finished}/{self._total}] {line}"), soft_wrap=True)
+        self._console.print(Text(f"[{self._finished}/{self._total}] {one_line(line)}"), soft_wrap=True)
         if self._bar:
             self._bar.update(self._task, completed=self._finished)
 
 
+def print_failure(problem: object) -> None:
+    """Name one input that failed, in one line on stderr."""
+    print(f"failed: {one_line(str(problem))}", file=sys.stderr)
+
+
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table on stdout; columns whose cells are all numbers are aligned to the right."""
+    console = output_console()
+    rows = [[_encodable(one_line(cell), console.encoding) for cell in row] for row in rows]
     table = Table()
     for index, column in enumerate(columns):
         numeric = all(_is_number(row[index]) for row in rows)
@@ -172,10 +191,14 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     for row in rows:
         # Text, not str: square brackets in a file name are not markup.
         table.add_row(*(Text(cell) for cell in row))
-    console = output_console()
     # Not the table's own title, which would be wrapped to the width of the table.
-    console.print(Text(title), soft_wrap=True)
+    console.print(Text(one_line(title)), soft_wrap=True)
     console.print(table)
+
+
+def _encodable(text: str, encoding: str) -> str:
+    """Text as the terminal will show it, so that the width of a column is known."""
+    return text.encode(encoding, errors="backslashreplace").decode(encoding)
 
 
 def _is_number(cell: str) -> bool:

@@ -2,21 +2,49 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Container, Iterable, Sequence
+import logging
+import mimetypes
+import os
+import stat
+from collections import deque
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 from preprocessing.errors import InputError
+from preprocessing.names import as_video_id, by_video_id, refuse_shared_ids, video_id_of
+from preprocessing.text import read_text
+
+log = logging.getLogger("rcma.preprocessing")
 
 _VIDEO_SUFFIXES = """
-    .3gp .asf .avi .divx .dv .f4v .flv .m2ts .m2v .m4v .mkv .mov .mp4 .mpe .mpeg .mpg .mts .mxf .ogm .ogv .qt .rm .rmvb
-    .ts .vob .webm .wmv
+    .264 .265 .3g2 .3gp .3gp2 .3gpp .amv .asf .avc .avi .dav .divx .dv .dvr-ms .f4v .flv .gxf .h264 .h265 .hevc .ifv
+    .insv .ismv .ivf .m1v .m2p .m2t .m2ts .m2v .m4v .mj2 .mjpeg .mjpg .mk3d .mkv .mod .mov .movie .mp2v .mp4 .mp4v .mpe
+    .mpeg .mpg .mpv .mqv .mts .mxf .nsv .nut .obu .ogm .ogv .ogx .psp .qt .rm .rmvb .tod .tp .trp .ts .vc1 .vob .vro
+    .webm .wm .wmv .wtv .xvid .y4m
 """
-# Recordings without pictures are taken up too, so that they are named as unusable rather than passed over.
-_SOUND_SUFFIXES = ".aac .flac .m4a .mp3 .oga .ogg .opus .wav .wma"
-MEDIA_SUFFIXES = frozenset((_VIDEO_SUFFIXES + _SOUND_SUFFIXES).split())
+_COMPANION_SUFFIXES = """
+    .aac .ac3 .aif .aifc .aiff .amr .ape .au .caf .flac .m4a .m4b .mka .mp2 .mp3 .mpa .oga .ogg .opus .ra .spx .wav
+    .weba .wma .wv .gif .lrv
+"""
+"""Sound, previews and the small copies of action cameras. Beside a video of the same name they belong to it; alone they
+are taken, so that a recording without pictures is named as unusable and not passed over."""
+_OTHER_SUFFIXES = """
+    .7z .ass .bz2 .cfg .db .docx .eaf .gz .idx .ini .ipynb .jfif .jxl .log .lrc .md .npy .npz .ods .odt .parquet .pkl
+    .pptx .psd .rar .rst .rtf .safetensors .ssa .sub .textgrid .thm .toml .webp .xlsx .xz .yaml .yml
+"""
+_MIME_TYPES = mimetypes.MimeTypes(filenames=())  # without the machine's own tables, which differ
+
+MEDIA_SUFFIXES = frozenset((_VIDEO_SUFFIXES + _COMPANION_SUFFIXES).split())
 """Endings of the files that are taken from a folder; a file that is named itself may end in anything."""
+_NO_MEDIA_SUFFIXES = {*_OTHER_SUFFIXES.split(), *_MIME_TYPES.types_map[True], *_MIME_TYPES.types_map[False]}
+"""Other endings of files that are plainly no video: passed over in a folder without a word."""
+
+_LONGEST_NAME = 255
+"""Bytes that file systems allow for the name of a folder."""
+_NAMES_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -27,48 +55,57 @@ class Source:
     path: Path
     provided_faces: dict[str, Path] | None = None
     """Folders with the faces of each annotated person, by the person's name; None: faces are to be detected."""
+    first_image: int = 1
+    """Number of the provided image that belongs to the first frame: 0 or 1."""
+    problem: str = ""
+    """One line: why nothing can be done with it; it fails without being opened."""
+
+
+class _Found(NamedTuple):
+    """A file, or a folder that cannot be searched."""
+
+    path: Path
+    in_folder: bool = False
+    """Found in a folder, and not named by the user."""
+    problem: str = ""
 
 
 def collect_sources(inputs: Sequence[Path], *, cropped_aligned: Path | None = None) -> list[Source]:
     """Find the videos behind ``inputs``: files, folders (searched below too), ``.txt`` files with one path a line.
+
+    What cannot be used (a folder that cannot be read, a link that leads nowhere, a name that no feature folder may
+    have) is among the sources, with its ``problem``, so that the others are done and it is named. In folders, files of
+    unknown type and sound beside a video of the same name are left out with a warning.
 
     Args:
         inputs: what the user names.
         cropped_aligned: folder of provided faces, see :mod:`preprocessing.provided_faces`.
 
     Raises:
-        InputError: a folder holds no media file, a list is empty or no text, or two inputs would get the same video_id.
+        InputError: nothing can be used, a list is empty, no text or names itself, or two inputs would get the same
+            video_id.
     """
-    paths: dict[Path, None] = {}
-    for given in inputs:
-        for path in _expand(given):
-            paths.setdefault(path)
-    sources = [Source(video_id=path.stem, path=path) for path in paths]
-    refuse_shared_ids((source.video_id, source.path) for source in sources)
-    if cropped_aligned is None:
-        return sources
-    if not cropped_aligned.is_dir():
-        raise InputError(f"--cropped-aligned {cropped_aligned}: no such folder")
-    names = {source.video_id for source in sources}
-    return [
-        replace(
-            source,
-            provided_faces=find_provided(cropped_aligned, source.video_id, other_videos=names - {source.video_id}),
-        )
-        for source in sources
-    ]
+    found = [file for given in inputs for file in _expand(given, above=())]
+    sources = list(_as_sources(found))
+    usable = [source for source in sources if not source.problem]
+    if not usable:
+        raise InputError(_shortened([source.problem for source in sources], separator="; "))
+    named = ((source.video_id, source.path) for source in usable)
+    refuse_shared_ids(named, advice="rename one of them, or run it with another --out")
+    return sources if cropped_aligned is None else _with_provided_faces(sources, cropped_aligned)
 
 
-def find_provided(root: Path, video_id: str, *, other_videos: Container[str]) -> dict[str, Path]:
+def find_provided(folders: Mapping[str, Path], video_id: str, *, other_videos: Container[str]) -> dict[str, Path]:
     """Folders of provided faces that belong to a video, by the name of the person; empty when there is none.
 
     Args:
-        root: Aff-Wild2's ``cropped_aligned``, with ``<video_id>``, ``<video_id>_left``, ``<video_id>_right``.
+        folders: of Aff-Wild2's ``cropped_aligned``, by their names: ``<video_id>``, ``<video_id>_left``,
+            ``<video_id>_right``.
         video_id: of the raw video.
         other_videos: video_ids that own the folder of their name, even if it ends in ``_left`` or ``_right``.
     """
     names = [video_id + suffix for suffix in ("", "_left", "_right")]
-    return {name: root / name for name in names if name not in other_videos and (root / name).is_dir()}
+    return {name: folders[name] for name in names if name not in other_videos and name in folders}
 
 
 def take_shard(sources: Sequence[Source], shard: str) -> list[Source]:
@@ -87,44 +124,164 @@ def take_shard(sources: Sequence[Source], shard: str) -> list[Source]:
     return list(sources[int(first) - 1 :: int(n)])
 
 
-def refuse_shared_ids(named: Iterable[tuple[str, Path]]) -> None:
-    """Raise InputError if two paths stand for the same video_id."""
-    groups: dict[str, list[Path]] = defaultdict(list)
-    for video_id, path in named:
-        groups[video_id].append(path)
-    shared = [
-        f"{' and '.join(str(path) for path in paths)} would both be {video_id!r}"
-        for video_id, paths in groups.items()
-        if len(paths) > 1
+def _expand(given: Path, *, above: tuple[Path, ...]) -> list[_Found]:
+    """Files behind one input; ``above``: the lists that led to it."""
+    kind = _kind(given)
+    if kind == "folder":
+        return _search(given) or [_Found(given, problem=f"{given}: no video files in this folder")]
+    if kind == "file" and given.suffix.lower() == ".txt":
+        return _read_list(given, above=above)
+    return [_Found(given, problem=_problem_of(given))]
+
+
+def _search(root: Path) -> list[_Found]:
+    """Media files below a folder, sorted by path; links to folders are followed, each folder is searched once."""
+    found: list[_Found] = []
+    unknown: list[str] = []
+    searched: set[str] = set()
+    waiting = deque([root])
+    while waiting:
+        folder = waiting.popleft()
+        if (real := os.path.realpath(folder)) in searched:
+            continue
+        searched.add(real)
+        try:
+            with os.scandir(folder) as scan:
+                entries = sorted((entry for entry in scan if not entry.name.startswith(".")), key=lambda e: e.name)
+        except OSError as error:
+            found.append(_Found(folder, problem=f"{folder}: this folder cannot be searched: {error.strerror}"))
+            continue
+        for entry in entries:
+            path, is_link = Path(entry.path), entry.is_symlink()
+            suffix = path.suffix.lower()
+            if is_link and _kind(path) == "folder":
+                waiting.append(path)  # after all folders that are no links: those give the files their paths
+            elif entry.is_dir(follow_symlinks=False):
+                waiting.appendleft(path)
+            elif suffix in MEDIA_SUFFIXES or (
+                suffix not in _NO_MEDIA_SUFFIXES and is_link and _kind(path) == "nothing"
+            ):
+                found.append(_Found(path, in_folder=True, problem=_problem_of(path)))
+            elif suffix not in _NO_MEDIA_SUFFIXES:
+                unknown.append(str(path.relative_to(root)))
+    if unknown:
+        log.warning(
+            "%s: files of unknown type left out: %s; name them to have them tried", root, _shortened(sorted(unknown))
+        )
+    return sorted(found)
+
+
+def _read_list(listing: Path, *, above: tuple[Path, ...]) -> list[_Found]:
+    if any(listing.samefile(other) for other in above):
+        names = " and ".join(str(path) for path in dict.fromkeys(above))
+        raise InputError(f"{listing}: a list that leads back to itself: {names}; take it out of the list")
+    paths = [
+        path
+        for line in read_text(listing, errors="surrogateescape").split("\n")
+        if (path := _path_in_line(line.strip(), listing.parent)) is not None
     ]
-    if shared:
-        raise InputError(f"{'; '.join(shared)}: rename one of them, or run it with another --out")
-
-
-def _expand(given: Path) -> list[Path]:
-    if given.is_dir():
-        found = sorted(path for path in given.rglob("*") if _is_media(path, given))
-        if not found:
-            raise InputError(f"{given}: no video files in this folder")
-        return found
-    if given.suffix.lower() == ".txt" and given.exists():
-        return _read_list(given)
-    # A file that does not exist stays in: it is named at the end, and the others are done.
-    return [given]
-
-
-def _is_media(path: Path, root: Path) -> bool:
-    hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-    return path.suffix.lower() in MEDIA_SUFFIXES and not hidden and path.is_file()
-
-
-def _read_list(listing: Path) -> list[Path]:
-    try:
-        lines = listing.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{listing}: cannot be read as a list of paths, one a line: {error}") from None
-    # Relative paths count from the list's own folder, so that the list works from anywhere.
-    paths = [listing.parent / line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     if not paths:
         raise InputError(f"{listing}: no paths in it; write one a line")
-    return [file for path in paths for file in _expand(path)]
+    return [file for path in paths for file in _expand(path, above=(*above, listing))]
+
+
+def _path_in_line(line: str, folder: Path) -> Path | None:
+    """The path in a line of a list; None for blank lines and comments."""
+    # As the operating system spells it, also where that is not UTF-8.
+    text = os.fsdecode(line.encode("utf-8", errors="surrogateescape"))
+    # Relative paths count from the list's own folder, so that the list works from anywhere.
+    if not text or (text.startswith("#") and _kind(folder / text) == "nothing"):
+        return None
+    if _kind(folder / text) != "nothing":
+        return folder / text
+    if len(text) > 2 and text[0] == text[-1] and text[0] in "\"'":  # as copied from a file manager or a shell
+        text = text[1:-1]
+    with suppress(RuntimeError):  # no such user: then it is a name that starts with ~
+        return folder / Path(text).expanduser()
+    return folder / text
+
+
+def _problem_of(path: Path) -> str:
+    """Why a file cannot be a video, in one line; empty for a missing file too: whoever opens it says so."""
+    video_id = video_id_of(path)
+    if video_id.startswith("."):
+        return f"{path}: its name starts with a dot, and hidden folders are not read as features; rename it"
+    if len(os.fsencode(video_id)) > _LONGEST_NAME:
+        return f"{path}: its name is too long for a folder ({_LONGEST_NAME} bytes); rename it"
+    kind = _kind(path)
+    if kind == "nothing" and path.is_symlink():
+        return f"{path}: a link to {path.readlink()}, which does not exist or cannot be reached"
+    return f"{path}: not a regular file" if kind == "other" else ""
+
+
+def _kind(path: Path) -> Literal["file", "folder", "other", "nothing"]:
+    """What is at a path, links followed; Path.is_dir() raises OSError for some paths that cannot be reached."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return "nothing"
+    return "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "other"
+
+
+def _as_sources(found: Iterable[_Found]) -> Iterator[Source]:
+    """Each file once, however often and by which path it is named, and without what only accompanies a video."""
+    files: dict[tuple[str, str], _Found] = {}
+    for file in found:
+        key = video_id_of(file.path), os.path.realpath(file.path)
+        if key not in files or not file.in_folder:
+            files[key] = file
+    taken = {video_id for (video_id, _), file in files.items() if not _is_companion(file)}
+    left_out = []
+    for (video_id, _), file in files.items():
+        if _is_companion(file) and video_id in taken:
+            left_out.append(file.path.name)
+            continue
+        taken.add(video_id)
+        yield Source(as_video_id(str(file.path)) if file.problem else video_id, file.path, problem=file.problem)
+    if left_out:
+        log.warning("left out, because a video of the same name is there: %s", _shortened(left_out))
+
+
+def _is_companion(file: _Found) -> bool:
+    return file.in_folder and file.path.suffix.lower() in _COMPANION_SUFFIXES.split()
+
+
+def _with_provided_faces(sources: Sequence[Source], cropped_aligned: Path) -> list[Source]:
+    if _kind(cropped_aligned) != "folder":
+        raise InputError(f"--cropped-aligned {cropped_aligned}: no such folder")
+    folders = provided_folders(cropped_aligned)
+    # What numbers images from 0 does so for all videos, also for one without a face in its first frame.
+    first_image = 0 if any(_has_image_0(folder) for folder in folders.values()) else 1
+    names = {source.video_id for source in sources}
+    return [
+        replace(
+            source,
+            provided_faces=find_provided(folders, source.video_id, other_videos=names - {source.video_id}),
+            first_image=first_image,
+        )
+        for source in sources
+    ]
+
+
+def provided_folders(cropped_aligned: Path) -> dict[str, Path]:
+    """Folders of provided faces by their names, spelled like a video_id.
+
+    Raises:
+        InputError: the folder cannot be read, or two of its folders have the same name in different spellings.
+    """
+    try:
+        paths = sorted(path for path in cropped_aligned.iterdir() if _kind(path) == "folder")
+    except OSError as error:
+        raise InputError(f"--cropped-aligned {cropped_aligned}: cannot be read: {error.strerror}") from None
+    return by_video_id((as_video_id(path.name), path) for path in paths)
+
+
+def _has_image_0(folder: Path) -> bool:
+    # Asked for by name: listing the images of all videos would take minutes.
+    names = (f"{'0' * n_digits}.{kind}" for n_digits in range(1, 9) for kind in ("jpg", "jpeg", "png"))
+    return any(_kind(folder / name) == "file" for name in names)
+
+
+def _shortened(names: Sequence[str], *, separator: str = ", ") -> str:
+    more = len(names) - _NAMES_SHOWN
+    return separator.join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")

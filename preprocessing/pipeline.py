@@ -165,7 +165,9 @@ class Preprocessor:
                 _refuse_foreign(out / name, source, description)
             for name, faces in pictures.subjects.items():
                 provided = (source.provided_faces or {}).get(name)
-                description_of_faces = describe_provided(provided) if provided is not None else None
+                description_of_faces = (
+                    describe_provided(provided, first_image=source.first_image) if provided is not None else None
+                )
                 with whole_or_nothing(out / name) as partial_folder:
                     _write(
                         partial_folder, pictures.time_s, faces, sound, {**meta, "provided_faces": description_of_faces}
@@ -226,7 +228,7 @@ class Preprocessor:
                 subjects = {}
                 for name, folder in source.provided_faces.items():
                     subjects[name], remarks = read_provided(
-                        folder, n_frames=len(times), size=settings.size, store=crops
+                        folder, n_frames=len(times), size=settings.size, store=crops, first_image=source.first_image
                     )
                     warnings += [f"{name}: {remark}" for remark in remarks]
         progress("faces", 1.0, len(times))
@@ -361,7 +363,8 @@ def changed_stages(
         reasons = [f"{stage}.{key} was {old.get(key)!r}, is {new[key]!r}" for key in new if old.get(key) != new[key]]
         if reasons:
             changed[stage] = "; ".join(reasons)
-    if (describe_provided(provided) if provided is not None else None) != meta["provided_faces"]:
+    described = describe_provided(provided, first_image=source.first_image) if provided is not None else None
+    if described != meta["provided_faces"]:
         changed.setdefault("faces", "the provided faces have changed")
     transcript = find_transcript(transcripts, source.video_id) if transcripts is not None else None
     known = meta["transcript"]

@@ -63,7 +63,7 @@ class BatchProgress:
         self._running[report.video_id] = report
         if report.video_id not in self._tasks:
             name = report.video_id
-            short = name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
+            short = name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 3] + "..."
             self._tasks[name] = self._bars.add_task(short, total=1.0, detail="")
         self._bars.update(self._tasks[report.video_id], completed=report.share, detail=report.text)
         self._update_all()

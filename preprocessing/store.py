@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from preprocessing.audio import HOP_LENGTH
 from preprocessing.errors import InputError
+from preprocessing.names import as_video_id
 from preprocessing.speech import Word
 
 FORMAT_VERSION = 2
@@ -200,7 +201,7 @@ def load_features(folder: Path) -> Features:
         raise InputError(f"{folder}: damaged: {error}; preprocess the video again with --overwrite") from None
     for name, problem in _array_problems(arrays, n_frames=meta.get("n_frames", -1), n_words=len(words)):
         raise InputError(f"{folder}/{name}.npy: {problem}; preprocess the video again with --overwrite")
-    return Features(video_id=folder.resolve().name, meta=meta, words=words, **arrays)
+    return Features(video_id=as_video_id(folder.resolve().name), meta=meta, words=words, **arrays)
 
 
 def _load_array(path: Path) -> NDArray[Any]:
@@ -251,7 +252,8 @@ def _word_from_json(entry: dict[str, Any]) -> Word:
 
 
 def _write_json(path: Path, content: object) -> None:
-    with path.open("w", encoding="utf-8") as file:
+    # Bytes of a file name that are not UTF-8 become \udc80 to \udcff, which is JSON for what Python makes of them.
+    with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
         json.dump(content, file, ensure_ascii=False, indent=1, allow_nan=False)
         file.write("\n")
         file.flush()

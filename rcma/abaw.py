@@ -7,17 +7,21 @@ counted from 1. Source: https://affective-behavior-analysis-in-the-wild.github.i
 
 from __future__ import annotations
 
+import csv
 import math
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, TextIO
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from preprocessing.errors import InputError
+from preprocessing.names import as_video_id, by_video_id, video_id_of
+from preprocessing.text import read_text
 from rcma.files import replace_when_whole
 
 Split = Literal["train", "validation", "test"]
@@ -44,6 +48,9 @@ EDITIONS: dict[int, Format] = {
 
 _REPEATABLE = 0.01
 """Share of a video's rows that may lie beyond its last decoded frame: programs disagree by a frame or two."""
+
+_LONGEST_NAME = 255
+"""Bytes that file systems allow for the name of a file."""
 
 _LOCATION = re.compile(r"(?P<video>.+)/(?P<frame>\d+)\.\w+")
 
@@ -85,14 +92,14 @@ def find_annotations(folder: Path) -> dict[str, Path]:
     """All ``<video_id>.txt`` of a folder, sorted by video_id; hidden files are passed over.
 
     Raises:
-        InputError: no such folder, or no such file in it.
+        InputError: no such folder, no such file in it, or two of the same video_id.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder of annotations")
-    paths = {path.stem: path for path in sorted(folder.glob("*.txt")) if not path.name.startswith(".")}
+    paths = [path for path in folder.iterdir() if path.suffix.lower() == ".txt" and not path.name.startswith(".")]
     if not paths:
         raise InputError(f"{folder}: no annotations in it; expected one <video_id>.txt per video")
-    return paths
+    return dict(sorted(by_video_id((video_id_of(path), path) for path in sorted(paths)).items()))
 
 
 def read_annotation(path: Path) -> NDArray[np.float32]:
@@ -123,7 +130,7 @@ def read_predictions(path: Path) -> dict[str, NDArray[np.float32]]:
     if not path.exists():
         raise InputError(f"{path}: no such predictions; give a folder of <video_id>.txt files or a single file")
     if path.is_file():
-        return _read_single_file(path) if _is_single_file(path) else {path.stem: _read_per_video(path)}
+        return _read_single_file(path) if _is_single_file(path) else {video_id_of(path): _read_per_video(path)}
     files = find_annotations(path)
     single = [file for file in files.values() if _is_single_file(file)]
     if not single:
@@ -131,6 +138,31 @@ def read_predictions(path: Path) -> dict[str, NDArray[np.float32]]:
     if len(files) > 1:
         raise InputError(f"{path}: {single[0].name} holds all videos, but there are other .txt files; keep one kind")
     return _read_single_file(single[0])
+
+
+def require_writable_ids(video_ids: Iterable[str], format: Format | None, *, has_template: bool = False) -> None:
+    """Raise InputError for identifiers that the challenge's files cannot hold; all are named.
+
+    Args:
+        video_ids: of the videos to be written.
+        format: that of the files; None: none are written.
+        has_template: whether a single file gets the rows of a template, which names its videos itself.
+    """
+    if format == "per-video":
+        wrong = [name for name in video_ids if len(os.fsencode(f"{name}.txt")) > _LONGEST_NAME]
+        why = f"too long for the name of a file, {_LONGEST_NAME} bytes with .txt"
+    else:
+        wrong = [name for name in video_ids if format == "single-file" and not has_template and not _fits_a_row(name)]
+        why = "a comma, or a quotation mark or space at its beginning, would break the rows of a single file"
+    if wrong:
+        raise InputError(f"{', '.join(map(repr, wrong))}: {why}; rename the video, or choose another --format")
+
+
+def _fits_a_row(video_id: str) -> bool:
+    """Whether a row reads the same for all: programs that cut at commas, those that know quotes, those that strip."""
+    row = [f"{video_id}/00001.jpg", "0", "0"]
+    line = ",".join(row)
+    return line.strip().splitlines() == [line] and line.split(",") == row == next(csv.reader([line]))
 
 
 def write_per_video(folder: Path, video_id: str, predictions: NDArray[np.floating]) -> None:
@@ -160,11 +192,13 @@ def write_single_file(
         template: rows to write, in their order (:func:`read_template`); None writes every frame of every video.
 
     Raises:
-        InputError: the template names videos or frames that have no prediction; all of them are named.
+        InputError: the template names videos or frames that have no prediction, or a video_id cannot be in such a
+            file; all of them are named.
         ValueError: another shape, or values that are no number in [-1,1].
     """
     for video_id, values in predictions.items():
         _check_predictions(video_id, values)
+    require_writable_ids(predictions, "single-file", has_template=template is not None)
     rows = _all_rows(predictions) if template is None else fill_template(template, predictions)
     _write_lines(path, SINGLE_FILE_HEADER, (f"{location},{v:.6f},{a:.6f}\n" for location, v, a in rows))
 
@@ -180,16 +214,15 @@ def read_template(path: Path) -> list[Location]:
     """
     locations: list[Location] = []
     seen: dict[str, set[int]] = defaultdict(set)
-    with _open(path) as file:
-        for number, line in _lines(path, file):
-            text = line.split(",")[0].strip()
-            if number == 1 and text == SINGLE_FILE_HEADER.split(",")[0]:
-                continue
-            location = _parse_location(text, where=f"{path}, line {number}")
-            if location.frame in seen[location.video_id]:
-                raise InputError(f"{path}, line {number}: {text} is there twice; each row may be there once")
-            seen[location.video_id].add(location.frame)
-            locations.append(location)
+    for number, line in _lines(path):
+        text = line.split(",")[0].strip()
+        if number == 1 and _normal(text) == _normal(SINGLE_FILE_HEADER.split(",")[0]):
+            continue
+        location = _parse_location(text, where=f"{path}, line {number}")
+        if location.frame in seen[location.video_id]:
+            raise InputError(f"{path}, line {number}: {text} is there twice; each row may be there once")
+        seen[location.video_id].add(location.frame)
+        locations.append(location)
     if not locations:
         raise InputError(f"{path}: no rows in it; expected lines such as video7/00001.jpg")
     return locations
@@ -276,16 +309,15 @@ def _check_predictions(video_id: str, predictions: NDArray[np.floating]) -> None
 
 def _read_per_video(path: Path, *, not_annotated: float | None = None) -> NDArray[np.float32]:
     rows: list[tuple[float, float]] = []
-    with _open(path) as file:
-        for number, line in _lines(path, file):
-            if number == 1:
-                _check_header(path, line, PER_VIDEO_HEADER)
-                continue
-            where = f"{path}, line {number}"
-            cells = line.split(",")
-            if len(cells) != 2:
-                raise InputError(f"{where}: {len(cells)} column(s), but two are right: {PER_VIDEO_HEADER}")
-            rows.append(_parse_values(cells, where=where, not_annotated=not_annotated))
+    for number, line in _lines(path):
+        if number == 1:
+            _check_header(path, line, PER_VIDEO_HEADER)
+            continue
+        where = f"{path}, line {number}"
+        cells = line.split(",")
+        if len(cells) != 2:
+            raise InputError(f"{where}: {len(cells)} column(s), but two are right: {PER_VIDEO_HEADER}")
+        rows.append(_parse_values(cells, where=where, not_annotated=not_annotated))
     if not rows:
         raise InputError(f"{path}: no rows after the header; expected one line per frame")
     return np.array(rows, dtype=np.float32)
@@ -293,19 +325,18 @@ def _read_per_video(path: Path, *, not_annotated: float | None = None) -> NDArra
 
 def _read_single_file(path: Path) -> dict[str, NDArray[np.float32]]:
     rows: dict[str, dict[int, tuple[float, float]]] = defaultdict(dict)
-    with _open(path) as file:
-        for number, line in _lines(path, file):
-            if number == 1:
-                _check_header(path, line, SINGLE_FILE_HEADER)
-                continue
-            where = f"{path}, line {number}"
-            cells = line.split(",")
-            if len(cells) != 3:
-                raise InputError(f"{where}: {len(cells)} column(s), but three are right: {SINGLE_FILE_HEADER}")
-            location = _parse_location(cells[0].strip(), where=where)
-            if location.frame in rows[location.video_id]:
-                raise InputError(f"{where}: {location.text} is there twice; each row may be there once")
-            rows[location.video_id][location.frame] = _parse_values(cells[1:], where=where)
+    for number, line in _lines(path):
+        if number == 1:
+            _check_header(path, line, SINGLE_FILE_HEADER)
+            continue
+        where = f"{path}, line {number}"
+        cells = line.split(",")
+        if len(cells) != 3:
+            raise InputError(f"{where}: {len(cells)} column(s), but three are right: {SINGLE_FILE_HEADER}")
+        location = _parse_location(cells[0].strip(), where=where)
+        if location.frame in rows[location.video_id]:
+            raise InputError(f"{where}: {location.text} is there twice; each row may be there once")
+        rows[location.video_id][location.frame] = _parse_values(cells[1:], where=where)
     if not rows:
         raise InputError(f"{path}: no rows after the header")
     predictions = {}
@@ -316,22 +347,13 @@ def _read_single_file(path: Path) -> dict[str, NDArray[np.float32]]:
 
 
 def _is_single_file(path: Path) -> bool:
-    with _open(path) as file:
-        return _normal(file.readline(1000)) == SINGLE_FILE_HEADER
+    return _normal(read_text(path).partition("\n")[0]) == _normal(SINGLE_FILE_HEADER)
 
 
-def _open(path: Path) -> TextIO:
-    try:
-        # utf-8-sig: files that went through a spreadsheet start with a byte order mark. Broken bytes fail as values.
-        return path.open(encoding="utf-8-sig", errors="replace")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def _lines(path: Path, file: Iterable[str]) -> Iterator[tuple[int, str]]:
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Number (from 1) and content of each line; blank lines may only come at the end, or frames would slip."""
     blank = 0
-    for number, line in enumerate(file, start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             blank = blank or number
         elif blank:
@@ -341,12 +363,13 @@ def _lines(path: Path, file: Iterable[str]) -> Iterator[tuple[int, str]]:
 
 
 def _check_header(path: Path, line: str, header: str) -> None:
-    if _normal(line) != header:
+    if _normal(line) != _normal(header):
         raise InputError(f"{path}, line 1: {line[:60]!r} instead of the header {header}")
 
 
 def _normal(header: str) -> str:
-    return header.strip().lower().replace(" ", "")
+    """A header without what programs vary: letter case, spaces, underscores."""
+    return re.sub(r"[\s_]", "", header.lower())
 
 
 def _parse_values(cells: Sequence[str], *, where: str, not_annotated: float | None = None) -> tuple[float, float]:
@@ -367,4 +390,4 @@ def _parse_location(text: str, *, where: str) -> Location:
     match = _LOCATION.fullmatch(text)
     if match is None or int(match["frame"]) < 1:
         raise InputError(f"{where}: {text[:80]!r} does not name a frame; expected <video>/00001.jpg, counted from 1")
-    return Location(text, match["video"], int(match["frame"]))
+    return Location(text, as_video_id(match["video"]), int(match["frame"]))

@@ -22,12 +22,14 @@ from preprocessing.console import (
     Reporter,
     add_common_arguments,
     add_config_arguments,
+    print_failure,
     print_table,
     run_command,
 )
 from preprocessing.device import resolve_device
 from preprocessing.errors import InputError
-from preprocessing.inputs import Source, collect_sources, refuse_shared_ids
+from preprocessing.inputs import Source, collect_sources
+from preprocessing.names import as_video_id, refuse_shared_ids
 from rcma.config import TARGETS, TrainConfig
 
 if TYPE_CHECKING:
@@ -218,6 +220,7 @@ def _add_challenge_arguments(parser: argparse.ArgumentParser) -> None:
 def _predict(args: argparse.Namespace) -> int:
     settings = _output_settings(args)
     device = resolve_device(args.device)
+    from rcma.abaw import require_writable_ids
     from rcma.checkpoint import load_model
     from rcma.inference import require_both_targets
     from rcma.outputs import write_outputs
@@ -227,9 +230,10 @@ def _predict(args: argparse.Namespace) -> int:
     models = [load_model(checkpoint).to(device) for checkpoint in checkpoints]
     require_both_targets(models)
     folders, sources = _sort_inputs([Path(text) for text in inputs])
-    refuse_shared_ids(
-        [*((folder.resolve().name, folder) for folder in folders), *((s.video_id, s.path) for s in sources)]
-    )
+    named = [*((_id_of(folder), folder) for folder in folders), *((s.video_id, s.path) for s in sources)]
+    refuse_shared_ids(named)
+    video_ids = [video_id for video_id, _ in named]
+    require_writable_ids(video_ids, settings.format, has_template=settings.template is not None)
     n_failed = 0
     if sources:
         # For one that needs the waveform, if there is any; the others are checked against the features.
@@ -242,14 +246,14 @@ def _predict(args: argparse.Namespace) -> int:
         from rcma.abaw import reconcile
 
         # Before the work, not after hours of it.
-        for remark in reconcile(settings.template, {folder.resolve().name: n for folder, n in usable.items()}):
+        for remark in reconcile(settings.template, {_id_of(folder): n for folder, n in usable.items()}):
             print(remark, file=sys.stderr)
     if settings.overlay is not None and settings.overlay.suffix and len(usable) > 1:
         raise InputError(f"--overlay {settings.overlay}: there are {len(usable)} videos; give a folder")
     with Reporter(len(usable), unit="video") as reporter:
         written = write_outputs(_predict_folders(models, usable, labels, reporter), settings, status=reporter.status)
     for line in written.failures:
-        print(f"failed: {line}", file=sys.stderr)
+        print_failure(line)
     for line in written.remarks:
         log.warning(line)
     n_failed += len(folders) - written.n_videos + len(written.failures)
@@ -344,6 +348,11 @@ def _sort_inputs(inputs: list[Path]) -> tuple[list[Path], list[Source]]:
     return list(folders), collect_sources(videos) if videos else []
 
 
+def _id_of(folder: Path) -> str:
+    """The video_id of a feature folder, which may be given as ``.``."""
+    return as_video_id(folder.resolve().name)
+
+
 def _preprocess(model: TrainedRCMA, sources: list[Source], out: Path, *, device: str) -> list[Path]:
     from preprocessing.cli import preprocess_and_report
     from rcma.inference import preprocessing_of
@@ -366,7 +375,7 @@ def _usable_folders(models: list[TrainedRCMA], folders: list[Path]) -> dict[Path
                 check_features(model, features)
             n_frames[folder] = features.n_frames
         except InputError as error:
-            print(f"failed: {error}", file=sys.stderr)
+            print_failure(error)
     return n_frames
 
 
@@ -390,7 +399,7 @@ def _predict_folders(
             annotation = read_annotation(labels[name]) if name in labels else None
             prediction = predict_frames(models, features, quicker=quicker)
         except InputError as error:
-            print(f"failed: {error}", file=sys.stderr)
+            print_failure(error)
             continue
         source = Path(features.meta["source"]["path"]) if "source" in features.meta else None
         video = source if source is not None and source.is_file() else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +22,9 @@ from preprocessing.align import PATCH_ROWS, Alignment, cut_patches, patch_start
 from preprocessing.audio import HOP_LENGTH, N_MELS
 from preprocessing.config import PreprocessConfig, build_config, flatten
 from preprocessing.errors import InputError
+from preprocessing.names import as_video_id, by_video_id
 from preprocessing.store import Features, load_features
+from preprocessing.text import read_text
 from rcma.abaw import find_split, read_annotation
 from rcma.backbones import IR50
 from rcma.config import MODALITIES, TARGETS, AudioInput, Modality, ModelSettings, Target
@@ -55,7 +58,7 @@ class Video:
     @property
     def video_id(self) -> str:
         """Name of the feature folder."""
-        return self.folder.name
+        return as_video_id(self.folder.name)
 
     def features(self) -> Features:
         """Open the feature folder; the large arrays are memory-mapped."""
@@ -512,7 +515,8 @@ class _Moments:
 def _feature_folders(features: Path) -> dict[str, Path]:
     if not features.is_dir():
         raise InputError(f"data.features: {features}: no such folder; rcma-preprocess --out makes it")
-    found = {path.name: path for path in sorted(features.iterdir()) if path.is_dir() and not path.name.startswith(".")}
+    folders = (path for path in sorted(features.iterdir()) if path.is_dir() and not path.name.startswith("."))
+    found = by_video_id((as_video_id(path.name), path) for path in folders)
     if not found:
         raise InputError(f"data.features: {features}: no feature folders in it; rcma-preprocess --out makes them")
     return found
@@ -567,15 +571,33 @@ def _divide(
 def _subjects_of(videos: Sequence[str], table: Path | None) -> list[str]:
     if table is None:
         return [re.sub(r"_(left|right|\d)$", "", video) for video in videos]
-    try:
-        with table.open(newline="", encoding="utf-8") as file:
-            subject_of = {row["video"]: row["subject"] for row in csv.DictReader(file)}
-    except (OSError, UnicodeDecodeError, KeyError) as error:
-        raise InputError(f"data.subjects: {table}: columns video and subject are needed ({error})") from None
+    subject_of = _read_subjects(table)
     missing = [video for video in videos if not subject_of.get(video)]
     if missing:
         raise InputError(f"data.subjects: {table} names no subject for {_some(missing)}")
     return [subject_of[video] for video in videos]
+
+
+def _read_subjects(table: Path) -> dict[str, str]:
+    """The subject of each video_id, from a table as spreadsheets write it: columns apart by comma, semicolon or tab."""
+    try:
+        text = read_text(table)
+        header = text.partition("\n")[0]
+        rows = csv.reader(io.StringIO(text), delimiter=max(",;\t", key=header.count))
+        columns = [name.strip().lower().removesuffix("_id") for name in next(rows, [])]
+        if not {"video", "subject"} <= set(columns):
+            raise InputError(f"{table}: columns video and subject are needed, but line 1 is {header[:60]!r}")
+        video, subject = columns.index("video"), columns.index("subject")
+        subject_of: dict[str, str] = {}
+        for row in rows:
+            if len(row) <= max(video, subject):
+                continue  # a blank line, or a video without a subject, which is named later
+            video_id, name = as_video_id(row[video].strip()), row[subject].strip()
+            if subject_of.setdefault(video_id, name) != name:
+                raise InputError(f"{table}, line {rows.line_num}: {video_id} has a second subject, {name}")
+    except (InputError, csv.Error) as error:
+        raise InputError(f"data.subjects: {error}") from None
+    return subject_of
 
 
 def _labels_of_frames(

@@ -57,12 +57,13 @@ def predict(model: RCMA, video_or_features: Path | str | Features) -> NDArray[np
         raise InputError(f"{path}: no such video or feature folder")
     # Imported here: a model that only sees feature folders needs neither FFmpeg nor the recognisers.
     from preprocessing.inputs import Source
+    from preprocessing.names import video_id_of
     from preprocessing.pipeline import Preprocessor
 
     preprocessor = Preprocessor(preprocessing_of(model), device=_device(model).type)
     with tempfile.TemporaryDirectory() as temporary:
         # Of several people, should the settings ask for all, the first.
-        name = preprocessor.process(Source(path.stem, path), Path(temporary))[0]
+        name = preprocessor.process(Source(video_id_of(path), path), Path(temporary))[0]
         return _predict_features(model, load_features(Path(temporary) / name))[0]
 
 

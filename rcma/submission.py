@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from preprocessing.errors import InputError
+from preprocessing.names import as_video_id, by_video_id, video_id_of
 from rcma.abaw import NOT_ANNOTATED, PER_VIDEO_HEADER, SINGLE_FILE_HEADER, Location, read_template
 from rcma.config import TARGETS
 
@@ -75,9 +76,9 @@ def check_submission(path: Path, *, template: Path | None = None) -> SubmissionR
       folder: videos that are missing or not asked for, and another number of rows than the video's last frame;
     - without a template, for one file: rows that are not spelled like ``video7/00001.jpg``.
 
-    These are remarks only: Windows line ends, blank lines after the last row, no line end after it, shorter videos that
-    are constant, other files in the folder. Scientific notation and spaces around values are right. A row with a
-    mistake in it is there: it is not reported as missing too.
+    These are remarks only: a header in other letter case, Windows line ends, blank lines after the last row, no line
+    end after it, shorter videos that are constant, other files in the folder. Scientific notation and spaces around
+    values are right. A row with a mistake in it is there: it is not reported as missing too.
 
     Args:
         path: the file or folder.
@@ -115,14 +116,14 @@ def _check_single_file(path: Path, rows: _Rows) -> SubmissionReport:
 
 def _check_folder(folder: Path, template: Sequence[Location] | None) -> SubmissionReport:
     entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    files = {path.stem: path for path in entries if path.suffix == ".txt" and path.is_file()}
+    files = by_video_id((video_id_of(path), path) for path in entries if path.suffix == ".txt" and path.is_file())
     if not files:
         raise InputError(f"{folder}: no .txt files in it; expected one <video>.txt per video, or give a single file")
     notes, traces = _Notes(), _Traces()
     n_rows = {}
     for video_id, file in files.items():
         first = next(_lines_of(file, _Notes(), prefix=""), None)
-        if first is not None and first.text == SINGLE_FILE_HEADER:
+        if first is not None and first.text.lower() == SINGLE_FILE_HEADER:
             raise InputError(f"{folder}: {file.name} in it holds all videos; give that file, or a folder without it")
         n_rows[video_id] = 0
         for line in _rows_of(file, PER_VIDEO_HEADER, notes, prefix=f"{file.name}, "):
@@ -210,6 +211,9 @@ def _rows_of(path: Path, header: str, notes: _Notes, *, prefix: str = "") -> Ite
 def _is_header(line: _Line, header: str, notes: _Notes) -> bool:
     """Whether the first line is a header, right or wrong, and not a row."""
     if line.text == header:
+        return True
+    if line.text.lower() == header:
+        notes.remarks.add("header in other letter case", f"{line.where}: {_shown(line.text)} instead of {header}")
         return True
     is_row = _NUMBER.fullmatch(line.text.rpartition(",")[2]) is not None
     what = "no header" if is_row else "wrong header"
@@ -307,7 +311,7 @@ class _Rows:
         video, frame = meant["video"], int(meant["frame"])
         right = self._spelling(video, frame)
         if right is None:
-            what = "frames" if video in self._n_asked else "rows of videos"
+            what = "frames" if as_video_id(video) in self._n_asked else "rows of videos"
             notes.problems.add(f"{what} that the sample does not have", f"{line.where}: {_shown(name)}")
             return None
         if right != name:
@@ -325,8 +329,8 @@ class _Rows:
         if not self._spelling_of:
             for name in self._position_of:
                 known, _, image = name.rpartition("/")
-                self._spelling_of[known, int(image.partition(".")[0])] = name
-        return self._spelling_of.get((video, frame))
+                self._spelling_of[as_video_id(known), int(image.partition(".")[0])] = name
+        return self._spelling_of.get((as_video_id(video), frame))
 
     def mark(self, name: str, line: _Line, notes: _Notes) -> bool:
         """Note that a known row is there; false, and a problem, if it was before."""
@@ -358,7 +362,7 @@ class _Rows:
             return
         videos = []
         for video, n in Counter(name.rpartition("/")[0] for name in missing).items():
-            asked = self._n_asked[video]
+            asked = self._n_asked[as_video_id(video)]
             videos.append(f"{video}: all {n}" if n == asked else f"{video}: {n} of {asked}")
         more = f", and {len(videos) - _N_VIDEOS_SHOWN} more videos" if len(videos) > _N_VIDEOS_SHOWN else ""
         where = f"first {missing[0]}; {', '.join(videos[:_N_VIDEOS_SHOWN])}{more}"
