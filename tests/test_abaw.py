@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import csv
+import io
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +11,13 @@ from preprocessing.errors import InputError
 from rcma.abaw import (
     Location,
     fill_template,
+    find_annotations,
     find_split,
     read_annotation,
     read_predictions,
     read_template,
     reconcile,
+    require_writable_ids,
     write_per_video,
     write_single_file,
 )
@@ -216,3 +220,67 @@ def test_a_row_or_two_beyond_the_last_frame_repeat_it(tmp_path: Path):
     assert [row[0] for row in rows[-2:]] == ["a/00199.jpg", "a/00200.jpg"]
     assert [row[1:] for row in rows[-3:]] == [tuple(map(float, values[-1]))] * 3
     np.testing.assert_array_equal([row[1:] for row in rows[:198]], values)
+
+
+@pytest.mark.parametrize(
+    "header", ["Image_location,Valence,Arousal", "Image_Location, valence, arousal", "image location"]
+)
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_header_may_be_spelt_in_other_letters(tmp_path: Path, header: str, mark: str):
+    rows = "v/00001.jpg,0.5,0\nv/00002.jpg,0.25,0\n"
+    path = write(tmp_path / "p.txt", f"{mark}{header}\n{rows}")
+    assert [location.text for location in read_template(path)] == ["v/00001.jpg", "v/00002.jpg"]
+    if "," in header:
+        np.testing.assert_array_equal(read_predictions(path)["v"][:, 0], np.float32([0.5, 0.25]))
+        np.testing.assert_array_equal(read_predictions(tmp_path)["v"][:, 0], np.float32([0.5, 0.25]))
+    labels = write(tmp_path / "a.TXT", f"{mark}Valence, Arousal\n0.5,0\n")
+    np.testing.assert_array_equal(read_annotation(labels), np.float32([[0.5, 0]]))
+
+
+def test_annotations_are_found_whatever_the_case_of_their_ending(tmp_path: Path):
+    for name in ("a.txt", "B.TXT", "notes.md"):
+        write(tmp_path / name, "valence,arousal\n0,0\n")
+    assert list(find_annotations(tmp_path)) == ["B", "a"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_other_encodings_are_named(tmp_path: Path, encoding: str):
+    path = tmp_path / "sample.txt"
+    path.write_bytes("image_location,valence,arousal\nétude/00001.jpg,0,0\n".encode(encoding))
+    for reader in (read_template, read_predictions, read_annotation):
+        with pytest.raises(InputError, match=r"sample\.txt.*UTF-8"):
+            reader(path)
+
+
+READABLE = ["a b", "it's", "a;b", 'say "x"', "два", "-dash", "#1", "a\\b", "a:b", "100%"]
+UNREADABLE = ["a,b", ",", '"quoted" name', " space first", "two\nlines", "two\rlines", "line\u2028separator"]
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_rows_of_a_single_file_read_the_same_for_all(tmp_path: Path, name: str):
+    made = {name: predictions(3)["video0"]}
+    write_single_file(tmp_path / "p.txt", made)
+    text = (tmp_path / "p.txt").read_text(encoding="utf-8")
+    for rows in (list(csv.reader(io.StringIO(text))), [line.split(",") for line in text.split("\n")[:-1]]):
+        assert rows[0] == ["image_location", "valence", "arousal"]
+        assert [row[0] for row in rows[1:]] == [f"{name}/{frame:05d}.jpg" for frame in (1, 2, 3)]
+    np.testing.assert_allclose(read_predictions(tmp_path / "p.txt")[name], made[name], atol=5e-7)
+
+
+def test_names_that_would_break_the_rows_of_a_single_file_are_refused(tmp_path: Path):
+    values = predictions(3)["video0"]
+    with pytest.raises(InputError) as error:
+        write_single_file(tmp_path / "p.txt", dict.fromkeys((*READABLE, *UNREADABLE), values))
+    assert all(repr(name) in str(error.value) for name in UNREADABLE)
+    assert not any(repr(name) in str(error.value) for name in READABLE)
+    assert not list(tmp_path.iterdir())
+    require_writable_ids(["a,b"], "per-video")
+    require_writable_ids(["a,b"], None)
+    # The rows of a sample name its videos; others are left out of the file.
+    write_single_file(tmp_path / "p.txt", {"a,b": values, "v": values}, template=sample(tmp_path, "v", 3))
+
+
+def test_names_that_leave_no_room_for_an_ending_are_refused():
+    require_writable_ids(["x" * 251, "é" * 125], "per-video")
+    with pytest.raises(InputError, match="too long"):
+        require_writable_ids(["short", "x" * 252], "per-video")

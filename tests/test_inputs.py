@@ -75,20 +75,7 @@ def test_folders_are_searched_below_and_only_for_media(tmp_path: Path) -> None:
 def test_endings_that_libraries_know_as_video_are_taken(tmp_path: Path, warned: pytest.LogCaptureFixture) -> None:
     by_type = mimetypes.MimeTypes(filenames=()).types_map[True]
     known = {suffix for suffix, kind in by_type.items() if kind.startswith("video/")}
-    for demuxer in (
-        "mov",
-        "matroska",
-        "avi",
-        "flv",
-        "gif",
-        "dv",
-        "h264",
-        "hevc",
-        "mjpeg",
-        "nut",
-        "yuv4mpegpipe",
-        "obu",
-    ):
+    for demuxer in ("mov", "matroska", "avi", "flv", "gif", "dv", "h264", "hevc", "mjpeg", "nut", "yuv4mpegpipe"):
         known |= {f".{extension}" for extension in av.format.ContainerFormat(demuxer, "r").extensions}
     # Formats for still pictures, streaming manifests and subtitles that share a demuxer with videos.
     known -= {".avif", ".heic", ".heif", ".ism", ".isma", ".mks", ".mpo", ".dif", ".h26l"}

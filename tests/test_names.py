@@ -100,9 +100,8 @@ def test_training_matches_features_annotations_and_subjects_in_any_spelling(tmp_
     names = [*(f"video{k}" for k in range(8)), NFD]
     table = tmp_path / "subjects.csv"
     # As a spreadsheet saves it where decimals have a comma.
-    table.write_bytes(
-        "\ufeffVideo;Subject \r\n".encode() + "".join(f"{n};s{k}\r\n" for k, n in enumerate(names)).encode()
-    )
+    rows = "".join(f"{name};s{k}\r\n" for k, name in enumerate(names))
+    table.write_text(f"Video;Subject \r\n{rows}", encoding="utf-8-sig", newline="")
     data = open_training_data(
         config.data.features, config.data.annotations, fold=1, folds="subject-disjoint", subjects=table
     )

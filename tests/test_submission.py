@@ -300,6 +300,11 @@ def test_command_says_yes(tmp_path: Path, sample: Path, right: str, capsys: pyte
     ("change", "remark"),
     [
         (lambda text: text.replace("\n", "\r\n"), "Windows line ends: 83 (submission.txt)"),
+        (
+            line(1, lambda _: "Image_location,Valence,Arousal"),
+            "header in other letter case: 1 (line 1: 'Image_location,Valence,Arousal' instead of "
+            "image_location,valence,arousal)",
+        ),
         (lambda text: text + "\n  \n", "blank lines after the last row: 2 (line 84)"),
         (lambda text: text[:-1], "no line end after the last line: 1 (line 83)"),
         (lambda text: constant(text, "video9", 1), "short videos of constant valence: 1 (video9: 0.25 in all 12 rows)"),
