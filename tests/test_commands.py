@@ -95,6 +95,24 @@ def test_single_file_holds_the_rows_of_the_sample_in_its_order(project: Project,
     assert [line.split(",")[0] for line in lines[1:]] == rows
 
 
+def test_names_that_a_single_file_cannot_hold_are_refused_before_any_work(
+    project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, decomposed = "sad, then glad", "e\u0301te\u0301"
+    for folder in (name, decomposed):
+        shutil.copytree(project.root / "features" / "video0", tmp_path / "features" / folder)
+    out = tmp_path / "out"
+    arguments = [str(tmp_path / "features"), "--checkpoint", project.run, "--out", str(out), "--device", "cpu"]
+    assert cli.predict([*arguments, "--format", "single-file"]) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert len(error) == 1 and repr(name) in error[0]
+    assert not out.exists()
+    assert cli.predict(arguments) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["frames.csv", f"{name}.txt", "été.txt"]
+    with (out / "frames.csv").open(encoding="utf-8", newline="") as file:
+        assert {row["video"] for row in csv.DictReader(file)} == {name, "été"}
+
+
 @pytest.mark.parametrize(
     ("row", "says"),
     [("video9/00001.jpg", "video9: no predictions"), ("video2/00041.jpg", "video2: 40 frames predicted, 41 needed")],
