@@ -1,4 +1,4 @@
-"""The one exception that is meant for the person at the keyboard."""
+"""The one exception that is meant for the person at the keyboard, and the operating system's errors in one line."""
 
 from __future__ import annotations
 

@@ -244,7 +244,7 @@ def _visible_names(path: Path) -> Iterator[None]:
     except OSError as error:
         parts = () if error.filename is None else Path(os.fsdecode(error.filename)).parts
         if error.filename is None or any(part.startswith((_SCRATCH, _LOCK)) for part in parts):
-            error.filename, error.filename2 = str(path), None
+            error.filename = str(path)
         raise
 
 
