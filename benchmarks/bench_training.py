@@ -38,7 +38,15 @@ def made_up_video(folder: Path, n_frames: int) -> Video:
     random = np.random.default_rng(0)
     features = Features(
         video_id=folder.name,
-        meta={"n_frames": n_frames, "frame_rate": 25.0, "settings": PreprocessConfig().model_dump(mode="json")},
+        meta={
+            "source": {"path": "nowhere.mp4", "size": 0, "modified_ns": 0, "sha256": ""},
+            "subjects": [folder.name],
+            "n_frames": n_frames,
+            "frame_rate": 25.0,
+            "audio": {"present": True},
+            "settings": PreprocessConfig().model_dump(mode="json"),
+            "warnings": {},
+        },
         time_s=np.arange(n_frames) / 25,
         faces=random.integers(0, 256, (n_frames, 48, 48, 3), dtype=np.uint8),
         face_box=np.tile(np.array([10, 10, 60, 60], np.float32), (n_frames, 1)),

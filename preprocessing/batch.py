@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
@@ -19,14 +18,21 @@ import numpy as np
 
 from preprocessing.config import PreprocessConfig
 from preprocessing.engines import Lost, Status, run_on_processes, run_on_ray
-from preprocessing.errors import InputError
+from preprocessing.errors import DISK_FULL, InputError
+from preprocessing.files import lock
 from preprocessing.inputs import Source
-from preprocessing.pipeline import STAGES, Preprocessor, Stage, changed_stages, kept_folders
+from preprocessing.pipeline import (
+    STAGES,
+    Preprocessor,
+    Stage,
+    changed_stages,
+    kept_folders,
+    refuse_foreign_before_work,
+)
 from preprocessing.store import load_features
 
 log = logging.getLogger("rcma.preprocessing")
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _MOST_WORKERS = 8
 """More have to be asked for: each takes up to 2 GB of memory."""
 
@@ -67,6 +73,8 @@ class Job:
     """Feature folders that are there; what is not to be done is taken from them."""
     reason: str = ""
     """Why features that are already there do not serve."""
+    overwrite: bool = False
+    """Do it even if its features are there; see also :func:`preprocessing.pipeline.refuse_foreign`."""
 
     @property
     def size(self) -> int:
@@ -121,18 +129,28 @@ def plan(
 ) -> tuple[list[Outcome], list[Job]]:
     """Tell videos whose features are there, made from the same file with the same settings, from those to be done.
 
-    Of the latter, only the stages that changed settings touch are done again. Sources with a problem have failed.
+    Of the latter, only the stages that changed settings touch are done again. Nothing is written.
+
+    Returns:
+        Outcomes of the former, of sources with a problem, and of videos whose features would have to replace something
+        that they must not; jobs for the others.
     """
     finished, jobs = [], []
     for source in sources:
         if source.problem:
             finished.append(Outcome(source.video_id, done=False, problem=source.problem))
             continue
-        job = _plan_one(source, out, config, transcripts, overwrite)
-        if job.stages:
-            jobs.append(job)
-        else:
-            finished.append(_describe(job.source.video_id, out, job.kept, skipped=True))
+        try:
+            job = _plan_one(source, out, config, transcripts, overwrite)
+            if job.stages:
+                jobs.append(job)
+            else:
+                finished.append(_describe(source.video_id, out, job.kept, skipped=True))
+        except InputError as error:
+            finished.append(Outcome(source.video_id, done=False, problem=str(error)))
+        except OSError as error:
+            problem = _describe_os_error(error, Job(source, out))
+            finished.append(Outcome(source.video_id, done=False, problem=problem))
     return finished, jobs
 
 
@@ -156,15 +174,12 @@ def run(
         status: is told :class:`Report` lines.
 
     Raises:
-        InputError: a model cannot be had, the transcript folder does not exist, the folder for the features cannot be
-            made, or the engine is not there.
+        InputError: a model cannot be had, the transcript folder does not exist, or the engine is not there.
+        OSError: the folder for the features cannot be made.
     """
     engine = engine or Engine()
     for out in {job.out for job in jobs}:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"--out {out}: cannot be made: {error.strerror}") from None
+        out.mkdir(parents=True, exist_ok=True)
     # Ray's workers start in folders of their own, in which relative paths mean nothing.
     setup = partial(VideoWorker, config, device, transcripts, Path.cwd())
     if engine.kind == "ray":
@@ -216,23 +231,33 @@ class VideoWorker:
             raise InputError(
                 f"{folder}: {error.strerror} on {platform.node()}; workers need the same folders"
             ) from None
+        self._config, self._transcripts = config, transcripts
         self._preprocessor = Preprocessor(config, device=device, transcripts=transcripts)
 
     def __call__(self, job: Job, *, status: Status) -> Outcome:
-        """Process one video; whatever goes wrong with it becomes part of its outcome."""
+        """Process one video; whatever goes wrong with it becomes part of its outcome.
+
+        If another run works on the same video in the same folder, this one waits, and takes over what the other did.
+        """
         begin = time.perf_counter()
-        path = job.source.path
+        path, video_id = job.source.path, job.source.video_id
+        waiting = Report(video_id, "waiting for another run", 0.0, 0).to_text()
         try:
-            names = self._preprocessor.process(
-                job.source, job.out, stages=job.stages, kept=job.kept, progress=_Teller(job, status)
-            )
-            return _describe(
-                job.source.video_id,
-                job.out,
-                names,
-                notes=[job.reason] if job.reason else [],
-                seconds=time.perf_counter() - begin,
-            )
+            with lock(job.out, video_id, on_wait=lambda: status(waiting)):
+                # Again: hours may have gone by, and another run may have done it.
+                job = _plan_one(job.source, job.out, self._config, self._transcripts, job.overwrite)
+                if not job.stages:
+                    return _describe(video_id, job.out, job.kept, skipped=True)
+                names = self._preprocessor.process(
+                    job.source,
+                    job.out,
+                    stages=job.stages,
+                    kept=job.kept,
+                    overwrite=job.overwrite,
+                    progress=_Teller(job, status),
+                )
+            notes = [job.reason] if job.reason else []
+            return _describe(video_id, job.out, names, notes=notes, seconds=time.perf_counter() - begin)
         except InputError as error:
             problem = str(error)
         except OSError as error:
@@ -265,8 +290,20 @@ class _Teller:
 
 
 def _plan_one(source: Source, out: Path, config: PreprocessConfig, transcripts: Path | None, overwrite: bool) -> Job:
-    if overwrite:
-        return Job(source, out)
+    """What is to be done for a video; without stages, nothing.
+
+    Raises:
+        InputError: its features would have to replace something that they must not.
+        OSError: the video cannot be read.
+    """
+    job = Job(source, out, overwrite=True) if overwrite else _plan_stages(source, out, config, transcripts)
+    # A file that is not there is named when its turn comes.
+    if job.stages and source.path.exists():
+        refuse_foreign_before_work(out, source, config, overwrite=overwrite)
+    return job
+
+
+def _plan_stages(source: Source, out: Path, config: PreprocessConfig, transcripts: Path | None) -> Job:
     try:
         kept = kept_folders(out, source, config)
         changed: dict[Stage, str] = {}
@@ -284,7 +321,7 @@ def _plan_one(source: Source, out: Path, config: PreprocessConfig, transcripts: 
 def _describe_os_error(error: OSError, job: Job) -> str:
     """One line on what the system refused."""
     path, reason = job.source.path, error.strerror or str(error)
-    if error.errno in _FULL:
+    if error.errno in DISK_FULL:
         return f"{path}: its features cannot be written to {job.out}: {reason}; make room and run the command again"
     where = f"{error.filename}: " if error.filename and str(error.filename) != str(path) else ""
     return f"{path}: {where}{reason}"

@@ -79,7 +79,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="DIR",
         help="Aff-Wild2's folder of faces (VIDEO_ID, VIDEO_ID_left, VIDEO_ID_right) that replace face detection",
     )
-    instead.add_argument("--overwrite", action="store_true", help="do finished videos again")
+    instead.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="do finished videos again, and replace features that were made from another file of the same name; other "
+        "files and folders are never replaced",
+    )
     many = parser.add_argument_group("many at once")
     many.add_argument(
         "--workers",
@@ -145,27 +150,39 @@ def preprocess_and_report(
 
     Raises:
         InputError: the request as a whole cannot be carried out; see :func:`preprocessing.batch.run`.
+        OSError: see there.
     """
     # Imported here: torch and FFmpeg are not needed for --help.
     from preprocessing.batch import plan, run
+    from preprocessing.files import remove_left_overs
     from preprocessing.progress import BatchProgress
 
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out}: is a file; give a folder")
+    remove_left_overs(out)
     outcomes, jobs = plan(sources, out, config, transcripts=transcripts, overwrite=overwrite)
-    if n_done := sum(outcome.done for outcome in outcomes):
-        print(f"already done: {n_done} of {len(sources)} videos", file=sys.stderr)
+    n_skipped = sum(outcome.done for outcome in outcomes)
+    if n_skipped:
+        print(f"already done: {n_skipped} of {len(sources)} videos", file=sys.stderr)
+    # Those that are refused are named now, not after hours of work on the others.
+    _print_failures(outcomes)
+    n_planned = len(outcomes)
     with BatchProgress({job.source.video_id: job.size for job in jobs}) as progress:
         for outcome in run(jobs, config, device=device, transcripts=transcripts, engine=engine, status=progress.report):
             progress.finished(outcome)
             outcomes.append(outcome)
     order = {source.video_id: position for position, source in enumerate(sources)}
+    worked_on = sorted(outcomes[n_planned:], key=lambda outcome: order[outcome.video_id])
     outcomes.sort(key=lambda outcome: order[outcome.video_id])
     _print_closing_table(outcomes, out)
+    _print_failures(worked_on)
+    return outcomes
+
+
+def _print_failures(outcomes: Sequence[Outcome]) -> None:
     for outcome in outcomes:
         if not outcome.done:
             print_failure(outcome.problem)
-    return outcomes
 
 
 def _overrides(args: argparse.Namespace) -> list[str]:
@@ -207,13 +224,13 @@ def _dry_run(
 
     finished, jobs = plan(sources, out, config, transcripts=transcripts, overwrite=overwrite)
     planned = {job.source.video_id: job for job in jobs}
+    refused = [outcome for outcome in finished if not outcome.done]
+    problems = {outcome.video_id: outcome.problem for outcome in refused}
     rows = []
-    problems = []
     for source in sources:
         job = planned.get(source.video_id)
-        if source.problem:
-            rows.append([source.video_id, str(source.path), "", "", f"CANNOT BE DONE: {source.problem}"])
-            problems.append(source.problem)
+        if source.video_id in problems:
+            rows.append([source.video_id, str(source.path), "", "", f"CANNOT BE DONE: {problems[source.video_id]}"])
             continue
         if job is None:
             rows.append([source.video_id, str(source.path), "", "", "nothing: already done"])
@@ -222,12 +239,14 @@ def _dry_run(
             picture, todo = _look_into(source, config), job.reason or "all stages"
         except InputError as error:
             picture, todo = "", f"CANNOT BE DONE: {error}"
-            problems.append(str(error))
+            problems[source.video_id] = str(error)
         rows.append([source.video_id, str(source.path), f"{job.size / 1e6:.1f}", picture, todo])
     n_bytes = sum(job.size for job in jobs)
-    n_done = sum(outcome.done for outcome in finished)
-    title = f"{len(jobs)} of {len(sources)} videos to do, {n_bytes / 1e6:.1f} MB; {n_done} already in {out}"
+    title = f"{len(jobs)} of {len(sources)} videos to do, {n_bytes / 1e6:.1f} MB"
+    title += f"; {len(finished) - len(refused)} already in {out}"
     print_table(title, ["video", "file", "MB", "picture", "to do"], rows)
+    for problem in problems.values():
+        print_failure(problem)
     return EXIT_SOME_FAILED if problems else EXIT_DONE
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import io
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from types import TracebackType
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import (
@@ -23,7 +26,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from preprocessing.errors import InputError
+from preprocessing.errors import InputError, describe_os_error
 from preprocessing.text import one_line
 
 EXIT_DONE, EXIT_SOME_FAILED, EXIT_BAD_REQUEST, EXIT_INTERRUPTED = 0, 1, 2, 130
@@ -74,20 +77,40 @@ def run_command(
     """Parse the arguments, do the work, turn errors into one line on stderr and the exit code that belongs to them.
 
     Returns:
-        0 everything asked for was done; 1 some inputs failed; 2 the request itself is wrong; 130 interrupted.
+        0 everything asked for was done; 1 some inputs failed, or something could not be read or written; 2 the request
+        itself is wrong; 130 interrupted.
     """
     _write_what_the_terminal_can_show()
-    args = parser.parse_args(argv)
-    _set_up_logging(args.log_level)
     try:
-        return work(args)
+        try:
+            args = parser.parse_args(argv)
+            _set_up_logging(args.log_level)
+            return work(args)
+        finally:
+            # Here, where what goes wrong is still told: at the interpreter's exit it would be a traceback.
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except InputError as error:
-        log.debug("traceback of the error below", exc_info=True)
-        print(f"{parser.prog}: error: {one_line(str(error))}", file=sys.stderr)
-        return EXIT_BAD_REQUEST
+        return _give_up(f"{parser.prog}: error: {error}", EXIT_BAD_REQUEST)
+    except OSError as error:
+        return _give_up(f"{parser.prog}: error: {describe_os_error(error)}", EXIT_SOME_FAILED)
     except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted; nothing half-written was left", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return _give_up(f"{parser.prog}: interrupted; nothing half-written was left", EXIT_INTERRUPTED)
+
+
+def _give_up(line: str, code: int) -> int:
+    log.debug("traceback of the error below", exc_info=True)
+    with suppress(OSError):
+        print(one_line(line), file=sys.stderr)
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        # What is still in its buffer would fail once more when the interpreter exits.
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+    return code
 
 
 def _write_what_the_terminal_can_show() -> None:
@@ -117,14 +140,27 @@ def _set_up_logging(level: str) -> None:
             logging.getLogger(library).setLevel(logging.ERROR)
 
 
+class _Console(Console):
+    """Leaves a pipe that nobody reads any more to :func:`run_command`, as every other error of writing."""
+
+    def on_broken_pipe(self) -> None:
+        """Called while the error is handled."""
+        raise
+
+
 def output_console() -> Console:
     """Console for results, on stdout."""
-    return Console(width=None if sys.stdout.isatty() else _WIDTH_OF_FILES, highlight=False)
+    return _Console(width=_width(sys.stdout), highlight=False)
 
 
 def error_console() -> Console:
     """Console for progress and messages, on stderr."""
-    return Console(stderr=True, width=None if sys.stderr.isatty() else _WIDTH_OF_FILES, highlight=False)
+    return _Console(stderr=True, width=_width(sys.stderr), highlight=False)
+
+
+def _width(stream: TextIO | None) -> int | None:
+    """Columns; None leaves it to the terminal. A stream that was closed before the start is None."""
+    return None if stream is not None and stream.isatty() else _WIDTH_OF_FILES
 
 
 class Reporter:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from preprocessing.align import MEL_RATE
 from preprocessing.audio import SAMPLE_RATE
+from preprocessing.files import replace_own
 from preprocessing.store import Features
 
 if TYPE_CHECKING:
@@ -73,7 +74,11 @@ def draw_contact_sheet(features: Features, path: Path) -> None:
 
     Args:
         features: of one video of any length, with or without faces, sound and words.
-        path: the file to write; one that is there already is replaced, missing folders above it are made.
+        path: the file to write; missing folders above it are made.
+
+    Raises:
+        InputError: something is there already that this function did not write.
+        OSError: it cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -94,7 +99,8 @@ def draw_contact_sheet(features: Features, path: Path) -> None:
         _draw_words(pen, axes, features, strip)
         _draw_times(pen, axes, strip, minutes=strips[-1].end_s >= 120)
     _draw_footer(pen, features, warnings, top=_HEADER + len(strips) * _STRIP)
-    _write_png(canvas, path)
+    with replace_own(path) as new:
+        canvas.print_png(new)
 
 
 @dataclass(frozen=True)
@@ -579,14 +585,3 @@ def _draw_footer(pen: _Pen, features: Features, warnings: Sequence[str], *, top:
     for number, line in enumerate(lines):
         colour = _INK if number < 2 else _UNSURE_TO_SURE[0]
         pen.write(_LEFT, top + (number + 0.5) * _LINE, line, font, color=colour)
-
-
-def _write_png(canvas: FigureCanvasAgg, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".partial-{path.name}")
-    try:
-        canvas.print_png(partial)
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise

@@ -6,8 +6,9 @@ processes do not slow them down (OpenMP's threads wait for each other by spinnin
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
+import os
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,10 +28,11 @@ from preprocessing.audio import HOP_LENGTH, N_MELS, SAMPLE_RATE, log_mel_blocks,
 from preprocessing.config import PreprocessConfig
 from preprocessing.errors import InputError
 from preprocessing.faces import FaceDetector, Faces, follow_faces
+from preprocessing.files import sha256, whole_or_nothing
 from preprocessing.inputs import Source
 from preprocessing.provided_faces import describe_provided, read_provided
 from preprocessing.speech import SpeechRecogniser, Transcript, Word
-from preprocessing.store import Features, FeatureWriter, load_features, load_meta, whole_or_nothing
+from preprocessing.store import Features, FeatureWriter, load_features, load_meta, own_source
 from preprocessing.transcripts import find_transcript, read_transcript
 from preprocessing.video import Audio, Frame, Video, read_audio
 from preprocessing.words import WordEncoder
@@ -122,6 +124,7 @@ class Preprocessor:
         *,
         stages: Sequence[Stage] = STAGES,
         kept: Sequence[str] = (),
+        overwrite: bool = False,
         progress: Progress = lambda *_: None,
     ) -> list[str]:
         """Turn one video into feature folders, one for each subject, each written whole or not at all.
@@ -131,13 +134,15 @@ class Preprocessor:
             out: where its feature folders go.
             stages: what is to be done; the rest is taken over from the folders ``kept``.
             kept: names of the video's feature folders that are there already.
+            overwrite: see :func:`refuse_foreign`.
             progress: is told how far it is.
 
         Returns:
             Names of the feature folders.
 
         Raises:
-            InputError: the file is not a video that can be decoded, or its transcript or faces cannot be read.
+            InputError: the file is not a video that can be decoded, its transcript or faces cannot be read, or what is
+                in the place of a feature folder must not be replaced.
             OSError: a file cannot be read or written.
         """
         if source.provided_faces == {}:
@@ -161,14 +166,16 @@ class Preprocessor:
                 "warnings": {"faces": pictures.warnings, **sound.warnings},
                 "seconds": watch.seconds,
             }
+            check = partial(refuse_foreign, source=source, overwrite=overwrite)
+            # All before the first is written.
             for name in pictures.subjects:
-                _refuse_foreign(out / name, source, description)
+                check(out / name)
             for name, faces in pictures.subjects.items():
                 provided = (source.provided_faces or {}).get(name)
                 description_of_faces = (
                     describe_provided(provided, first_image=source.first_image) if provided is not None else None
                 )
-                with whole_or_nothing(out / name) as partial_folder:
+                with whole_or_nothing(out / name, check=check) as partial_folder:
                     _write(
                         partial_folder, pictures.time_s, faces, sound, {**meta, "provided_faces": description_of_faces}
                     )
@@ -316,6 +323,41 @@ class Preprocessor:
         return self._encoder.encode(words)
 
 
+def refuse_foreign(folder: Path, source: Source, *, overwrite: bool) -> None:
+    """Raise InputError if features of ``source`` must not take the place of what is at ``folder``.
+
+    Only feature folders are ever replaced, and only those of the same video: made from a file at the same path, which
+    may have changed since, or from a file with the same content that was elsewhere. With ``overwrite``, also those of
+    another file with the same identifier.
+    """
+    made_from = own_source(folder)
+    if made_from is None or _is_same_video(source.path, made_from):
+        return
+    same_id = Path(made_from["path"]).stem == source.video_id
+    if not (same_id and overwrite):
+        instead = "or replace them with --overwrite" if same_id else "or rename one of them"
+        raise InputError(
+            f"{source.path}: {folder} holds features of another file, {made_from['path']}; "
+            f"give another --out, {instead}"
+        )
+
+
+def refuse_foreign_before_work(out: Path, source: Source, config: PreprocessConfig, *, overwrite: bool) -> None:
+    """Raise InputError if there is something that features of ``source`` may have to replace, and must not.
+
+    With ``faces.subjects=all`` it shows only later which folders a video gets. Then features of other videos, such as
+    of ``talk_1.mp4`` beside ``talk.mp4``, are no reason to refuse it yet.
+    """
+    for name in source.provided_faces or [source.video_id]:
+        refuse_foreign(out / name, source, overwrite=overwrite)
+    if source.provided_faces is None and config.faces.subjects == "all" and out.is_dir():
+        pattern = re.compile(re.escape(source.video_id) + r"_(left|right|\d+)")
+        for folder in sorted(path for path in out.iterdir() if pattern.fullmatch(path.name)):
+            made_from = own_source(folder)
+            if made_from is not None and Path(made_from["path"]).stem == source.video_id:
+                refuse_foreign(folder, source, overwrite=overwrite)
+
+
 def kept_folders(out: Path, source: Source, config: PreprocessConfig) -> list[str]:
     """Names of the feature folders of a video that are there already; empty when one of them is missing.
 
@@ -350,8 +392,9 @@ def changed_stages(
     """
     meta = load_features(folder).meta
     provided = (source.provided_faces or {}).get(folder.name)
-    # Where what they were made from is gone, the features are whole all the same.
-    if source.path.exists() and not is_same_file(source.path, meta["source"]):
+    # Where what they were made from is gone, the features are still whole.
+    known = is_same_file if source.path.exists() else _is_same_path
+    if not known(source.path, meta["source"]):
         return dict.fromkeys(STAGES, f"{source.path} is not the file that the features were made from")
     # What no setting was there for yet was done as the default says now.
     then, now = PreprocessConfig().model_dump(mode="json") | meta["settings"], config.model_dump(mode="json")
@@ -367,8 +410,8 @@ def changed_stages(
     if described != meta["provided_faces"]:
         changed.setdefault("faces", "the provided faces have changed")
     transcript = find_transcript(transcripts, source.video_id) if transcripts is not None else None
-    known = meta["transcript"]
-    if (transcript is None) != (known is None) or (transcript and not is_same_file(transcript, known)):
+    then_read = meta["transcript"]
+    if (transcript is None) != (then_read is None) or (transcript and not is_same_file(transcript, then_read)):
         changed.setdefault("speech", "its transcript has changed")
     if "speech" in changed:
         changed.setdefault("words", changed["speech"])
@@ -380,8 +423,22 @@ def is_same_file(path: Path, description: dict[str, Any]) -> bool:
     status = path.stat()
     if status.st_size != description["size"]:
         return False
-    # Reading terabytes again only to see that nothing changed would cost hours: the time of change comes first.
-    return status.st_mtime_ns == description["modified_ns"] or _sha256(path) == description["sha256"]
+    # Reading terabytes again only to see that nothing changed would cost hours: the time of change comes first. Of a
+    # file elsewhere it says nothing: recordings without compression, copied together, agree in size and time.
+    unchanged = status.st_mtime_ns == description["modified_ns"] and _is_same_path(path, description)
+    return unchanged or sha256(path) == description["sha256"]
+
+
+def _is_same_path(path: Path, description: dict[str, Any]) -> bool:
+    return os.path.realpath(path) == os.path.realpath(description["path"])
+
+
+def _is_same_video(path: Path, made_from: dict[str, Any]) -> bool:
+    """Whether a video is the one that features were made from, be it that it has changed or moved since."""
+    # A relative path, as an earlier version stored it, means another file in another folder.
+    if Path(made_from["path"]).is_absolute() and _is_same_path(path, made_from):
+        return True
+    return path.stat().st_size == made_from.get("size") and sha256(path) == made_from["sha256"]
 
 
 def _write(folder: Path, time_s: NDArray[np.float64], faces: Faces, sound: _Sound, meta: dict[str, Any]) -> None:
@@ -438,15 +495,6 @@ def _name_subjects(video_id: str, people: Sequence[Faces]) -> dict[str, Faces]:
     return {f"{video_id}_{number}": faces for number, faces in enumerate(people, start=1)}
 
 
-def _refuse_foreign(folder: Path, source: Source, description: dict[str, Any]) -> None:
-    """Do not write one video's person over the features of another video."""
-    if folder.name == source.video_id or not folder.is_dir():
-        return
-    made_from = load_meta(folder)["source"]
-    if made_from["path"] != description["path"] and made_from["sha256"] != description["sha256"]:
-        raise InputError(f"{source.path}: {folder} holds features of {made_from['path']}; use another --out")
-
-
 def _watched(video: Video, times: list[float], progress: Progress, stop: Event) -> Iterator[Frame]:
     """Frames of a video, whose times are noted."""
     for frame in video.frames():
@@ -501,12 +549,7 @@ def _stat(path: Path) -> tuple[int, int]:
 
 def _describe_source(path: Path) -> dict[str, Any]:
     size, modified_ns = _stat(path)
-    return {"path": str(path), "size": size, "modified_ns": modified_ns, "sha256": _sha256(path)}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return {"path": str(path.absolute()), "size": size, "modified_ns": modified_ns, "sha256": sha256(path)}
 
 
 def _software_versions() -> dict[str, str]:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from numpy.typing import NDArray
 
 from preprocessing.audio import HOP_LENGTH
 from preprocessing.errors import InputError
+from preprocessing.files import refuse_foreign_folder, whole_or_nothing
 from preprocessing.names import as_video_id
 from preprocessing.speech import Word
 
@@ -37,6 +36,19 @@ _OVER_FRAMES = ("time_s", "faces", "face_box", "face_score", "frame_word")
 _OPTIONAL = ("waveform",)
 """Arrays that a folder may do without."""
 _FILES = ("meta.json", "words.json", *(f"{name}.npy" for name in _ARRAYS if name not in _OPTIONAL))
+_KNOWN = {*_FILES, *(f"{name}.npy" for name in _OPTIONAL)}
+_META: dict[str, type] = {
+    "n_frames": int,
+    "source": dict,
+    "subjects": list,
+    "settings": dict,
+    "audio": dict,
+    "warnings": dict,
+}
+"""Entries of ``meta.json`` that every reader may count on."""
+_SOURCE = ("path", "size", "modified_ns", "sha256")
+_VALUES_AT_ONCE = 1 << 20
+"""Values checked at a time, so that memory does not grow with the video."""
 
 
 @dataclass(frozen=True)
@@ -72,29 +84,6 @@ class Features:
     def n_frames(self) -> int:
         """Number of decoded frames T."""
         return len(self.time_s)
-
-
-@contextmanager
-def whole_or_nothing(folder: Path) -> Iterator[Path]:
-    """Give a temporary sibling of ``folder`` to write into; it takes the folder's place only if nothing went wrong.
-
-    Siblings left behind by a process that was killed are cleared first.
-    """
-    partial, replaced = (folder.with_name(f".{state}-{folder.name}") for state in ("partial", "replaced"))
-    for left_behind in (partial, replaced):
-        shutil.rmtree(left_behind, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        if folder.exists():
-            folder.rename(replaced)
-            partial.rename(folder)
-            shutil.rmtree(replaced)
-        else:
-            partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 class FeatureWriter:
@@ -143,16 +132,20 @@ class FeatureWriter:
 
 
 def save_features(folder: Path, features: Features) -> None:
-    """Write a feature folder, whole or not at all; one that is already there is replaced.
+    """Write a feature folder, whole or not at all; a feature folder that is already there is replaced.
 
     Raises:
-        ValueError: an array has another dtype, number of dimensions or number of frames than it should.
+        ValueError: an array has another dtype, number of dimensions or number of frames than it should, values that it
+            cannot have, or an entry of ``meta`` is missing.
+        InputError: something else is at ``folder``; see :func:`own_source`.
     """
     given = {name: getattr(features, name) for name in _ARRAYS}
     arrays = {name: np.asarray(array) for name, array in given.items() if array is not None}
+    for problem in _meta_problems(features.meta):
+        raise ValueError(f"{features.video_id}: meta: {problem}")
     for name, problem in _array_problems(arrays, n_frames=features.n_frames, n_words=len(features.words)):
         raise ValueError(f"{features.video_id}: {name}: {problem}")
-    with whole_or_nothing(folder) as partial:
+    with whole_or_nothing(folder, check=own_source) as partial:
         writer = FeatureWriter(partial)
         for name, array in arrays.items():
             writer.write_array(name, array)
@@ -160,11 +153,38 @@ def save_features(folder: Path, features: Features) -> None:
         writer.write_meta(features.meta)
 
 
-def load_meta(folder: Path) -> dict[str, Any]:
-    """Read ``meta.json`` of a feature folder and check its format version.
+def own_source(folder: Path) -> dict[str, Any] | None:
+    """Tell which file the feature folder at a path was made from, whatever its format version and even if damaged.
+
+    Returns:
+        ``source`` of its ``meta.json``: at least ``path`` and ``sha256``; None if nothing is at ``folder``.
 
     Raises:
-        InputError: there is no such folder, it is not a feature folder, or its format version is another one.
+        InputError: something else is there, which must not be replaced: a file, a link, a folder that this program did
+            not write, or one that also holds other files.
+    """
+    if not os.path.lexists(folder):
+        return None
+    refuse_foreign_folder(folder, marker="meta.json", is_known=_KNOWN.__contains__, kind="feature folder")
+    try:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        version, source = meta["format_version"], meta["source"]
+        if isinstance(version, int) and isinstance(source["path"], str) and isinstance(source["sha256"], str):
+            return dict(source)
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise InputError(
+        f"{folder}: its meta.json does not say that this program wrote it, so it is not replaced; move it, "
+        "or give another --out"
+    )
+
+
+def load_meta(folder: Path) -> dict[str, Any]:
+    """Read ``meta.json`` of a feature folder and check its format version and that nothing is missing.
+
+    Raises:
+        InputError: there is no such folder, it is not a feature folder, its format version is another one, or an entry
+            is missing.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such feature folder; rcma-preprocess makes them")
@@ -183,14 +203,17 @@ def load_meta(folder: Path) -> dict[str, Any]:
             f"{folder}: feature format {version}, but this version reads format {FORMAT_VERSION}; "
             "preprocess the video again with --overwrite"
         )
+    for problem in _meta_problems(meta):
+        raise InputError(f"{folder}/meta.json: damaged: {problem}; preprocess the video again with --overwrite")
     return dict(meta)
 
 
 def load_features(folder: Path) -> Features:
-    """Open a feature folder; the large arrays are memory-mapped, read-only.
+    """Open a feature folder and check every value; the large arrays are memory-mapped, read-only.
 
     Raises:
-        InputError: files are missing, of another format version, or do not fit together.
+        InputError: files are missing, of another format version, do not fit together, or hold values that they cannot
+            have, such as the index of a word that does not exist.
     """
     meta = load_meta(folder)
     try:
@@ -199,8 +222,8 @@ def load_features(folder: Path) -> Features:
         words = tuple(_word_from_json(word) for word in json.loads((folder / "words.json").read_text(encoding="utf-8")))
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise InputError(f"{folder}: damaged: {error}; preprocess the video again with --overwrite") from None
-    for name, problem in _array_problems(arrays, n_frames=meta.get("n_frames", -1), n_words=len(words)):
-        raise InputError(f"{folder}/{name}.npy: {problem}; preprocess the video again with --overwrite")
+    for name, problem in _array_problems(arrays, n_frames=meta["n_frames"], n_words=len(words)):
+        raise InputError(f"{folder}/{name}.npy: damaged: {problem}; preprocess the video again with --overwrite")
     return Features(video_id=as_video_id(folder.resolve().name), meta=meta, words=words, **arrays)
 
 
@@ -218,6 +241,18 @@ def _is_empty(path: Path) -> bool:
     return math.prod(shape) == 0
 
 
+def _meta_problems(meta: dict[str, Any]) -> Iterator[str]:
+    for key, kind in _META.items():
+        if key not in meta:
+            yield f"{key} is missing"
+        elif not isinstance(meta[key], kind):
+            yield f"{key} is {meta[key]!r}"
+    source = meta.get("source")
+    missing = [key for key in _SOURCE if isinstance(source, dict) and key not in source]
+    if missing:
+        yield f"source.{missing[0]} is missing"
+
+
 def _array_problems(arrays: dict[str, NDArray[Any]], *, n_frames: int, n_words: int) -> Iterator[tuple[str, str]]:
     for name, array in arrays.items():
         dtype, dimensions = _ARRAYS[name]
@@ -229,6 +264,34 @@ def _array_problems(arrays: dict[str, NDArray[Any]], *, n_frames: int, n_words: 
             yield name, f"{len(array)} rows for {n_words} words"
         elif name == "waveform" and len(array) != HOP_LENGTH * len(arrays["log_mel"]):
             yield name, f"{len(array)} samples for {len(arrays['log_mel'])} rows of log-mel, {HOP_LENGTH} each"
+        else:
+            yield from ((name, problem) for problem in _value_problems(name, array, n_words=n_words))
+
+
+def _value_problems(name: str, array: NDArray[Any], *, n_words: int) -> Iterator[str]:
+    if name == "time_s":
+        if not len(array):
+            yield "no frames"
+        elif not (np.isfinite(array).all() and (np.diff(array) > 0).all()):
+            yield "times that are not finite and strictly increasing"
+    elif name == "frame_word":
+        if len(array) and not -1 <= array.min() <= array.max() < n_words:
+            yield f"words from {array.min()} to {array.max()}, but -1 to {n_words - 1} are right"
+    elif name == "word_vectors":
+        if not np.isfinite(array).all():
+            yield "values that are not finite"
+    elif array.dtype != np.uint8:
+        values = array.reshape(-1)
+        starts = range(0, len(values), _VALUES_AT_ONCE)
+        if any(_has_infinity(values[start : start + _VALUES_AT_ONCE]) for start in starts):
+            yield "infinite values"
+
+
+def _has_infinity(values: NDArray[np.floating]) -> bool:
+    if values.dtype == np.float16:
+        # By its bits: numpy.isinf takes six times as long, and an hour has 80 million of them.
+        return bool(((values.view(np.uint16) & 0x7FFF) == 0x7C00).any())
+    return bool(np.isinf(values).any())
 
 
 def _word_to_json(word: Word) -> dict[str, Any]:
@@ -243,12 +306,15 @@ def _word_to_json(word: Word) -> dict[str, Any]:
 
 def _word_from_json(entry: dict[str, Any]) -> Word:
     probability = entry["probability"]
-    return Word(
+    word = Word(
         text=str(entry["text"]),
         start_s=float(entry["start_s"]),
         end_s=float(entry["end_s"]),
         probability=math.nan if probability is None else float(probability),
     )
+    if not (math.isfinite(word.start_s) and math.isfinite(word.end_s)):
+        raise ValueError(f"words.json: {word.text!r} from {word.start_s} to {word.end_s} s")
+    return word
 
 
 def _write_json(path: Path, content: object) -> None:

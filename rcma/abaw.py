@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from preprocessing.errors import InputError
+from preprocessing.files import replace_own
 from preprocessing.names import as_video_id, by_video_id, video_id_of
 from preprocessing.text import read_text
-from rcma.files import replace_when_whole
 
 Split = Literal["train", "validation", "test"]
 
@@ -165,6 +165,11 @@ def _fits_a_row(video_id: str) -> bool:
     return line.strip().splitlines() == [line] and line.split(",") == row == next(csv.reader([line]))
 
 
+def per_video_file(folder: Path, video_id: str) -> Path:
+    """Where the predictions of a video are."""
+    return folder / f"{video_id}.txt"
+
+
 def write_per_video(folder: Path, video_id: str, predictions: NDArray[np.floating]) -> None:
     """Write ``<video_id>.txt``: the header, then one line per frame with six decimals.
 
@@ -174,11 +179,12 @@ def write_per_video(folder: Path, video_id: str, predictions: NDArray[np.floatin
         predictions: (T,2) valence and arousal in [-1,1], one row for each decoded frame.
 
     Raises:
+        InputError: a file of that name is there that this program did not write, such as an annotation.
         ValueError: another shape, or values that are no number in [-1,1].
     """
     _check_predictions(video_id, predictions)
     rows = (f"{valence:.6f},{arousal:.6f}\n" for valence, arousal in predictions)
-    _write_lines(folder / f"{video_id}.txt", PER_VIDEO_HEADER, rows)
+    _write_lines(per_video_file(folder, video_id), PER_VIDEO_HEADER, rows)
 
 
 def write_single_file(
@@ -193,7 +199,7 @@ def write_single_file(
 
     Raises:
         InputError: the template names videos or frames that have no prediction, or a video_id cannot be in such a
-            file; all of them are named.
+            file, all of which are named; or a file is there that this program did not write.
         ValueError: another shape, or values that are no number in [-1,1].
     """
     for video_id, values in predictions.items():
@@ -285,7 +291,7 @@ def reconcile(template: Sequence[Location], n_frames: Mapping[str, int]) -> list
 
 
 def _write_lines(path: Path, header: str, lines: Iterable[str]) -> None:
-    with replace_when_whole(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as file:
+    with replace_own(path) as new, new.open("w", encoding="utf-8", newline="\n") as file:
         file.write(header + "\n")
         file.writelines(lines)
 

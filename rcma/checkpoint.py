@@ -8,6 +8,7 @@ configuration as metadata, or from the Hub by name. None of them is ever unpickl
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -23,11 +24,10 @@ from torch import Tensor
 
 from preprocessing.config import Settings, build_config
 from preprocessing.errors import InputError
-from preprocessing.store import whole_or_nothing
+from preprocessing.files import replace_when_whole, whole_or_nothing
 from rcma import __version__
 from rcma.backbones import check_entries
 from rcma.config import TrainConfig
-from rcma.files import replace_when_whole
 from rcma.model import RCMA
 from rcma.model_card import ValidationScores, model_card
 
@@ -266,20 +266,20 @@ def export_model(
         name, license, dataset: for the model card, see :func:`rcma.model_card.model_card`.
 
     Raises:
-        InputError: the folder is in use or cannot be written, or what was written is not what is read again.
+        InputError: the folder is in use, or what was written is not what is read again.
+        OSError: it cannot be written.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    with whole_or_nothing(folder.absolute(), check=refuse_used_folder) as partial:
+        model.save_pretrained(partial, model_card_kwargs={"name": name, "license": license, "dataset": dataset})
+        written, known = load_model(partial).state_dict(), model.state_dict()
+        if not all(torch.equal(written[entry], known[entry].cpu()) for entry in known):
+            raise InputError(f"{folder}: other weights are read than were written; nothing was kept; check the disk")
+
+
+def refuse_used_folder(folder: Path) -> None:
+    """Raise InputError unless nothing, or an empty folder, is at ``folder``."""
+    if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder}: is there already; give a new folder, or an empty one")
-    try:
-        with whole_or_nothing(folder.resolve()) as partial:
-            model.save_pretrained(partial, model_card_kwargs={"name": name, "license": license, "dataset": dataset})
-            written, known = load_model(partial).state_dict(), model.state_dict()
-            if not all(torch.equal(written[entry], known[entry].cpu()) for entry in known):
-                raise InputError(
-                    f"{folder}: other weights are read than were written; nothing was kept; check the disk"
-                )
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written: {error.strerror or error}") from None
 
 
 def load_model(name: str | Path) -> TrainedRCMA:

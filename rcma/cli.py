@@ -28,6 +28,7 @@ from preprocessing.console import (
 )
 from preprocessing.device import resolve_device
 from preprocessing.errors import InputError
+from preprocessing.files import refuse_to_overwrite, replace_own
 from preprocessing.inputs import Source, collect_sources
 from preprocessing.names import as_video_id, refuse_shared_ids
 from rcma.config import TARGETS, TrainConfig
@@ -84,6 +85,7 @@ def _train(args: argparse.Namespace) -> int:
         fold = [f"data.fold={args.fold}"] if args.fold else []
         _print_best(run, _train_one(args, run, fold))
         return EXIT_DONE
+    refuse_to_overwrite([run / FOLDS_FILE])
     results = {}
     for number in range(N_FOLDS + 1):
         print(f"fold {number} of 0 to {N_FOLDS}", file=sys.stderr)
@@ -129,8 +131,6 @@ def _print_folds(run: Path, results: dict[int, TrainingResult]) -> None:
     """Scores of all folds with their mean and standard deviation; also as folds.json."""
     import numpy as np
 
-    from rcma.files import replace_when_whole
-
     scores = np.array([[r.best.valence_ccc, r.best.arousal_ccc, r.best.mean_ccc] for r in results.values()])
     rows = [
         [str(fold), str(results[fold].n_videos), str(results[fold].best.epoch), *(f"{score:.3f}" for score in row)]
@@ -140,9 +140,9 @@ def _print_folds(run: Path, results: dict[int, TrainingResult]) -> None:
     rows += [[name, "", "", *(f"{score:.3f}" for score in values)] for name, values in summary.items()]
     columns = ["fold", "videos", "best epoch", "CCC valence", "CCC arousal", "CCC mean"]
     print_table(f"{run}: validation scores of {len(results)} folds", columns, rows)
-    with replace_when_whole(run / FOLDS_FILE) as partial:
+    with replace_own(run / FOLDS_FILE) as new:
         content = [dict(zip(columns, row, strict=True)) for row in rows]
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        new.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def predict(argv: Sequence[str] | None = None) -> int:
@@ -163,7 +163,12 @@ def predict(argv: Sequence[str] | None = None) -> int:
         help="run folder of rcma-train, its best.safetensors, or a Hugging Face Hub name such as org/model; "
         "of several, the predictions are averaged (each Hub name with a --checkpoint of its own)",
     )
-    parser.add_argument("--out", required=True, metavar="PREDICTIONS", help="folder that receives the predictions")
+    parser.add_argument(
+        "--out",
+        required=True,
+        metavar="PREDICTIONS",
+        help="folder that receives the predictions; those of an earlier run are replaced, other files never",
+    )
     _add_challenge_arguments(parser)
     parser.add_argument(
         "--table",
@@ -234,6 +239,8 @@ def _predict(args: argparse.Namespace) -> int:
     refuse_shared_ids(named)
     video_ids = [video_id for video_id, _ in named]
     require_writable_ids(video_ids, settings.format, has_template=settings.template is not None)
+    # Before the work, not after hours of it.
+    refuse_to_overwrite(settings.paths(video_ids))
     n_failed = 0
     if sources:
         # For one that needs the waveform, if there is any; the others are checked against the features.
@@ -242,10 +249,11 @@ def _predict(args: argparse.Namespace) -> int:
         n_failed += len(sources) - len(made)
         folders += made
     usable = _usable_folders(models, folders)
+    # Again: a video may have given several people.
+    refuse_to_overwrite(settings.paths([folder.resolve().name for folder in usable]))
     if settings.template is not None:
         from rcma.abaw import reconcile
 
-        # Before the work, not after hours of it.
         for remark in reconcile(settings.template, {_id_of(folder): n for folder, n in usable.items()}):
             print(remark, file=sys.stderr)
     if settings.overlay is not None and settings.overlay.suffix and len(usable) > 1:
@@ -257,7 +265,7 @@ def _predict(args: argparse.Namespace) -> int:
     for line in written.remarks:
         log.warning(line)
     n_failed += len(folders) - written.n_videos + len(written.failures)
-    where = settings.folder / settings.single_file if settings.format == "single-file" else settings.folder
+    where = settings.single_file_path if settings.format == "single-file" else settings.folder
     print(
         f"{written.n_frames} frames of {written.n_videos} videos are in {where}"
         + (f"; {n_failed} failed" if n_failed else "")
@@ -285,11 +293,14 @@ def _output_settings(args: argparse.Namespace) -> OutputSettings:
         raise InputError("--fill nan: the challenge's files hold a number for each frame; add --format none")
     if args.annotations and not args.report:
         raise InputError("--annotations: labels are shown in the report; add --report")
+    out = Path(args.out)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out}: is a file; give a folder")
     overlay = Path(args.overlay) if args.overlay else None
     if overlay is not None and overlay.suffix not in ("", ".mp4"):
         raise InputError(f"--overlay {overlay}: must end in .mp4, or be a folder")
     return OutputSettings(
-        folder=Path(args.out),
+        folder=out,
         format=None if wanted == "none" else wanted,
         single_file=f"ABAW{args.edition}_VA.txt" if args.edition else SINGLE_FILE,
         template=read_template(Path(args.template)) if args.template else None,
@@ -432,10 +443,11 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
 def _evaluate(args: argparse.Namespace) -> int:
     from rcma.abaw import find_annotations, read_annotation, read_predictions
     from rcma.evaluate import as_json, evaluate_in_detail
-    from rcma.files import replace_when_whole
 
     path = Path(args.predictions)
     predictions = read_predictions(path)
+    scores_file = (path if path.is_dir() else path.parent) / SCORES_FILE
+    refuse_to_overwrite([scores_file])
     annotations = {
         video_id: read_annotation(file) for video_id, file in find_annotations(Path(args.annotations)).items()
     }
@@ -444,9 +456,9 @@ def _evaluate(args: argparse.Namespace) -> int:
         log.warning(warning)
     _print_scores(scores)
     _print_videos(scores)
-    with replace_when_whole((path if path.is_dir() else path.parent) / SCORES_FILE) as partial:
+    with replace_own(scores_file) as new:
         content = as_json(scores) | {"annotations": args.annotations}
-        partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        new.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     # A score over part of the annotated videos is not the score that was asked for.
     return EXIT_DONE if annotations.keys() <= predictions.keys() else EXIT_SOME_FAILED
 

@@ -136,8 +136,8 @@ def open_training_data(
         label_delay_s: labels of the training videos are taken from that much later.
 
     Raises:
-        InputError: a split has no video with both, a video is in both splits, a file is damaged, or the training videos
-            were made with different settings.
+        InputError: a split has no video with both, a video is in both splits, an annotation is damaged, or the training
+            videos were made with different settings. Damaged features are named in the warnings and left out.
     """
     folders = _feature_folders(features)
     train_files, validation_files = find_split(annotations, "train"), find_split(annotations, "validation")
@@ -162,7 +162,11 @@ def open_training_data(
             warnings.append(f"{annotations}: no features for {_some(without)} of the {split} split: not used")
         splits[split] = []
         for video_id in sorted(files.keys() & folders.keys()):
-            opened = load_features(folders[video_id])
+            try:
+                opened = load_features(folders[video_id])
+            except InputError as error:
+                warnings.append(f"{error}: not used")
+                continue
             labels, warning = _labels_of_frames(read_annotation(files[video_id]), opened.n_frames, files[video_id])
             warnings += warning
             if split == "training" and label_delay_s:

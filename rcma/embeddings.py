@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,16 @@ import torch
 from numpy.typing import NDArray
 
 from preprocessing.align import Alignment
-from preprocessing.store import Features, whole_or_nothing
+from preprocessing.files import refuse_foreign_folder, whole_or_nothing
+from preprocessing.store import Features
 from rcma.config import Modality
 from rcma.data import Video, cut_window, face_side
 from rcma.model import RCMA
 from rcma.quicker_backbones import Embed, quicker_forms
 
 _FRAMES_AT_ONCE = 256
+_MADE_FROM = "made_from.json"
+_OWN_FILE = re.compile(rf"{re.escape(_MADE_FROM)}|(face|audio)_\d+\.npy")
 
 
 class EmbeddingStore:
@@ -82,14 +86,14 @@ class EmbeddingStore:
 
     def _made_from(self, video_id: str) -> Any:
         try:
-            return json.loads((self._folder / video_id / "made_from.json").read_text(encoding="utf-8"))
+            return json.loads((self._folder / video_id / _MADE_FROM).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
 
     def _compute(
         self, model: RCMA, quicker: Mapping[str, Embed], features: Features, made_from: dict[str, Any]
     ) -> None:
-        with whole_or_nothing(self._folder / features.video_id) as partial:
+        with whole_or_nothing(self._folder / features.video_id, check=_refuse_foreign) as partial:
             for view in range(self.n_views):
                 crop, flip = self._view(view, features.faces.shape[1])
                 for m in model.backbone:
@@ -104,7 +108,7 @@ class EmbeddingStore:
                             model, m, features, first, n, crop, flip, backbone=quicker.get(m)
                         )
                     stored.flush()
-            (partial / "made_from.json").write_text(json.dumps(made_from), encoding="utf-8")
+            (partial / _MADE_FROM).write_text(json.dumps(made_from), encoding="utf-8")
 
     def _embed(
         self,
@@ -142,6 +146,11 @@ class EmbeddingStore:
         random = np.random.default_rng((self._seed, view))
         top, left = random.integers(0, size - face_side(size) + 1, size=2)
         return (int(top), int(left)), bool(random.random() < 0.5)
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Raise InputError if what is at ``folder`` is not embeddings alone: with them, features would be replaced."""
+    refuse_foreign_folder(folder, marker=_MADE_FROM, is_known=_OWN_FILE.fullmatch, kind="folder of embeddings")
 
 
 def _fingerprint(model: RCMA) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from preprocessing.errors import InputError
 from preprocessing.store import load_features
-from rcma.abaw import Format, Location, write_per_video, write_single_file
+from rcma.abaw import Format, Location, per_video_file, write_per_video, write_single_file
 from rcma.prediction import FillKind, Prediction, SmoothKind, finish
 from rcma.report import ReportedVideo, write_report
 from rcma.tables import TableKind, open_table
@@ -39,6 +39,29 @@ class OutputSettings:
     overlay: Path | None = None
     """A ``.mp4`` file for the only video, or a folder for ``<video_id>.mp4`` of each."""
 
+    @property
+    def single_file_path(self) -> Path:
+        """Where the file with all videos goes."""
+        return self.folder / self.single_file
+
+    @property
+    def table_path(self) -> Path:
+        """Where the table goes."""
+        return self.folder / f"{TABLE}.{self.table}"
+
+    def overlay_path(self, video_id: str) -> Path:
+        """Where the overlay of a video goes."""
+        assert self.overlay is not None
+        return self.overlay if self.overlay.suffix else self.overlay / f"{video_id}.mp4"
+
+    def paths(self, video_ids: Sequence[str]) -> list[Path]:
+        """Every file that :func:`write_outputs` will write for these videos."""
+        paths = [per_video_file(self.folder, name) for name in video_ids] if self.format == "per-video" else []
+        paths += [self.single_file_path] if self.format == "single-file" else []
+        paths += [self.table_path] if self.table else []
+        paths += [self.folder / REPORT] if self.report else []
+        return paths + ([self.overlay_path(name) for name in video_ids] if self.overlay else [])
+
 
 @dataclass(frozen=True)
 class Written:
@@ -57,17 +80,20 @@ def write_outputs(
 ) -> Written:
     """Write all that is asked for; each video's own files as soon as it comes, the common ones at the end.
 
+    Only files that this function wrote before are replaced.
+
     Args:
         videos: predictions as the models gave them.
         settings: what to write.
         status: is told in a few words what is being done.
 
     Raises:
-        InputError: the template is not covered, or a package is missing.
+        InputError: the template is not covered, a package is missing, or one of :meth:`OutputSettings.paths` is there
+            already and must not be replaced.
     """
     done: list[ReportedVideo] = []
     failures: list[str] = []
-    table = open_table(settings.folder / f"{TABLE}.{settings.table}", settings.table) if settings.table else None
+    table = open_table(settings.table_path, settings.table) if settings.table else None
     with table or nullcontext(_write_nothing) as append_to_table:
         for video in videos:
             video = replace(
@@ -78,13 +104,13 @@ def write_outputs(
             append_to_table(video.prediction)
             if settings.overlay is not None:
                 try:
-                    _overlay(video, settings.overlay, status)
+                    _overlay(video, settings.overlay_path(video.prediction.video_id), status)
                 except InputError as error:
                     failures.append(str(error))
             done.append(video)
     if settings.format == "single-file":
         values = {video.prediction.video_id: video.prediction.values for video in done}
-        write_single_file(settings.folder / settings.single_file, values, template=settings.template)
+        write_single_file(settings.single_file_path, values, template=settings.template)
     remarks: tuple[str, ...] = ()
     if settings.report:
         title = f"Valence and arousal: {settings.folder.resolve().name}"
@@ -106,8 +132,6 @@ def _overlay(video: ReportedVideo, path: Path, status: Callable[[str], None]) ->
     name = video.prediction.video_id
     if video.video is None:
         raise InputError(f"{name}: --overlay needs its video file; give that instead of the feature folder")
-    if path.suffix == "":
-        path = path / f"{name}.mp4"
     write_overlay(
         path,
         video.video,

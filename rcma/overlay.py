@@ -26,6 +26,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from preprocessing.errors import InputError
+from preprocessing.files import replace_own
 from preprocessing.store import Features
 from preprocessing.video import (
     Video,
@@ -38,7 +39,6 @@ from preprocessing.video import (
 )
 from rcma.config import TARGETS
 from rcma.drawing import Drawing
-from rcma.files import replace_when_whole
 from rcma.prediction import Prediction
 
 _TICKS_PER_S = 120_000
@@ -70,15 +70,15 @@ def write_overlay(
     as AAC. Memory does not grow with the video.
 
     Args:
-        path: the .mp4 to write; one that is there already is replaced, missing folders above it are made.
+        path: the .mp4 to write; missing folders above it are made.
         video: the recording of which the features were made.
         features: of its T frames.
         prediction: of the same frames.
         on_frame: called after each frame with the number of frames that are done, and T.
 
     Raises:
-        InputError: ``path`` is no .mp4, is the recording itself or cannot be written; the recording cannot be read, or
-            its frames are not those of the features.
+        InputError: ``path`` is no .mp4, cannot be written, or is there already and this program did not write it; the
+            recording cannot be read, or its frames are not those of the features.
         ValueError: the prediction is not of T frames.
     """
     if prediction.values.shape != (features.n_frames, len(TARGETS)):
@@ -89,8 +89,8 @@ def write_overlay(
     with Video(video, streams=streams) as recording:
         _check_size(video, recording, features)
         try:
-            with replace_when_whole(path) as partial:
-                _write(partial, video, recording, streams, features, prediction, on_frame)
+            with replace_own(path) as new:
+                _write(new, video, recording, streams, features, prediction, on_frame)
         except (OSError, av.FFmpegError) as error:
             reason = f"cannot be written ({reason_of(error)})"
             raise InputError(f"{path}: {reason}; give a place where a file can be written") from None

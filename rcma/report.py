@@ -33,10 +33,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from preprocessing.errors import InputError
+from preprocessing.files import replace_own
 from preprocessing.store import Features, load_features
 from preprocessing.video import SAMPLE_RATE, Audio, Frame, Video, read_audio
 from rcma.config import TARGETS
-from rcma.files import replace_when_whole
 from rcma.metrics import ccc
 from rcma.prediction import Prediction
 
@@ -92,13 +92,14 @@ def write_report(
         Warnings, one line each: recordings that are gone or cannot be read, previews that were left out.
 
     Raises:
-        InputError: plotly is not installed, or a feature folder cannot be used.
+        InputError: plotly is not installed, a feature folder cannot be used, or a file is there that this program did
+            not write.
     """
     plotly = _plotly()
     page = files("rcma") / "page"
     previews = _Previews(path)
     rows: list[dict[str, Any]] = []
-    with replace_when_whole(path) as partial, partial.open("w", encoding="utf-8") as file:
+    with replace_own(path) as new, new.open("w", encoding="utf-8") as file:
         for text, gap in _template((page / "page.html").read_text(encoding="utf-8")):
             file.write(text)
             if gap == "title":

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from preprocessing.errors import InputError
+from preprocessing.files import replace_own
 from rcma.config import MODALITIES, TARGETS
-from rcma.files import replace_when_whole
 from rcma.prediction import Prediction
 
 TableKind = Literal["csv", "parquet"]
@@ -29,17 +29,17 @@ def open_table(path: Path, kind: TableKind) -> Iterator[Callable[[Prediction], N
     """Give a function that appends a video's rows; the file is there when the block ends, or not at all.
 
     Raises:
-        InputError: Parquet without the package that writes it.
+        InputError: Parquet without the package that writes it, or a file is there that this program did not write.
     """
-    with replace_when_whole(path) as partial:
+    with replace_own(path) as new:
         if kind == "csv":
             # Without newline="" every row would end twice on Windows.
-            with partial.open("w", encoding="utf-8", newline="") as file:
+            with new.open("w", encoding="utf-8", newline="") as file:
                 writer = csv.writer(file, lineterminator="\n")
                 writer.writerow(["video", "frame", "time_s", *TARGETS, *MODALITIES])
                 yield lambda prediction: writer.writerows(_csv_rows(prediction))
         else:
-            with _open_parquet(partial) as write:
+            with _open_parquet(new) as write:
                 yield write
 
 

@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 from preprocessing.config import flatten
 from preprocessing.device import resolve_device
 from preprocessing.errors import InputError
+from preprocessing.files import replace_when_whole
 from rcma.backbones import speech_config, vision_config
 from rcma.checkpoint import (
     SCORES_FILE,
@@ -50,7 +51,6 @@ from rcma.data import (
 )
 from rcma.embeddings import EmbeddingStore
 from rcma.evaluate import Scores, evaluate
-from rcma.files import replace_when_whole
 from rcma.inference import predict_video, to_abaw_columns
 from rcma.metrics import n_loss_terms, training_loss
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,20 @@ def make_labels(n_frames: int, seed: int) -> NDArray[np.float32]:
     t = np.arange(n_frames)[:, None]
     period, phase = random.uniform(25, 50, size=2), random.uniform(0, 2 * np.pi, size=2)
     return (0.8 * np.sin(2 * np.pi * t / period + phase)).astype(np.float32)
+
+
+def make_meta(n_frames: int, config: PreprocessConfig = SETTINGS, *, audio: bool = True) -> dict[str, Any]:
+    """``meta`` of features that no video was needed for."""
+    return {
+        "source": {"path": "nowhere.mp4", "size": 0, "modified_ns": 0, "sha256": ""},
+        "subjects": [],
+        "n_frames": n_frames,
+        "frame_rate": float(RATE),
+        "audio": {"present": audio, "start_s": None, "duration_s": None},
+        "language": None,
+        "settings": config.model_dump(mode="json"),
+        "warnings": {},
+    }
 
 
 def make_features(
@@ -69,7 +84,7 @@ def make_features(
     spoken = tuple(Word(text=f"word{k}", start_s=s, end_s=s + 0.5, probability=math.nan) for k, s in enumerate(starts))
     features = Features(
         video_id=folder.name,
-        meta={"n_frames": n, "frame_rate": float(RATE), "settings": config.model_dump(mode="json")},
+        meta=make_meta(n, config, audio=audio),
         time_s=time_s,
         faces=faces,
         face_box=box,

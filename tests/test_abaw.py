@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from preprocessing.errors import InputError
+from preprocessing.files import WRITTEN
 from rcma.abaw import (
     Location,
     fill_template,
@@ -95,7 +96,7 @@ def test_per_video_file_is_one_line_per_frame(tmp_path: Path):
     write_per_video(tmp_path / "new", "it's a+b", np.float32([[0.5, -0.25], [1, -1], [0, 1e-9]]))
     text = (tmp_path / "new" / "it's a+b.txt").read_bytes()
     assert text == b"valence,arousal\n0.500000,-0.250000\n1.000000,-1.000000\n0.000000,0.000000\n"
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["it's a+b.txt"]
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [WRITTEN, "it's a+b.txt"]
 
 
 @pytest.mark.parametrize("values", [[[0.0, np.nan]], [[0.0, 1.5]], [[0.0]], [0.0, 0.0]])

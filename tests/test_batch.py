@@ -294,10 +294,10 @@ def test_folder_that_cannot_be_written_is_one_line(
     short_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("in the way")
-    for out in (tmp_path / "file", tmp_path / "file" / "below"):
-        assert main([str(short_clip), "--out", str(out), *NO_SPEECH]) == 2
+    for out, code in ((tmp_path / "file", 2), (tmp_path / "file" / "below", 1)):
+        assert main([str(short_clip), "--out", str(out), *NO_SPEECH]) == code
         (line,) = capsys.readouterr().err.strip().splitlines()
-        assert f"--out {out}" in line
+        assert str(out) in line
     if os.geteuid() == 0:
         return  # root may write anywhere
     locked = tmp_path / "locked"

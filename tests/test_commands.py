@@ -15,6 +15,7 @@ import yaml
 from made_features import make_data, make_features, make_labels
 
 from preprocessing.cli import main as preprocess
+from preprocessing.files import WRITTEN
 from preprocessing.store import load_features
 from rcma import cli
 from rcma.metrics import ccc
@@ -52,7 +53,7 @@ def test_train_then_predict_then_evaluate(project: Project, tmp_path: Path, caps
     out = tmp_path / "predictions"
     inputs = project.features("video2", "video3")
     assert cli.predict([*inputs, "--checkpoint", project.run, "--out", str(out), "--device", "cpu"]) == 0
-    assert sorted(path.name for path in out.iterdir()) == ["frames.csv", "video2.txt", "video3.txt"]
+    assert sorted(path.name for path in out.iterdir()) == [WRITTEN, "frames.csv", "video2.txt", "video3.txt"]
     files = ["video2.txt", "video3.txt"]
     values = []
     for file in files:
@@ -167,7 +168,7 @@ def test_one_bad_folder_is_named_and_the_others_are_done(
     failed = [line for line in capsys.readouterr().err.splitlines() if line.startswith("failed: ")]
     assert len(failed) == 1
     assert "feature format 0, but this version reads format 2" in failed[0]
-    assert sorted(path.name for path in out.iterdir()) == ["frames.csv", "video2.txt"]
+    assert sorted(path.name for path in out.iterdir()) == [WRITTEN, "frames.csv", "video2.txt"]
 
 
 def test_table_says_what_each_frame_was_predicted_from(project: Project, tmp_path: Path) -> None:
@@ -212,9 +213,9 @@ def test_smoothing_and_filling_reach_every_file(project: Project, tmp_path: Path
 def test_edition_picks_format_and_name(project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [*project.features("video2"), "--checkpoint", project.run, "--device", "cpu", "--out"]
     assert cli.predict([*arguments, str(tmp_path / "six"), "--edition", "6"]) == 0
-    assert sorted(path.name for path in (tmp_path / "six").iterdir()) == ["ABAW6_VA.txt", "frames.csv"]
+    assert sorted(path.name for path in (tmp_path / "six").iterdir()) == [WRITTEN, "ABAW6_VA.txt", "frames.csv"]
     assert cli.predict([*arguments, str(tmp_path / "three"), "--edition", "3", "--table", "none"]) == 0
-    assert [path.name for path in (tmp_path / "three").iterdir()] == ["video2.txt"]
+    assert sorted(path.name for path in (tmp_path / "three").iterdir()) == [WRITTEN, "video2.txt"]
     sample = tmp_path / "sample.txt"
     rows = [f"video2/{frame:05d}.jpg" for frame in range(1, N_FRAMES)]
     sample.write_text("image_location,valence,arousal\n" + "".join(f"{row},0,0\n" for row in rows))
@@ -273,7 +274,7 @@ def test_report_and_overlay_of_a_raw_clip(
     said = capsys.readouterr()
     assert "failed: video2: --overlay needs its video file; give that instead of the feature folder" in said.err
     assert f"{12 + N_FRAMES} frames of 2 videos are in {out}; 1 failed" in said.out
-    assert [path.name for path in (tmp_path / "drawn").iterdir()] == ["short.mp4"]
+    assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == [WRITTEN, "short.mp4"]
     page = (out / "report.html").read_text(encoding="utf-8")
     assert 'id="preview-0"' in page and '"name":"video2"' in page
     assert re.search(r'"ccc":\{"valence":-?[\d.]+', page)

@@ -175,7 +175,7 @@ def test_shared_id_is_refused_before_any_work(
 
 
 def start_and_wait(videos: Path, out: Path, *, until: int) -> subprocess.Popen[str]:
-    """Start the command and wait until work on video number ``until`` (from 1) has begun."""
+    """Start the command and wait until the videos before number ``until`` (from 1) are done."""
     command = [sys.executable, "-m", "preprocessing.cli", str(videos), "--out", str(out), *NO_SPEECH]
     process = subprocess.Popen(
         command,
@@ -186,7 +186,7 @@ def start_and_wait(videos: Path, out: Path, *, until: int) -> subprocess.Popen[s
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
-    while not (out.is_dir() and len(list(out.iterdir())) >= until):
+    while not (out.is_dir() and sum(not path.name.startswith(".") for path in out.iterdir()) >= until - 1):
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -195,7 +195,6 @@ def start_and_wait(videos: Path, out: Path, *, until: int) -> subprocess.Popen[s
 
 def test_interrupt_leaves_nothing_half_written(demo_clips: Path, tmp_path: Path) -> None:
     out = tmp_path / "features"
-    # Work on the second video has begun only when the first is whole.
     process = start_and_wait(demo_clips, out, until=2)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=30)

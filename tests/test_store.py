@@ -7,17 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_features import make_meta
 
 from preprocessing.errors import InputError
+from preprocessing.files import whole_or_nothing
 from preprocessing.speech import Word
-from preprocessing.store import Features, load_features, save_features, whole_or_nothing
+from preprocessing.store import Features, load_features, own_source, save_features
 
 
 def make_features(n_frames: int = 7, n_words: int = 2, width: int = 4) -> Features:
     rng = np.random.default_rng(0)
     return Features(
         video_id="a b",
-        meta={"n_frames": n_frames, "source": {"path": "a b.mp4"}, "settings": {}, "warnings": []},
+        meta=make_meta(n_frames),
         time_s=np.arange(n_frames) / 25.0,
         faces=rng.integers(0, 256, (n_frames, 16, 16, 3), dtype=np.uint8),
         face_box=rng.random((n_frames, 4), dtype=np.float32),
@@ -64,19 +66,11 @@ def test_a_waveform_comes_back_where_there_is_one(tmp_path: Path, n_mel: int) ->
 
 def test_failure_leaves_nothing_and_keeps_what_was_there(tmp_path: Path) -> None:
     save_features(tmp_path / "v", make_features())
-    with pytest.raises(RuntimeError, match="disk"), whole_or_nothing(tmp_path / "v") as partial:
+    with pytest.raises(RuntimeError, match="disk"), whole_or_nothing(tmp_path / "v", check=own_source) as partial:
         (partial / "meta.json").write_text("{}")
         raise RuntimeError("disk")
     assert [path.name for path in tmp_path.iterdir()] == ["v"]
     assert load_features(tmp_path / "v").n_frames == 7
-
-
-def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:
-    left = tmp_path / ".partial-v"
-    left.mkdir()
-    (left / "faces.npy").write_bytes(b"half")
-    save_features(tmp_path / "v", make_features())
-    assert [path.name for path in tmp_path.iterdir()] == ["v"]
 
 
 @pytest.mark.parametrize(
