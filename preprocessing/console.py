@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
+from typing import NoReturn
 
 from rich.console import Console
 from rich.progress import (
@@ -24,7 +28,7 @@ from rich.text import Text
 
 from preprocessing.errors import InputError
 
-EXIT_DONE, EXIT_SOME_FAILED, EXIT_BAD_REQUEST, EXIT_INTERRUPTED = 0, 1, 2, 130
+EXIT_DONE, EXIT_SOME_FAILED, EXIT_BAD_REQUEST, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 1, 2, 130, 143
 
 _WIDTH_OF_FILES = 160
 """Columns when output goes to a file or a pipe, where no terminal says how many there are."""
@@ -72,12 +76,14 @@ def run_command(
     """Parse the arguments, do the work, turn errors into one line on stderr and the exit code that belongs to them.
 
     Returns:
-        0 everything asked for was done; 1 some inputs failed; 2 the request itself is wrong; 130 interrupted.
+        0 everything asked for was done; 1 some inputs failed; 2 the request itself is wrong; 130 interrupted; 143
+        ended by SIGTERM.
     """
     args = parser.parse_args(argv)
-    _set_up_logging(args.log_level)
+    set_up_logging(logging.getLevelNamesMapping()[args.log_level.upper()])
     try:
-        return work(args)
+        with _terminated_by_exception():
+            return work(args)
     except InputError as error:
         log.debug("traceback of the error below", exc_info=True)
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
@@ -85,6 +91,30 @@ def run_command(
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted; nothing half-written was left", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except _TerminatedError:
+        print(f"{parser.prog}: terminated; nothing half-written was left", file=sys.stderr)
+        return EXIT_TERMINATED
+
+
+class _TerminatedError(BaseException):
+    """SIGTERM has come; like Ctrl-C, nothing but :func:`run_command` should catch it."""
+
+
+@contextmanager
+def _terminated_by_exception() -> Iterator[None]:
+    """Let SIGTERM unwind the program as Ctrl-C does, so that workers are ended and partial files removed."""
+
+    def terminate(number: int, frame: object) -> NoReturn:
+        raise _TerminatedError
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _ConsoleHandler(logging.Handler):
@@ -95,10 +125,11 @@ class _ConsoleHandler(logging.Handler):
         error_console().print(Text(f"{record.levelname.lower()}: {self.format(record)}"), soft_wrap=True)
 
 
-def _set_up_logging(level: str) -> None:
+def set_up_logging(level: int) -> None:
+    """Print messages of at least this level on stderr, one line each; of the libraries' only what concerns users."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_ConsoleHandler()], force=True)
-    log.setLevel(level.upper())
-    if level != "debug":
+    log.setLevel(level)
+    if level > logging.DEBUG:
         # Remarks of the libraries on their own insides; what concerns the user is said by our own code.
         warnings.filterwarnings("ignore")
         for library in ("transformers", "huggingface_hub", "faster_whisper", "libav", "matplotlib"):
