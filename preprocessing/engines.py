@@ -95,8 +95,8 @@ class WorkerProcess(Protocol):
     def read_reports(self) -> Sequence[str]:
         """What has been reported since the last call."""
 
-    def explain(self, error: BaseException) -> str:
-        """How the process ended, given the exception of its future; InputError where no other would do better."""
+    def explain(self, future: Future[bytes]) -> str:
+        """How the process ended that did not give the result; raises InputError where no other would do better."""
 
     def stop(self) -> None:
         """End the process, whatever it does; returns when it has ended."""
@@ -135,8 +135,9 @@ def distribute(
     try:
         while True:
             while len(running) < n_workers and (task := crashed.pop() if crashed else next(tasks, None)) is not None:
+                job = pickle.dumps(task.job)
                 task.process = free.pop() if free else start()
-                running[task.process.submit(pickle.dumps(task.job))] = task
+                running[task.process.submit(job)] = task
             if not running:
                 return
             if len(running) < n_workers:
@@ -146,29 +147,23 @@ def distribute(
             wait(running, timeout=_POLL_S, return_when=FIRST_COMPLETED)
             for task in running.values():
                 was_set_up |= task.pass_on_reports(status)
-            for future in [
-                future for future in running if future.done() or running[future].is_stuck(longest_silence_s)
-            ]:
+            settled = [future for future in running if future.done() or running[future].is_stuck(longest_silence_s)]
+            for future in settled:
                 task = running.pop(future)
-                if not future.done():
-                    task.process.stop()
-                    yield task.job, Lost(f"stuck: no progress for {longest_silence_s / 60:.0f} minutes")
-                    continue
-                death = future.exception()
-                if death is None:
+                if _succeeded(future):
                     free.append(task.process)
                     yield task.job, _open_answer(future.result())
                     continue
+                is_stuck = not future.done()
                 task.process.stop()
-                task.deaths.append(task.process.explain(death))
-                log.debug("a worker process died on %s: %s", task.job, task.deaths[-1])
-                task.last_report_s = None
-                if len(task.deaths) == 1:
+                if is_stuck:
+                    yield task.job, Lost(f"stuck: no progress for {longest_silence_s / 60:.0f} minutes")
+                elif not task.died_before(future):
                     crashed.append(task)
                 elif was_set_up:
-                    yield task.job, Lost(f"the worker process died twice ({task.deaths[-1]})")
+                    yield task.job, Lost(f"the worker process died twice ({task.death})")
                 else:
-                    raise InputError(f"worker processes die before they are set up ({task.deaths[-1]})")
+                    raise InputError(f"worker processes die before they are set up ({task.death})")
     finally:
         _stop([*free, *(task.process for task in running.values())])
 
@@ -181,7 +176,8 @@ class _Task:
     process: WorkerProcess = field(init=False)
     last_report_s: float | None = None
     """By the monotonic clock; None until the worker is set up."""
-    deaths: list[str] = field(default_factory=list)
+    death: str = ""
+    """How the last process that did the job died, if one did."""
 
     def pass_on_reports(self, status: Status) -> bool:
         """Whether there are any."""
@@ -194,6 +190,17 @@ class _Task:
 
     def is_stuck(self, longest_silence_s: float) -> bool:
         return self.last_report_s is not None and time.monotonic() - self.last_report_s > longest_silence_s
+
+    def died_before(self, future: Future[bytes]) -> bool:
+        """Note how the process died; whether it is the second one."""
+        is_second = bool(self.death)
+        self.death, self.last_report_s = self.process.explain(future), None
+        log.debug("a worker process died on %s: %s", self.job, self.death)
+        return is_second
+
+
+def _succeeded(future: Future[bytes]) -> bool:
+    return future.done() and not future.cancelled() and future.exception() is None
 
 
 def _stop(processes: Sequence[WorkerProcess]) -> None:

@@ -130,14 +130,14 @@ class _PebbleProcess:
 
     def _fail_if_gone(self) -> None:
         """Pebble takes the end of a process with exit code 0 for no failure, and would wait for its result."""
-        if self._pid is None or _is_running(self._pid) or wait([self._future], timeout=1.0).done:
-            return
-        self._future.set_exception(ProcessExpired("ended", code=0, pid=self._pid))
+        if self._pid is not None and not _is_running(self._pid) and not wait([self._future], timeout=1.0).done:
+            self._future.cancel()
 
-    def explain(self, error: BaseException) -> str:
-        code = error.exitcode if isinstance(error, ProcessExpired) else None
-        if code is None:
-            return f"it could not be started: {error}"
+    def explain(self, future: Future[bytes]) -> str:
+        error = ProcessExpired("cancelled", code=0) if future.cancelled() else future.exception()
+        if not isinstance(error, ProcessExpired):
+            return f"it could not be started: {type(error).__name__}"
+        code = error.exitcode
         if code >= 0:
             return f"exit code {code}"
         return f"killed by {signal.Signals(-code).name}" + ("; out of memory?" if code == -signal.SIGKILL else "")

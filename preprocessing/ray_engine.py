@@ -169,7 +169,8 @@ class _RayProcess:
         # Whatever is wrong with the actor, the future of its job tells.
         return reports.result() if reports.exception() is None else []
 
-    def explain(self, error: BaseException) -> str:
+    def explain(self, future: Future[bytes]) -> str:
+        error = future.exception()
         errors, text = self._ray.exceptions, str(error)
         log.debug("%s", text)
         # What setup and worker raise comes as an answer: these come from before.
