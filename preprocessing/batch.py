@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from preprocessing.config import PreprocessConfig
-from preprocessing.engines import Lost, Status, run_on_processes, run_on_ray
+from preprocessing.engines import Lost, Status
 from preprocessing.errors import DISK_FULL, InputError
 from preprocessing.files import lock
 from preprocessing.inputs import Source
@@ -29,7 +29,10 @@ from preprocessing.pipeline import (
     kept_folders,
     refuse_foreign_before_work,
 )
+from preprocessing.processes import run_on_processes
+from preprocessing.ray_engine import run_on_ray
 from preprocessing.store import load_features
+from preprocessing.video import Video, decode_first_sound
 
 log = logging.getLogger("rcma.preprocessing")
 
@@ -83,6 +86,16 @@ class Job:
             return self.source.path.stat().st_size
         except OSError:
             return 0
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the beginning of a video shows."""
+
+    picture: str = ""
+    """Width and height of the upright picture, such as 1280x720."""
+    problem: str = ""
+    """One line: why the video cannot be done."""
 
 
 @dataclass(frozen=True)
@@ -196,16 +209,18 @@ def run(
         )
     else:
         n_workers = engine.workers or default_workers(len(jobs), device)
-        if n_workers == 1 and jobs:
-            worker = setup()
-            for job in jobs:
-                yield worker(job, status=status)
-            return
         results = run_on_processes(jobs, setup, n_workers=n_workers, status=status)
     for job, outcome in results:
         if isinstance(outcome, Lost):
             outcome = Outcome(job.source.video_id, done=False, problem=f"{job.source.path}: {outcome.reason}")
         yield outcome
+
+
+def look_into(jobs: Sequence[Job], config: PreprocessConfig) -> Iterator[tuple[Job, Look]]:
+    """Open videos and decode their beginning, in worker processes: a file may crash the decoder right away."""
+    n_workers = default_workers(len(jobs), "cpu")
+    for job, look in run_on_processes(jobs, partial(_Inspector, config.streams), n_workers=n_workers):
+        yield job, Look(problem=f"{job.source.path}: {look.reason}") if isinstance(look, Lost) else look
 
 
 def default_workers(n_jobs: int, device: str) -> int:
@@ -267,6 +282,22 @@ class VideoWorker:
             problem = f"{path}: {type(error).__name__}: {' '.join(str(error).split())}"
         log.debug("traceback of the failure of %s", path, exc_info=True)
         return Outcome(job.source.video_id, done=False, problem=problem, seconds=time.perf_counter() - begin)
+
+
+class _Inspector:
+    """Looks into one video after another."""
+
+    def __init__(self, streams: Sequence[int]) -> None:
+        self._streams = streams
+
+    def __call__(self, job: Job, *, status: Status) -> Look:
+        try:
+            with Video(job.source.path, streams=self._streams) as video:
+                picture = f"{video.width}x{video.height}"
+            decode_first_sound(job.source.path, streams=self._streams)
+        except InputError as error:
+            return Look(problem=str(error))
+        return Look(picture)
 
 
 class _Teller:

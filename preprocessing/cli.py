@@ -220,9 +220,10 @@ def _inspect(folders: list[Path]) -> int:
 def _dry_run(
     sources: list[Source], out: Path, config: PreprocessConfig, *, transcripts: Path | None, overwrite: bool
 ) -> int:
-    from preprocessing.batch import plan
+    from preprocessing.batch import look_into, plan
 
     finished, jobs = plan(sources, out, config, transcripts=transcripts, overwrite=overwrite)
+    found = {job.source.video_id: look for job, look in look_into(jobs, config)}
     planned = {job.source.video_id: job for job in jobs}
     refused = [outcome for outcome in finished if not outcome.done]
     problems = {outcome.video_id: outcome.problem for outcome in refused}
@@ -235,12 +236,11 @@ def _dry_run(
         if job is None:
             rows.append([source.video_id, str(source.path), "", "", "nothing: already done"])
             continue
-        try:
-            picture, todo = _look_into(source, config), job.reason or "all stages"
-        except InputError as error:
-            picture, todo = "", f"CANNOT BE DONE: {error}"
-            problems[source.video_id] = str(error)
-        rows.append([source.video_id, str(source.path), f"{job.size / 1e6:.1f}", picture, todo])
+        look = found[source.video_id]
+        if look.problem:
+            problems[source.video_id] = look.problem
+        todo = f"CANNOT BE DONE: {look.problem}" if look.problem else job.reason or "all stages"
+        rows.append([source.video_id, str(source.path), f"{job.size / 1e6:.1f}", look.picture, todo])
     n_bytes = sum(job.size for job in jobs)
     title = f"{len(jobs)} of {len(sources)} videos to do, {n_bytes / 1e6:.1f} MB"
     title += f"; {len(finished) - len(refused)} already in {out}"
@@ -248,14 +248,6 @@ def _dry_run(
     for problem in problems.values():
         print_failure(problem)
     return EXIT_SOME_FAILED if problems else EXIT_DONE
-
-
-def _look_into(source: Source, config: PreprocessConfig) -> str:
-    """Size of a video's pictures; raises InputError when it cannot be read."""
-    from preprocessing.video import Video
-
-    with Video(source.path, streams=config.streams) as video:
-        return f"{video.width}x{video.height}"
 
 
 def _print_closing_table(outcomes: list[Outcome], out: Path) -> None:

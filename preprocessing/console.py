@@ -6,12 +6,14 @@ import argparse
 import io
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from types import TracebackType
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 from rich.console import Console
 from rich.progress import (
@@ -29,7 +31,7 @@ from rich.text import Text
 from preprocessing.errors import InputError, describe_os_error
 from preprocessing.text import one_line
 
-EXIT_DONE, EXIT_SOME_FAILED, EXIT_BAD_REQUEST, EXIT_INTERRUPTED = 0, 1, 2, 130
+EXIT_DONE, EXIT_SOME_FAILED, EXIT_BAD_REQUEST, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 1, 2, 130, 143
 
 _WIDTH_OF_FILES = 160
 """Columns when output goes to a file or a pipe, where no terminal says how many there are."""
@@ -78,14 +80,15 @@ def run_command(
 
     Returns:
         0 everything asked for was done; 1 some inputs failed, or something could not be read or written; 2 the request
-        itself is wrong; 130 interrupted.
+        itself is wrong; 130 interrupted; 143 ended by SIGTERM.
     """
     _write_what_the_terminal_can_show()
     try:
         try:
             args = parser.parse_args(argv)
-            _set_up_logging(args.log_level)
-            return work(args)
+            set_up_logging(logging.getLevelNamesMapping()[args.log_level.upper()])
+            with _terminated_by_exception():
+                return work(args)
         finally:
             # Here, where what goes wrong is still told: at the interpreter's exit it would be a traceback.
             if sys.stdout is not None:
@@ -96,6 +99,8 @@ def run_command(
         return _give_up(f"{parser.prog}: error: {describe_os_error(error)}", EXIT_SOME_FAILED)
     except KeyboardInterrupt:
         return _give_up(f"{parser.prog}: interrupted; nothing half-written was left", EXIT_INTERRUPTED)
+    except _TerminatedError:
+        return _give_up(f"{parser.prog}: terminated; nothing half-written was left", EXIT_TERMINATED)
 
 
 def _give_up(line: str, code: int) -> int:
@@ -120,6 +125,27 @@ def _write_what_the_terminal_can_show() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+class _TerminatedError(BaseException):
+    """SIGTERM has come; like Ctrl-C, nothing but :func:`run_command` should catch it."""
+
+
+@contextmanager
+def _terminated_by_exception() -> Iterator[None]:
+    """Let SIGTERM unwind the program as Ctrl-C does, so that workers are ended and partial files removed."""
+
+    def terminate(number: int, frame: object) -> NoReturn:
+        raise _TerminatedError
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 class _ConsoleHandler(logging.Handler):
     """One line for each message, above a progress bar if there is one."""
 
@@ -130,10 +156,11 @@ class _ConsoleHandler(logging.Handler):
         error_console().print(Text(f"{record.levelname.lower()}: {text}"), soft_wrap=True)
 
 
-def _set_up_logging(level: str) -> None:
+def set_up_logging(level: int) -> None:
+    """Print messages of at least this level on stderr, one line each; of the libraries' only what concerns users."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_ConsoleHandler()], force=True)
-    log.setLevel(level.upper())
-    if level != "debug":
+    log.setLevel(level)
+    if level > logging.DEBUG:
         # Remarks of the libraries on their own insides; what concerns the user is said by our own code.
         warnings.filterwarnings("ignore")
         for library in ("transformers", "huggingface_hub", "faster_whisper", "libav", "matplotlib"):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from ctypes import CDLL
+from pathlib import Path
+
 from preprocessing.errors import InputError
 
 
@@ -11,6 +14,8 @@ def resolve_device(name: str) -> str:
     Raises:
         InputError: ``cuda`` is asked for and there is none.
     """
+    if name == "cpu" or (name == "auto" and not _may_have_gpu()):
+        return "cpu"
     import torch
 
     if name == "auto":
@@ -18,3 +23,14 @@ def resolve_device(name: str) -> str:
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: PyTorch sees no CUDA device here; use --device cpu or auto")
     return name
+
+
+def _may_have_gpu() -> bool:
+    """False where importing PyTorch, which takes seconds, could only tell that there is no GPU."""
+    if Path("/dev/kfd").exists():  # AMD
+        return True
+    try:
+        CDLL("libcuda.so.1")  # NVIDIA's driver, under the name by which CUDA itself loads it
+    except OSError:
+        return False
+    return True

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import IO
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -84,6 +83,8 @@ class FaceDetector:
             settings: ``detection_side`` and ``min_score`` are used.
             device: of the networks, as PyTorch names it.
         """
+        # Imported here: planning, --dry-run and the process that waits for the workers do without PyTorch.
+        import torch
         from facenet_pytorch import MTCNN
 
         self._side = settings.detection_side
@@ -138,6 +139,8 @@ class FaceDetector:
         if not visible.any():
             return _no_faces(), visible
         patches = np.stack([_reduce(image, part, _ONET_SIDE, Image.Resampling.BOX) for part in inside[visible]])
+        import torch
+
         pixels = torch.from_numpy(patches).permute(0, 3, 1, 2).to(self._device, torch.float32)
         with torch.inference_mode():
             outputs = self._mtcnn.onet((pixels - 127.5) / 128)

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, TypeVar, overload
@@ -37,6 +37,8 @@ SAMPLE_RATE = 16000
 
 _AUDIO_TOLERANCE_S = 0.04
 """Times of audio packets are trusted over the count of samples when they differ by more; below it is rounding."""
+_FIRST_AUDIO_FRAMES = 10
+"""Of packets of 10 to 100 ms: enough for a decoder and a resampler to be set up and used."""
 _LONGEST_GAP_S = 3600.0
 """A larger jump of a clock is no gap either: it goes on from there."""
 _NUDGE_S = 1e-4
@@ -251,6 +253,20 @@ def read_audio(
         return None
     samples.start_at(earliest)
     return Audio(samples=samples, start_s=earliest / SAMPLE_RATE, warnings=tuple(warnings))
+
+
+def decode_first_sound(path: Path, *, streams: Sequence[int] = ()) -> None:
+    """Decode the beginning of the sound as :func:`read_audio` does, for what may go wrong with it.
+
+    Raises:
+        InputError: there is no such file, or it is no recording.
+    """
+    with open_recording(path) as container:
+        stream = audio_stream(container, streams, [])
+        if stream is not None:
+            frames = islice(decode_stream(container, stream, []), _FIRST_AUDIO_FRAMES)
+            for _ in _audio_pieces(frames, 0.0, (), []):
+                pass
 
 
 def open_recording(path: Path) -> InputContainer:

@@ -241,16 +241,14 @@ def _predict(args: argparse.Namespace) -> int:
     require_writable_ids(video_ids, settings.format, has_template=settings.template is not None)
     # Before the work, not after hours of it.
     refuse_to_overwrite(settings.paths(video_ids))
-    n_failed = 0
+    failures = _Failures()
     if sources:
         # For one that needs the waveform, if there is any; the others are checked against the features.
         neediest = max(models, key=lambda model: model.settings.audio_input == "waveform")
-        made = _preprocess(neediest, sources, settings.folder / CACHE_FOLDER, device=device)
-        n_failed += len(sources) - len(made)
-        folders += made
-    usable = _usable_folders(models, folders)
+        folders += _preprocess(neediest, sources, settings.folder / CACHE_FOLDER, failures, device=device)
+    usable = _usable_folders(models, folders, failures)
     # Again: a video may have given several people.
-    refuse_to_overwrite(settings.paths([folder.resolve().name for folder in usable]))
+    refuse_to_overwrite(settings.paths([_id_of(folder) for folder in usable]))
     if settings.template is not None:
         from rcma.abaw import reconcile
 
@@ -259,18 +257,29 @@ def _predict(args: argparse.Namespace) -> int:
     if settings.overlay is not None and settings.overlay.suffix and len(usable) > 1:
         raise InputError(f"--overlay {settings.overlay}: there are {len(usable)} videos; give a folder")
     with Reporter(len(usable), unit="video") as reporter:
-        written = write_outputs(_predict_folders(models, usable, labels, reporter), settings, status=reporter.status)
+        predicted = _predict_folders(models, usable, labels, failures, reporter)
+        written = write_outputs(predicted, settings, status=reporter.status)
     for line in written.failures:
-        print_failure(line)
+        failures.tell(line)
     for line in written.remarks:
         log.warning(line)
-    n_failed += len(folders) - written.n_videos + len(written.failures)
     where = settings.single_file_path if settings.format == "single-file" else settings.folder
     print(
         f"{written.n_frames} frames of {written.n_videos} videos are in {where}"
-        + (f"; {n_failed} failed" if n_failed else "")
+        + (f"; {failures.n} failed" if failures.n else "")
     )
-    return EXIT_SOME_FAILED if n_failed else EXIT_DONE
+    return EXIT_SOME_FAILED if failures.n else EXIT_DONE
+
+
+class _Failures:
+    """Counts what has failed, and names it on stderr."""
+
+    def __init__(self) -> None:
+        self.n = 0
+
+    def tell(self, line: object) -> None:
+        self.n += 1
+        print_failure(line)
 
 
 def _output_settings(args: argparse.Namespace) -> OutputSettings:
@@ -364,16 +373,21 @@ def _id_of(folder: Path) -> str:
     return as_video_id(folder.resolve().name)
 
 
-def _preprocess(model: TrainedRCMA, sources: list[Source], out: Path, *, device: str) -> list[Path]:
+def _preprocess(
+    model: TrainedRCMA, sources: list[Source], out: Path, failures: _Failures, *, device: str
+) -> list[Path]:
+    """Feature folders of raw videos; one video may give several, and one that fails gives none."""
     from preprocessing.cli import preprocess_and_report
     from rcma.inference import preprocessing_of
 
     outcomes = preprocess_and_report(sources, out, preprocessing_of(model), device=device)
+    # Named already.
+    failures.n += sum(not outcome.done for outcome in outcomes)
     return [out / name for outcome in outcomes for name in outcome.folders]
 
 
-def _usable_folders(models: list[TrainedRCMA], folders: list[Path]) -> dict[Path, int]:
-    """Frames of each folder; one that cannot be used is named on stderr and left out."""
+def _usable_folders(models: list[TrainedRCMA], folders: list[Path], failures: _Failures) -> dict[Path, int]:
+    """Frames of each folder; one that cannot be used is left out."""
     from preprocessing.store import load_features
     from rcma.inference import check_features
 
@@ -386,14 +400,18 @@ def _usable_folders(models: list[TrainedRCMA], folders: list[Path]) -> dict[Path
                 check_features(model, features)
             n_frames[folder] = features.n_frames
         except InputError as error:
-            print_failure(error)
+            failures.tell(error)
     return n_frames
 
 
 def _predict_folders(
-    models: list[TrainedRCMA], folders: Iterable[Path], labels: Mapping[str, Path], reporter: Reporter
+    models: list[TrainedRCMA],
+    folders: Iterable[Path],
+    labels: Mapping[str, Path],
+    failures: _Failures,
+    reporter: Reporter,
 ) -> Iterator[ReportedVideo]:
-    """Predict each folder; one that cannot be predicted is named on stderr and left out."""
+    """Predict each folder; one that cannot be predicted is left out."""
     from preprocessing.store import load_features
     from rcma.abaw import read_annotation
     from rcma.inference import predict_frames
@@ -410,7 +428,7 @@ def _predict_folders(
             annotation = read_annotation(labels[name]) if name in labels else None
             prediction = predict_frames(models, features, quicker=quicker)
         except InputError as error:
-            print_failure(error)
+            failures.tell(error)
             continue
         source = Path(features.meta["source"]["path"]) if "source" in features.meta else None
         video = source if source is not None and source.is_file() else None

@@ -7,7 +7,9 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from preprocessing.engines import Status
 from preprocessing.errors import InputError
+from preprocessing.processes import separate_process
 from preprocessing.store import load_features
 from rcma.abaw import Format, Location, per_video_file, write_per_video, write_single_file
 from rcma.prediction import FillKind, Prediction, SmoothKind, finish
@@ -94,7 +96,7 @@ def write_outputs(
     done: list[ReportedVideo] = []
     failures: list[str] = []
     table = open_table(settings.table_path, settings.table) if settings.table else None
-    with table or nullcontext(_write_nothing) as append_to_table:
+    with table or nullcontext(_write_nothing) as append_to_table, separate_process(status=status) as call:
         for video in videos:
             video = replace(
                 video, prediction=finish(video.prediction, fill=settings.fill, smoothing=settings.smoothing)
@@ -104,7 +106,8 @@ def write_outputs(
             append_to_table(video.prediction)
             if settings.overlay is not None:
                 try:
-                    _overlay(video, settings.overlay_path(video.prediction.video_id), status)
+                    # Decoding may crash its process.
+                    call(video.video, _overlay, video, settings.overlay_path(video.prediction.video_id))
                 except InputError as error:
                     failures.append(str(error))
             done.append(video)
@@ -125,7 +128,7 @@ def _write_nothing(prediction: Prediction) -> None:
     pass
 
 
-def _overlay(video: ReportedVideo, path: Path, status: Callable[[str], None]) -> None:
+def _overlay(video: ReportedVideo, path: Path, *, status: Status) -> None:
     # Imported here: most predictions are written without.
     from rcma.overlay import write_overlay
 

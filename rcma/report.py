@@ -32,8 +32,10 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from PIL import Image
 
+from preprocessing.engines import Status
 from preprocessing.errors import InputError
 from preprocessing.files import replace_own
+from preprocessing.processes import separate_process
 from preprocessing.store import Features, load_features
 from preprocessing.video import SAMPLE_RATE, Audio, Frame, Video, read_audio
 from rcma.config import TARGETS
@@ -97,9 +99,14 @@ def write_report(
     """
     plotly = _plotly()
     page = files("rcma") / "page"
-    previews = _Previews(path)
     rows: list[dict[str, Any]] = []
-    with replace_own(path) as new, new.open("w", encoding="utf-8") as file:
+    with (
+        # Decoding may crash its process.
+        separate_process() as call,
+        replace_own(path) as new,
+        new.open("w", encoding="utf-8") as file,
+    ):
+        previews = _Previews(path, call)
         for text, gap in _template((page / "page.html").read_text(encoding="utf-8")):
             file.write(text)
             if gap == "title":
@@ -307,9 +314,15 @@ class _Previews:
 
     warnings: list[str]
 
-    def __init__(self, page: Path) -> None:
-        """``page``: where the page will lie; links start from its folder."""
+    def __init__(self, page: Path, call: Callable[..., Any]) -> None:
+        """Prepare for a page without previews.
+
+        Args:
+            page: where the page will lie; links start from its folder.
+            call: decodes recordings; see :func:`preprocessing.processes.separate_process`.
+        """
         self.warnings = []
+        self._call = call
         self._folder = page.absolute().parent
         self._room = PREVIEW_BYTES
         self._sources: dict[Path, dict[str, object]] = {}
@@ -336,7 +349,7 @@ class _Previews:
     def _embed(self, file: TextIO, recording: Path, streams: Sequence[int]) -> dict[str, object] | None:
         with tempfile.TemporaryDirectory() as temporary:
             preview = Path(temporary) / "preview.mp4"
-            if not _encode(recording, preview, streams=streams, most_bytes=self._room * 3 // 4):
+            if not self._call(recording, _encode, recording, preview, streams, self._room * 3 // 4):
                 return None
             block = f"preview-{len(self._sources)}"
             file.write(f'<script type="text/plain" id="{block}">')
@@ -352,11 +365,11 @@ class _Previews:
             f"it plays {recording.name} from where it lies"
         )
         relative = os.path.relpath(recording, self._folder)
-        offset_s = _shown_start_s(recording, streams)
+        offset_s = self._call(recording, _shown_start_s, recording, streams)
         return {"link": quote(os.fsencode(relative.replace(os.sep, "/"))), "offset": _number(offset_s)}
 
 
-def _shown_start_s(recording: Path, streams: Sequence[int]) -> float:
+def _shown_start_s(recording: Path, streams: Sequence[int], *, status: Status) -> float:
     """Time of the first frame in a browser, whose clock starts with whatever comes first, be it sound; seconds."""
     with Video(recording, streams=streams) as video:
         first_s = video.start_s
@@ -364,7 +377,7 @@ def _shown_start_s(recording: Path, streams: Sequence[int]) -> float:
         return first_s if container.start_time is None else first_s - container.start_time / av.time_base
 
 
-def _encode(recording: Path, preview: Path, *, streams: Sequence[int], most_bytes: int) -> bool:
+def _encode(recording: Path, preview: Path, streams: Sequence[int], most_bytes: int, *, status: Status) -> bool:
     """Write a small MP4 whose frames, upright, have the times of the recording's; its sound is on the same clock.
 
     Returns:
@@ -385,6 +398,7 @@ def _encode(recording: Path, preview: Path, *, streams: Sequence[int], most_byte
             for packet in pictures.encode(_picture(frame, pictures, reformatter)):
                 size += packet.size
                 container.mux(packet)
+            status(f"preview: {video.share_read:.0%}")
             if size > most_bytes:
                 return False
         container.mux(pictures.encode())

@@ -195,7 +195,7 @@ def test_preview_has_the_times_and_the_sound_of_the_recording(one: Path, recordi
 
 def test_preview_keeps_a_variable_frame_rate(media: Path, tmp_path: Path) -> None:
     recording = media / "streamio_awesome_vfr.mov"
-    assert report._encode(recording, tmp_path / "preview.mp4", streams=(), most_bytes=10**8)
+    assert report._encode(recording, tmp_path / "preview.mp4", streams=(), most_bytes=10**8, status=lambda _: None)
     times = []
     for path in (recording, tmp_path / "preview.mp4"):
         with Video(path) as video:
