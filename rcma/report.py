@@ -373,8 +373,7 @@ def _encode(recording: Path, preview: Path, *, streams: Sequence[int], most_byte
         InputError: the recording cannot be read.
     """
     with Video(recording, streams=streams) as video, av.open(f"file:{preview}", "w", format="mp4") as container:
-        # Whether there is sound must be known before the first frame is written, where its clock jumps only after it.
-        sound = read_audio(recording, origin_s=video.start_s, streams=streams)
+        sound = read_audio(recording, origin_s=video.start_s, streams=streams, clock=video.clock)
         pictures = _add_pictures(container, video)
         heard = None if sound is None else container.add_stream("aac", SAMPLE_RATE, options=_SOUND, layout="mono")
         reformatter = VideoReformatter()
@@ -388,8 +387,6 @@ def _encode(recording: Path, preview: Path, *, streams: Sequence[int], most_byte
                 return False
         container.mux(pictures.encode())
         if sound is not None and heard is not None:
-            if video.resets:
-                sound = read_audio(recording, origin_s=video.start_s, streams=streams, resets=video.resets) or sound
             _encode_sound(container, heard, sound, end_s=2 * times_s[-1] - times_s[0])
     return preview.stat().st_size <= most_bytes
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from preprocessing.errors import InputError
-from preprocessing.video import SAMPLE_RATE, Video, _Clock, read_audio
+from preprocessing.video import SAMPLE_RATE, Video, read_audio
 
 # Frames that a full decode gives, and width x height of the upright picture with square pixels.
 DECODED = {
@@ -203,7 +203,7 @@ def test_joined_recordings_go_on_in_time(tmp_path: Path) -> None:
     np.testing.assert_allclose(times, np.arange(75) / 25, atol=1e-6)
     assert len(video.resets) == 2
     assert any("clock jumps" in warning for warning in video.warnings)
-    audio = read_audio(path, origin_s=video.start_s, resets=video.resets)
+    audio = read_audio(path, origin_s=video.start_s, clock=video.clock)
     assert audio is not None
     sound = np.abs(audio.samples[:])
     clicks = [
@@ -211,23 +211,6 @@ def test_joined_recordings_go_on_in_time(tmp_path: Path) -> None:
     ]
     # The pictures' clock rules: recordings follow each other every second, whatever the length of their sound.
     np.testing.assert_allclose(np.diff(clicks), 1.0, atol=0.005)
-
-
-def test_one_time_out_of_order_moves_one_frame() -> None:
-    class Shown:
-        """A decoded frame, as far as the clock looks at it."""
-
-        def __init__(self, pts: int) -> None:
-            self.pts, self.time_base = pts, Fraction(1, 100)
-
-    class Stream:
-        average_rate = guessed_rate = Fraction(25)
-
-    frames = [Shown(pts) for pts in (0, 4, 8, 90, 16, 20, 24, 24, 28)]
-    clock = _Clock(Stream(), [])  # type: ignore[arg-type]
-    times = [clock.time_s(a, b) for a, b in itertools.zip_longest(frames, frames[1:])]  # type: ignore[arg-type]
-    np.testing.assert_allclose(times, [0, 0.04, 0.08, 0.12, 0.16, 0.2, 0.24, 0.2401, 0.28], atol=1e-9)
-    assert clock.warnings() == ["video: frames whose time was out of order, placed between their neighbours: 2"]
 
 
 def two_streams(path: Path) -> Path:
