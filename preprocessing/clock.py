@@ -5,9 +5,9 @@ recordings were joined. :func:`settle_clock` tells them apart by one rule for pi
 clock only if at least a second of packets confirms it. Shorter runs lose their times and are placed by what surrounds
 them.
 
-The rule is an optimisation over runs of packets whose times follow each other. Dropping a run costs its duration, and
-a new clock costs one second; going forward costs nothing, so that pauses and sparse frames keep their times. The
-cheapest explanation wins.
+The rule is an optimisation over runs of packets whose times follow each other. Dropping a run costs its duration, or
+more than it can save if that is a second; a new clock costs one second; going forward costs nothing, so that pauses and
+sparse frames keep their times. The cheapest explanation wins.
 """
 
 from __future__ import annotations
@@ -217,7 +217,7 @@ def _stretches(stream: PacketTimes) -> list[_Stretch]:
         place = bisect_right(ends, run.first_s + back_s) - 1
         if place >= 0 and run.first_s - ends[place] <= LONGEST_PAUSE_S and gain[best_at[place]] >= value:
             value, link = gain[best_at[place]], (best_at[place], False)
-        gain.append(value + run.last_s - run.first_s + stream.spacing_s)
+        gain.append(value + _worth_s(run, stream.spacing_s))
         before.append(link)
         if best is None or gain[number] >= gain[best]:
             best = number
@@ -227,6 +227,12 @@ def _stretches(stream: PacketTimes) -> list[_Stretch]:
 
 _NEW_CLOCK_S = CONFIRMED_S - 0.02
 """Cost of a new clock. It lies below a second by half a frame, so that 25 frames of 0.04 s confirm one."""
+
+
+def _worth_s(run: _Run, spacing_s: float) -> float:
+    """What it costs to drop a run: its duration, and for one that confirms a clock more than two new clocks cost."""
+    duration_s = run.last_s - run.first_s + spacing_s
+    return duration_s + (CONFIRMED_S if duration_s >= _NEW_CLOCK_S else 0.0)
 
 
 def _keep_if_best(ends: list[float], best_at: list[int], gain: list[float], number: int, last_s: float) -> None:
@@ -329,7 +335,7 @@ def _sound_shifts(
     for number, stretch in enumerate(heard):
         packets = np.concatenate([run.packets for run in stretch])
         beside = max(0, bisect_right(starts, int(sound.position[packets[len(packets) // 2]])) - 1)
-        near = _nearest_first(len(shifts), beside)
+        near = [k for k in (beside, beside - 1, beside + 1) if 0 <= k < len(shifts)]
         if number:
             own = _follow_on(heard[number - 1], found[-1], stretch, sound.spacing_s)
             earliest, latest = -CONFIRMED_S, LONGEST_PAUSE_S
@@ -339,10 +345,6 @@ def _sound_shifts(
         fitting = [shifts[k] for k in near if earliest <= shifts[k] - own <= latest]
         found.append(fitting[0] if fitting else own)
     return found
-
-
-def _nearest_first(n_stretches: int, beside: int) -> list[int]:
-    return sorted(range(n_stretches), key=lambda number: abs(number - beside))
 
 
 def _placed(stream: PacketTimes, stretches: list[_Stretch], shifts: list[float]) -> StreamClock:

@@ -204,8 +204,8 @@ def test_packets_without_any_time() -> None:
 
 
 def test_many_packets_are_quick() -> None:
-    """A day of a recording whose clock jumps every few seconds: a cost that grows with the square would not end."""
+    """Thousands of jumps: with a cost that grows with their square this would take minutes."""
     random = np.random.default_rng(0)
-    times = np.concatenate([random.uniform(0, 1e4) + even(60) for _ in range(20_000)])
-    clock = settle_clock(stream(times)).pictures
-    assert np.isfinite(clock.time_s).mean() > 0.9
+    times = np.concatenate([random.uniform(0, 1e4) + even(30) for _ in range(4000)])
+    clock = settle_clock(stream(times), stream(times, offset=1))
+    assert clock.pictures.n_wild == 0
