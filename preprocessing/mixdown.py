@@ -41,9 +41,12 @@ class Mixdown:
         """Number of samples in which a channel was inverted."""
 
     def add(self, mono: NDArray[np.float32], channels: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
-        """Append some of the mix (N,) and of its channels (C,M), N and M alike in sum; yields what is mended."""
+        """Append some of the mix (N,) and of its C channels (M C,), interleaved; yields what is mended.
+
+        N and M may differ from call to call, but not in sum.
+        """
         self._mono = np.concatenate([self._mono, mono])
-        self._channels = np.concatenate([self._channels, channels], axis=1)
+        self._channels = np.concatenate([self._channels, channels.reshape(-1, len(self._weights)).T], axis=1)
         while min(len(self._mono), self._channels.shape[1]) >= _BLOCK:
             yield self._take(_BLOCK)
 
@@ -88,9 +91,9 @@ def mix_weights(layout: str, rate: int) -> NDArray[np.float32]:
     n_channels = av.AudioLayout(layout).nb_channels
     weights = np.zeros(n_channels, np.float32)
     for number in range(n_channels):
-        signal = np.zeros((n_channels, 1024), np.float32)
-        signal[number] = 0.5
-        frame = av.AudioFrame.from_ndarray(signal, format="fltp", layout=layout)
+        signal = np.zeros((1024, n_channels), np.float32)
+        signal[:, number] = 0.5
+        frame = av.AudioFrame.from_ndarray(signal.reshape(1, -1), format="flt", layout=layout)
         frame.sample_rate = rate
         (mixed,) = av.AudioResampler(format="s32", layout="mono", rate=rate).resample(frame)
         weights[number] = mixed.to_ndarray()[0, 512] / 2.0**30

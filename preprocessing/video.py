@@ -425,7 +425,29 @@ def audio_stream(container: InputContainer, wanted: Sequence[int], warnings: lis
     """The stream of sound to listen to: a wanted one, the default one, or the first; None where there is none."""
     # One without a codec that FFmpeg knows has no sound for us.
     sounds = [stream for stream in container.streams.audio if stream.codec_context is not None]
-    return _choose(sounds, wanted, warnings) if sounds else None
+    if not sounds:
+        return None
+    chosen = _choose(sounds, wanted, warnings)
+    _replace_unnamed_layout(chosen, warnings)
+    return chosen
+
+
+def _replace_unnamed_layout(stream: AudioStream, warnings: list[str]) -> None:
+    """Keep PyAV from crashing on channels in an order that FFmpeg has no name for, as in .mov files with 7.1.
+
+    The list of such channels lies on the heap, and each of PyAV's layouts (18.1) frees it though it does not own it:
+    with each decoded frame it is freed twice. So this is the only look at it, and a named layout takes its place
+    before anything is decoded.
+    """
+    layout = stream.codec_context.layout
+    if " channels (" not in layout.name:
+        return
+    try:
+        name = av.AudioLayout(f"{layout.nb_channels}c").name
+    except ValueError:
+        name = f"{layout.nb_channels} channels"
+    stream.codec_context.layout = name
+    warnings.append(f"audio: the order of its channels has no name ({layout.name}); taken as {name}")
 
 
 def _choose(streams: Sequence[S], wanted: Sequence[int], warnings: list[str]) -> S:
@@ -600,7 +622,7 @@ class _AudioRun:
         self._channels: av.AudioResampler | None = None
         self._mixdown: Mixdown | None = None
         if first.layout.nb_channels > 1:
-            self._channels = av.AudioResampler(format="fltp", layout=first.layout.name, rate=SAMPLE_RATE)
+            self._channels = av.AudioResampler(format="flt", layout=first.layout.name, rate=SAMPLE_RATE)
             self._mixdown = Mixdown(first.layout.name, SAMPLE_RATE)
 
     @property
@@ -627,9 +649,9 @@ class _AudioRun:
         if self._mixdown is None or self._channels is None:
             yield from mono
             return
-        channels = [part.to_ndarray() for part in self._channels.resample(frame)]
-        if mono and channels:
-            yield from self._mixdown.add(np.concatenate(mono), np.concatenate(channels, axis=1))
+        interleaved = [part.to_ndarray()[0] for part in self._channels.resample(frame)]
+        nothing = np.zeros(0, np.float32)
+        yield from self._mixdown.add(np.concatenate([nothing, *mono]), np.concatenate([nothing, *interleaved]))
 
     def _pieces(self, parts: Iterable[NDArray[np.float32]]) -> Iterator[tuple[int, NDArray[np.float32]]]:
         for samples in parts:

@@ -36,6 +36,7 @@ from preprocessing.errors import InputError
 from preprocessing.store import Features, load_features
 from preprocessing.video import SAMPLE_RATE, Audio, Frame, Video, read_audio
 from rcma.config import TARGETS
+from rcma.drawing import letterbox
 from rcma.files import replace_when_whole
 from rcma.metrics import ccc
 from rcma.prediction import Prediction
@@ -380,7 +381,7 @@ def _encode(recording: Path, preview: Path, *, streams: Sequence[int], most_byte
         size, times_s = 0, [0.0, 0.0]
         for frame in video.frames():
             times_s = [times_s[-1], frame.time_s]
-            for packet in pictures.encode(_picture(frame, pictures, reformatter)):
+            for packet in pictures.encode(_picture(frame, video, pictures, reformatter)):
                 size += packet.size
                 container.mux(packet)
             if size > most_bytes:
@@ -401,8 +402,9 @@ def _add_pictures(container: OutputContainer, video: Video) -> VideoStream:
     return stream
 
 
-def _picture(frame: Frame, stream: VideoStream, reformatter: VideoReformatter) -> av.VideoFrame:
-    picture = av.VideoFrame.from_ndarray(frame.image, format="rgb24")
+def _picture(frame: Frame, video: Video, stream: VideoStream, reformatter: VideoReformatter) -> av.VideoFrame:
+    image, _, _ = letterbox(frame.image, video.width, video.height)
+    picture = av.VideoFrame.from_ndarray(image, format="rgb24")
     picture = reformatter.reformat(picture, stream.width, stream.height, stream.pix_fmt)
     picture.pts, picture.time_base = round(frame.time_s * _TICKS), Fraction(1, _TICKS)
     return picture
