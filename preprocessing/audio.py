@@ -1,4 +1,4 @@
-"""Log-mel as VGGish defines it, and the waveform itself, laid on the video's clock."""
+"""Log-mel as VGGish defines it and the waveform itself, on the video's clock; faint sound levelled for recognition."""
 
 from __future__ import annotations
 
@@ -8,9 +8,18 @@ import numpy as np
 import numpy.typing as npt
 
 from preprocessing.align import MEL_RATE
-from preprocessing.video import SAMPLE_RATE, Audio
+from preprocessing.video import SAMPLE_RATE, Audio, Samples
 
-__all__ = ["HOP_LENGTH", "MEL_RATE", "N_MELS", "SAMPLE_RATE", "log_mel", "log_mel_on_clock", "waveform_on_clock"]
+__all__ = [
+    "HOP_LENGTH",
+    "MEL_RATE",
+    "N_MELS",
+    "SAMPLE_RATE",
+    "level_for_speech",
+    "log_mel",
+    "log_mel_on_clock",
+    "waveform_on_clock",
+]
 
 N_MELS = 64
 
@@ -26,6 +35,24 @@ _TAIL = SAMPLE_RATE
 """Samples of edge padding at the end, so that a patch of 0.96 s can start at any time inside the audio."""
 _ROWS_AT_ONCE = 60 * MEL_RATE
 """A minute: keeps the temporaries at some 50 MB for audio of any length."""
+
+_LEVEL_BLOCK = SAMPLE_RATE // 10
+"""Samples whose level is measured together: 100 ms."""
+_BLOCKS_AT_ONCE = 600
+"""A minute."""
+_SUSTAINED = 7
+"""Blocks over which a level must last to count, 0.7 s: a click or a slammed door is no speech."""
+_LEVEL_REACH_S = 15
+"""The loudest sound up to this long before and after decides: speech and its pauses are raised alike."""
+_FAINT_DB = -45.0
+"""Level below which sound is raised, dB of full scale. Measured on eight clips of speech: silero-vad finds all of it
+down to about -55 and none below -75."""
+_LEVELLED_DB = -30.0
+"""Level to which it is raised."""
+_LOUDEST_DB = -15.0
+"""No block is raised above this level."""
+_SILENCE_DB = -120.0
+"""Level below which there is nothing to raise: rounding of 24 bits is at -149."""
 
 
 def log_mel(samples: npt.ArrayLike) -> npt.NDArray[np.float32]:
@@ -104,6 +131,66 @@ def waveform_blocks(audio: Audio) -> Iterator[npt.NDArray[np.float16]]:
             yield np.full(n_rows * HOP_LENGTH, np.nan, np.float16)
         else:
             yield signal[: n_rows * HOP_LENGTH].astype(np.float16)
+
+
+def level_for_speech(samples: Samples) -> Samples:
+    """Raise faint sound to a level at which voice activity detection and recognition work; other sound stays as it is.
+
+    The gain follows the loudest sustained sound within 15 s, so that a faint part of a loud recording is raised too.
+
+    Args:
+        samples: float32 (N,) in [-1, 1] at 16 kHz.
+
+    Returns:
+        As many samples in [-1, 1], computed as they are read; the same object where nothing is faint.
+    """
+    levels = _block_levels(samples)
+    gains = _gains(levels) if len(levels) else np.zeros(0)
+    return _Levelled(samples, gains) if np.any(gains > 0) else samples
+
+
+def _block_levels(samples: Samples) -> npt.NDArray[np.float64]:
+    """Root mean square of each 100 ms, dB of full scale."""
+    levels = []
+    for first in range(0, len(samples), _BLOCKS_AT_ONCE * _LEVEL_BLOCK):
+        part = samples[first : first + _BLOCKS_AT_ONCE * _LEVEL_BLOCK].astype(np.float64)
+        starts = np.arange(0, len(part), _LEVEL_BLOCK)
+        energy = np.add.reduceat(part**2, starts) / np.diff(starts, append=len(part))
+        levels.append(10 * np.log10(energy + 1e-30))
+    return np.concatenate(levels) if levels else np.zeros(0)
+
+
+def _gains(levels: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """(B,) dB that are added to each of B blocks."""
+    sustained = np.median(_neighbourhoods(levels, _SUSTAINED // 2, fill=levels.min()), axis=1)
+    a_second = SAMPLE_RATE // _LEVEL_BLOCK
+    seconds = np.maximum.reduceat(sustained, np.arange(0, len(levels), a_second))
+    around = _neighbourhoods(seconds, _LEVEL_REACH_S, fill=-np.inf).max(axis=1).repeat(a_second)[: len(levels)]
+    gains = np.where((around < _FAINT_DB) & (around > _SILENCE_DB), _LEVELLED_DB - around, 0.0)
+    loudest = _neighbourhoods(levels, _SUSTAINED // 2, fill=-np.inf).max(axis=1)
+    return np.minimum(gains, np.maximum(0.0, _LOUDEST_DB - loudest))
+
+
+def _neighbourhoods(values: npt.NDArray[np.float64], reach: int, *, fill: float) -> npt.NDArray[np.float64]:
+    """(N,2 reach + 1): each of N values with its neighbours."""
+    return np.lib.stride_tricks.sliding_window_view(np.pad(values, reach, constant_values=fill), 2 * reach + 1)
+
+
+class _Levelled:
+    """Samples with a gain that changes linearly, in dB, from the middle of one block to that of the next."""
+
+    def __init__(self, samples: Samples, gains: npt.NDArray[np.float64]) -> None:
+        self._samples, self._gains = samples, gains
+        self._middles = (np.arange(len(gains)) + 0.5) * _LEVEL_BLOCK
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, part: slice, /) -> npt.NDArray[np.float32]:
+        first, stop, step = part.indices(len(self))
+        gains = np.interp(np.arange(first, stop), self._middles, self._gains)
+        raised = self._samples[first:stop] * 10 ** (gains / 20)
+        return np.clip(raised, -1, 1).astype(np.float32)[::step]
 
 
 def _signal_blocks(audio: Audio) -> Iterator[tuple[int, npt.NDArray[np.float32] | None]]:

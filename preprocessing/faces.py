@@ -161,21 +161,17 @@ class FaceDetector:
 class FollowedFaces:
     """All faces of a video through time, with their crops in a file that the caller keeps open."""
 
-    def __init__(
-        self, tracks: Sequence[Track], crops: IO[bytes], times_s: Sequence[float], size: tuple[int, int, int]
-    ) -> None:
-        """Take over what :func:`follow_faces` found; ``size`` is the width and height of the frames, and of a crop."""
+    def __init__(self, tracks: Sequence[Track], crops: IO[bytes], times_s: Sequence[float], *, size: int) -> None:
+        """Take over what :func:`follow_faces` found; ``size`` is the side of a crop, pixels."""
         self._tracks, self._crops = tracks, crops
         self._n_frames = len(times_s)
         self._spacing_s = (times_s[-1] - times_s[0]) / (self._n_frames - 1) if self._n_frames > 1 else 0.0
-        self._width, self._height, self._size = size
+        self._size = size
 
     def main_subject(self, *, min_track_s: float) -> Faces:
         """The face that is largest, longest seen and most central; see :mod:`preprocessing.tracking`."""
         subject = main_subject(
             self._tracks,
-            width=self._width,
-            height=self._height,
             spacing_s=self._spacing_s,
             min_track_s=self._least_track_s(min_track_s),
         )
@@ -185,8 +181,6 @@ class FollowedFaces:
         """Every person who is seen for long, the most important one first; see :mod:`preprocessing.tracking`."""
         subjects = lasting_subjects(
             self._tracks,
-            width=self._width,
-            height=self._height,
             spacing_s=self._spacing_s,
             min_track_s=self._least_track_s(min_track_s),
             n_frames=self._n_frames,
@@ -235,17 +229,16 @@ def follow_faces(
     """Find and follow all faces of a video; memory does not grow with the size of the frames.
 
     Args:
-        frames: all frames of the video in order, each of the same size.
+        frames: all frames of the video in order; where their size changes, every face is looked for anew.
         detector: made with the same settings.
         settings: see :class:`preprocessing.config.FaceSettings`.
         crops: an empty file, open for writing and reading, that receives the crop of each face of each frame.
     """
     tracker = Tracker()
     times_s: list[float] = []
-    height = width = 0
     for frame, faces in _Lookout(detector, settings).faces_of(frames):
         height, width = frame.image.shape[:2]
-        tracker.add(len(times_s), frame.time_s, faces)
+        tracker.add(len(times_s), frame.time_s, faces, size=(width, height))
         for box, landmarks in zip(faces.boxes, faces.landmarks, strict=True):
             if settings.alignment == "similarity":
                 crop = align_face(frame.image, landmarks, size=settings.size, margin=settings.margin)
@@ -253,7 +246,7 @@ def follow_faces(
                 crop = cut_face(frame.image, box, size=settings.size, margin=settings.margin)
             crops.write(crop.data)
         times_s.append(frame.time_s)
-    return FollowedFaces(tracker.tracks, crops, times_s, (width, height, settings.size))
+    return FollowedFaces(tracker.tracks, crops, times_s, size=settings.size)
 
 
 def cut_face(image: NDArray[np.uint8], box: NDArray[np.float64], *, size: int, margin: float) -> NDArray[np.uint8]:
@@ -339,10 +332,12 @@ class _Lookout:
     def faces_of(self, frames: Iterable[Frame]) -> Iterator[tuple[Frame, Detections]]:
         """Every frame with its faces, searched for, followed or interpolated."""
         last_s = 0.0
+        size: tuple[int, ...] = ()
         thumbnail: NDArray[np.int16] | None = None
         for frame in frames:
+            size_before, size = size, frame.image.shape
             before, thumbnail = thumbnail, _thumbnail(frame.image)
-            if before is not None and np.abs(thumbnail - before).mean() > _CUT:
+            if before is not None and (size != size_before or np.abs(thumbnail - before).mean() > _CUT):
                 yield from self._look()
                 self._last = None
             self._held.append(frame)

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from preprocessing.align import MEL_RATE, frame_word
 from preprocessing.audio import HOP_LENGTH, N_MELS, SAMPLE_RATE, log_mel_blocks, n_log_mel_rows, waveform_blocks
+from preprocessing.clock import RecordingClock
 from preprocessing.config import PreprocessConfig
 from preprocessing.errors import InputError
 from preprocessing.faces import FaceDetector, Faces, follow_faces
@@ -194,18 +195,13 @@ class Preprocessor:
         """Pictures on a thread of their own, sound on this one."""
         if "faces" not in stages:
             pictures = _kept_pictures(old)
-            return pictures, self._hear(source, pictures.meta, stages, old, scratch, watch, progress)
+            return pictures, self._hear(source, pictures.meta["start_s"], None, stages, old, scratch, watch, progress)
         stop = Event()
         with Video(source.path, streams=self.config.streams) as video, ThreadPoolExecutor(1, "pictures") as pool:
             seeing = pool.submit(self._see, source, video, crops, watch, progress, stop)
             try:
-                clock: dict[str, Any] = {"start_s": video.start_s, "clock_resets": []}
-                sound = self._hear(source, clock, stages, old, scratch, watch, progress)
+                sound = self._hear(source, video.start_s, video.clock, stages, old, scratch, watch, progress)
                 pictures = seeing.result()
-                if pictures.meta["clock_resets"]:
-                    # Rare: only now is it known where the pictures' clock started anew.
-                    again = sorted({*stages, "audio", "speech", "words"}, key=STAGES.index)
-                    sound = self._hear(source, pictures.meta, again, old, scratch, watch, progress)
             except BaseException:
                 stop.set()
                 raise
@@ -253,14 +249,14 @@ class Preprocessor:
     def _hear(
         self,
         source: Source,
-        clock: dict[str, Any],
+        origin_s: float,
+        clock: RecordingClock | None,
         stages: Sequence[Stage],
         old: dict[str, Features],
         scratch: Path,
         watch: _Stopwatch,
         progress: Progress,
     ) -> _Sound:
-        origin_s = clock["start_s"]
         first_old = next(iter(old.values()), None)
         warnings: dict[str, list[str]] = {}
         audio = None
@@ -270,7 +266,7 @@ class Preprocessor:
                     source.path,
                     origin_s=origin_s,
                     streams=self.config.streams,
-                    resets=clock["clock_resets"],
+                    clock=clock,
                     scratch=scratch,
                 )
             warnings["audio"] = list(audio.warnings) if audio is not None else []

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from preprocessing.audio import SAMPLE_RATE
+from preprocessing.audio import SAMPLE_RATE, level_for_speech
 from preprocessing.config import SpeechSettings
 from preprocessing.errors import InputError
 from preprocessing.models import load_faster_whisper, load_openai_whisper
@@ -160,6 +160,7 @@ class SpeechRecogniser:
             audio: see :func:`preprocessing.video.read_audio`.
             progress: is told the share that is done, 0 to 1.
         """
+        audio = replace(audio, samples=level_for_speech(audio.samples))
         chunks, notes = self._find_speech(audio)
         if not chunks:
             return Transcript((), self._settings.language, tuple(notes))

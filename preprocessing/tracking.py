@@ -55,6 +55,8 @@ class Detections:
 class Track:
     """One face through time; entries of equal position belong together, in order of time."""
 
+    size: tuple[int, int]
+    """Width and height in pixels of the pictures that it is seen in."""
     frames: list[int] = field(default_factory=list)
     """Index of the frame."""
     times_s: list[float] = field(default_factory=list)
@@ -131,15 +133,24 @@ class Tracker:
         self._live: list[Track] = []
         self._n_detections = 0
 
-    def add(self, frame: int, time_s: float, detections: Detections) -> None:
-        """Continue tracks with the faces of the next picture, start new ones for the rest."""
-        self._live = [track for track in self._live if time_s - track.times_s[-1] <= _LONGEST_GAP_S]
+    def add(self, frame: int, time_s: float, detections: Detections, *, size: tuple[int, int]) -> None:
+        """Continue tracks with the faces of the next picture, start new ones for the rest.
+
+        Args:
+            frame: index of the picture.
+            time_s: its time, seconds.
+            detections: its faces.
+            size: its width and height in pixels; no track goes on where it changes.
+        """
+        self._live = [
+            track for track in self._live if time_s - track.times_s[-1] <= _LONGEST_GAP_S and track.size == size
+        ]
         last = np.array([track.boxes[-1] for track in self._live]).reshape(-1, 4)
         track_of = {j: self._live[i] for i, j in match(last, detections.boxes, least_iou=_LINK_IOU)}
         for j in range(len(detections)):
             track = track_of.get(j)
             if track is None:
-                track = Track()
+                track = Track(size)
                 self.tracks.append(track)
                 self._live.append(track)
             track.frames.append(frame)
@@ -154,7 +165,7 @@ Subject = dict[int, tuple[Track, int]]
 """One person's face: for each frame that has it, the track and the position in it."""
 
 
-def main_subject(tracks: Sequence[Track], *, width: int, height: int, spacing_s: float, min_track_s: float) -> Subject:
+def main_subject(tracks: Sequence[Track], *, spacing_s: float, min_track_s: float) -> Subject:
     """Which face is the main subject's in each frame.
 
     The main subject is the face that is largest, longest seen and most central. Where it is lost (a cut, a gap) the
@@ -163,21 +174,17 @@ def main_subject(tracks: Sequence[Track], *, width: int, height: int, spacing_s:
 
     Args:
         tracks: all faces of the video.
-        width: of the frame, pixels.
-        height: of the frame, pixels.
         spacing_s: mean time between two frames, seconds.
         min_track_s: tracks seen for less are taken for false alarms.
     """
     candidates = _candidates(tracks, spacing_s, min_track_s)
-    importance = np.array([_importance(track, width, height) for track in candidates])
+    importance = np.array([_importance(track) for track in candidates])
     everybody = np.ones(len(candidates), dtype=np.bool_)
     subject, _ = _follow_subject(candidates, importance, everybody, _Neighbours(candidates), least_continuity=0.0)
     return subject
 
 
-def lasting_subjects(
-    tracks: Sequence[Track], *, width: int, height: int, spacing_s: float, min_track_s: float, n_frames: int
-) -> list[Subject]:
+def lasting_subjects(tracks: Sequence[Track], *, spacing_s: float, min_track_s: float, n_frames: int) -> list[Subject]:
     """Every person whose face is seen in at least a fifth of the frames, the most important one first.
 
     Without recognition of faces, place alone tells who goes on after a gap: a track continues a person where it lies
@@ -185,14 +192,12 @@ def lasting_subjects(
 
     Args:
         tracks: all faces of the video.
-        width: of the frame, pixels.
-        height: of the frame, pixels.
         spacing_s: mean time between two frames, seconds.
         min_track_s: tracks seen for less are taken for false alarms.
         n_frames: of the video.
     """
     candidates = _candidates(tracks, spacing_s, min_track_s)
-    importance = np.array([_importance(track, width, height) for track in candidates])
+    importance = np.array([_importance(track) for track in candidates])
     left = np.ones(len(candidates), dtype=np.bool_)
     neighbours = _Neighbours(candidates)
     lasting = []
@@ -246,8 +251,10 @@ class _Neighbours:
     def __init__(self, tracks: Sequence[Track]) -> None:
         self._first_frame = np.array([track.frames[0] for track in tracks])
         self._last_frame = np.array([track.frames[-1] for track in tracks])
-        self._first_box = np.array([track.boxes[0] for track in tracks]).reshape(-1, 4)
-        self._last_box = np.array([track.boxes[-1] for track in tracks]).reshape(-1, 4)
+        # As fractions of the picture, whose size can change from one track to the next.
+        sizes = np.array([track.size * 2 for track in tracks]).reshape(-1, 4)
+        self._first_box = np.array([track.boxes[0] for track in tracks]).reshape(-1, 4) / sizes
+        self._last_box = np.array([track.boxes[-1] for track in tracks]).reshape(-1, 4) / sizes
         self.forget()
 
     def forget(self) -> None:
@@ -274,9 +281,11 @@ class _Neighbours:
         self._iou_after[nearer] = overlaps(self._first_box[None, number], self._last_box[nearer])[0]
 
 
-def _importance(track: Track, width: int, height: int) -> float:
-    """Size times centrality (1 in the centre, 0.5 in a corner), summed over the frames; in pixels."""
+def _importance(track: Track) -> float:
+    """Size times centrality (1 in the centre, 0.5 in a corner), summed over the frames; in diagonals of the picture."""
     boxes = np.array(track.boxes)
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-    offsets = np.linalg.norm(centres - np.array([width, height]) / 2, axis=1) / np.hypot(width / 2, height / 2)
-    return float(np.sum(sides(boxes) * (1 - 0.5 * np.minimum(offsets, 1.0))))
+    width, height = track.size
+    diagonal = np.hypot(width, height)
+    offsets = np.linalg.norm(centres - np.array([width, height]) / 2, axis=1) / (diagonal / 2)
+    return float(np.sum(sides(boxes) / diagonal * (1 - 0.5 * np.minimum(offsets, 1.0))))

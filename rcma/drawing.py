@@ -118,12 +118,13 @@ class Drawing:
 
     def __init__(self, width: int, height: int, features: Features, prediction: Prediction) -> None:
         """Draw what all frames share; ``width`` and ``height`` are those of the video in pixels."""
+        self._size = width, height
         self._factor = math.ceil(_LEAST_SIDE / min(width, height))
         self._shown_width, self._shown_height = width * self._factor, height * self._factor
         # H.264 with shared colours wants even sides.
         self.width, self.height = self._shown_width + self._shown_width % 2, self._shown_height + self._shown_height % 2
         sizes = _Sizes.for_picture(self._shown_width, self._shown_height)
-        self._box = np.asarray(features.face_box, np.float64) * self._factor
+        self._box = np.asarray(features.face_box, np.float64)
         self._sizes = sizes
         pen = _Pen.for_words(features)
         self._gauge = _Gauge(pen, sizes, prediction)
@@ -136,9 +137,14 @@ class Drawing:
         self._gauge_left, self._lamps_left = gauge, lamps
 
     def draw(self, image: NDArray[np.uint8], index: int) -> NDArray[np.uint8]:
-        """A picture (H,W,3) RGB with what is known of frame ``index``; even sides."""
+        """A picture (H,W,3) RGB with what is known of frame ``index``; even sides.
+
+        A picture of another size than the video's is shown whole, with black bars.
+        """
+        image, scale, corner = letterbox(image, *self._size)
         image = self._enlarged(image)
-        _draw_box(image, self._box[index], self._sizes.line)
+        box = (self._box[index] * scale + np.tile(corner, 2)) * self._factor
+        _draw_box(image, box, self._sizes.line)
         self._gauge.draw(image, index, left=self._gauge_left, top=self._sizes.margin)
         self._lamps.draw(image, index, left=self._lamps_left, top=self._sizes.margin)
         self._words.draw(image, index, middle=self._shown_width // 2, bottom=self._shown_height - self._sizes.margin)
@@ -154,10 +160,27 @@ class Drawing:
 
     def _covered(self, left: int) -> float:
         """How much of faces the gauge would hide there, in pixels summed over the frames."""
-        x1, y1, x2, y2 = self._box.T
+        x1, y1, x2, y2 = self._box.T * self._factor
         width = np.minimum(x2, left + self._gauge.width) - np.maximum(x1, left)
         height = np.minimum(y2, self._sizes.margin + self._gauge.height) - np.maximum(y1, self._sizes.margin)
         return float(np.nansum(np.maximum(width, 0) * np.maximum(height, 0)))
+
+
+def letterbox(image: NDArray[np.uint8], width: int, height: int) -> tuple[NDArray[np.uint8], float, tuple[int, int]]:
+    """Fit a picture (H,W,3) into (height,width,3), in its own shape, with black bars at its sides.
+
+    Returns:
+        The result; by how much the picture was scaled; column and row of its upper left corner there.
+    """
+    own_height, own_width = image.shape[:2]
+    if (own_width, own_height) == (width, height):
+        return image, 1.0, (0, 0)
+    scale = min(width / own_width, height / own_height)
+    size = max(1, round(own_width * scale)), max(1, round(own_height * scale))
+    left, top = (width - size[0]) // 2, (height - size[1]) // 2
+    fitted = np.zeros((height, width, 3), np.uint8)
+    fitted[top : top + size[1], left : left + size[0]] = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)
+    return fitted, scale, (left, top)
 
 
 def _draw_box(image: NDArray[np.uint8], box: NDArray[np.float64], line: int) -> None:

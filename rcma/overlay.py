@@ -55,8 +55,6 @@ _WARM_UP_S = 0.1
 """Packets this long before the first frame are kept, unheard: decoders need some to be right from the first on."""
 _GAP_S = 0.04
 """A longer gap of encoded sound is filled with silence; below it is rounding."""
-_LONGEST_GAP_S, _RESET_S = 3600.0, 0.25
-"""As in :mod:`preprocessing.video`: larger jumps, forward and back, of a clock are a new start of it."""
 
 
 def write_overlay(
@@ -133,7 +131,7 @@ def _write(
         encoder = _video_encoder(output, drawing, features.time_s)
         frames = _drawn_frames(video, recording, features, drawing, on_frame)
         packets = [_encoded_pictures(encoder, frames)]
-        sound = _sound_packets(source, output, _SoundClock(recording.start_s, features), streams)
+        sound = _sound_packets(source, output, _SoundClock(recording), streams)
         if sound is not None:
             packets.append(sound)
         # By time, so that neither waits for the other in memory.
@@ -228,23 +226,16 @@ def _timed(packet: Packet) -> tuple[float, Packet]:
 
 
 class _SoundClock:
-    """From the times of a container to those of the video, over the points where the container's clock starts anew."""
+    """From the times of a recording's sound to those of the video."""
 
-    def __init__(self, origin_s: float, features: Features) -> None:
-        self._shift_s = -origin_s
-        self._resets = list(features.meta.get("clock_resets") or ())
-        self._end_s: float | None = None
+    def __init__(self, recording: Video) -> None:
+        self.packets = recording.clock.sound
+        self._origin_s = recording.start_s
+        self._end_s = 0.0
 
-    def time_s(self, container_s: float | None, duration_s: float) -> float:
-        """Time of the next piece of sound in seconds; where it has none, it follows the one before."""
-        expected_s = self._end_s or 0.0
-        time_s = expected_s if container_s is None else container_s + self._shift_s
-        jump_s = time_s - expected_s
-        if container_s is not None and (
-            abs(jump_s) > _LONGEST_GAP_S or (self._end_s is not None and jump_s < -_RESET_S)
-        ):
-            self._shift_s = self._resets.pop(0) if self._resets else expected_s - container_s
-            time_s = container_s + self._shift_s
+    def time_s(self, own_s: float | None, duration_s: float) -> float:
+        """Time of the next piece of sound in seconds; where it has none of its own, it follows the one before."""
+        time_s = self._end_s if own_s is None else own_s - self._origin_s
         self._end_s = time_s + duration_s
         return time_s
 
@@ -263,7 +254,7 @@ def _sound_packets(
     layout = "mono" if stream.codec_context.channels == 1 else "stereo"
     encoder = output.add_stream("aac", rate=rate, layout=layout)
     encoder.bit_rate = _AAC_BITS_PER_S
-    frames = _continuous(decode_stream(source, stream, []), clock, rate=rate, layout=layout)
+    frames = _continuous(decode_stream(source, stream, [], clock=clock.packets), clock, rate=rate, layout=layout)
     return _encoded_sound(encoder, frames)
 
 
@@ -271,7 +262,7 @@ def _copied_sound(
     source: InputContainer, stream: AudioStream, target: AudioStream, clock: _SoundClock
 ) -> Iterator[tuple[float, Packet]]:
     last = None
-    for packet in read_packets(source, stream, []):
+    for packet in read_packets(source, stream, [], clock=clock.packets):
         if packet is None or packet.size == 0:
             continue
         tick_s = float(packet.time_base)

@@ -39,6 +39,7 @@ from preprocessing.processes import separate_process
 from preprocessing.store import Features, load_features
 from preprocessing.video import SAMPLE_RATE, Audio, Frame, Video, read_audio
 from rcma.config import TARGETS
+from rcma.drawing import letterbox
 from rcma.metrics import ccc
 from rcma.prediction import Prediction
 
@@ -387,15 +388,14 @@ def _encode(recording: Path, preview: Path, streams: Sequence[int], most_bytes: 
         InputError: the recording cannot be read.
     """
     with Video(recording, streams=streams) as video, av.open(f"file:{preview}", "w", format="mp4") as container:
-        # Whether there is sound must be known before the first frame is written, where its clock jumps only after it.
-        sound = read_audio(recording, origin_s=video.start_s, streams=streams)
+        sound = read_audio(recording, origin_s=video.start_s, streams=streams, clock=video.clock)
         pictures = _add_pictures(container, video)
         heard = None if sound is None else container.add_stream("aac", SAMPLE_RATE, options=_SOUND, layout="mono")
         reformatter = VideoReformatter()
         size, times_s = 0, [0.0, 0.0]
         for frame in video.frames():
             times_s = [times_s[-1], frame.time_s]
-            for packet in pictures.encode(_picture(frame, pictures, reformatter)):
+            for packet in pictures.encode(_picture(frame, video, pictures, reformatter)):
                 size += packet.size
                 container.mux(packet)
             status(f"preview: {video.share_read:.0%}")
@@ -403,8 +403,6 @@ def _encode(recording: Path, preview: Path, streams: Sequence[int], most_bytes: 
                 return False
         container.mux(pictures.encode())
         if sound is not None and heard is not None:
-            if video.resets:
-                sound = read_audio(recording, origin_s=video.start_s, streams=streams, resets=video.resets) or sound
             _encode_sound(container, heard, sound, end_s=2 * times_s[-1] - times_s[0])
     return preview.stat().st_size <= most_bytes
 
@@ -419,8 +417,9 @@ def _add_pictures(container: OutputContainer, video: Video) -> VideoStream:
     return stream
 
 
-def _picture(frame: Frame, stream: VideoStream, reformatter: VideoReformatter) -> av.VideoFrame:
-    picture = av.VideoFrame.from_ndarray(frame.image, format="rgb24")
+def _picture(frame: Frame, video: Video, stream: VideoStream, reformatter: VideoReformatter) -> av.VideoFrame:
+    image, _, _ = letterbox(frame.image, video.width, video.height)
+    picture = av.VideoFrame.from_ndarray(image, format="rgb24")
     picture = reformatter.reformat(picture, stream.width, stream.height, stream.pix_fmt)
     picture.pts, picture.time_base = round(frame.time_s * _TICKS), Fraction(1, _TICKS)
     return picture

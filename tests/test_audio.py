@@ -15,6 +15,7 @@ from preprocessing.audio import (
     MEL_RATE,
     N_MELS,
     SAMPLE_RATE,
+    level_for_speech,
     log_mel,
     log_mel_on_clock,
     waveform_blocks,
@@ -178,3 +179,58 @@ def test_real_audio_that_starts_late(media):
     assert np.abs(again - rows[there][: len(again)]).mean() < 2e-3
     # 3.97 s and the second of padding, less what the last window needs.
     assert abs(len(rows) / MEL_RATE - (2.43 + 3.97 + 1.0 - 0.02)) < 0.03
+
+
+def syllables(n_seconds, level_db, seed=5):
+    """Noise in bursts of 0.2 s with pauses, at a level in dB of full scale while it lasts."""
+    random = np.random.default_rng(seed)
+    time_s = np.arange(n_seconds * SAMPLE_RATE) / SAMPLE_RATE
+    return (random.standard_normal(len(time_s)) * 10 ** (level_db / 20) * (time_s % 0.3 < 0.2)).astype(np.float32)
+
+
+def loudness_db(samples):
+    return 10 * math.log10(np.mean(np.square(samples, dtype=np.float64)))
+
+
+@pytest.mark.parametrize("level_db", [-50.0, -60.0, -80.0, -90.0])
+def test_faint_sound_is_levelled(level_db):
+    faint = syllables(8, level_db)
+    levelled = level_for_speech(faint)[:]
+    assert loudness_db(levelled) == pytest.approx(-32, abs=3)
+    # It is the same sound: one factor for speech and pauses.
+    factor = np.median(levelled[faint != 0] / faint[faint != 0])
+    np.testing.assert_allclose(levelled, faint * factor, atol=0.02 * np.abs(levelled).max())
+
+
+@pytest.mark.parametrize("samples", [syllables(8, -20.0), syllables(8, -40.0), np.zeros(16000, np.float32)])
+def test_sound_of_a_usual_level_and_silence_stay_as_they_are(samples):
+    assert level_for_speech(samples) is samples
+
+
+def test_only_the_faint_part_of_a_recording_is_levelled():
+    loud, faint = syllables(30, -20.0), syllables(40, -65.0)
+    levelled = level_for_speech(np.concatenate([loud, faint]))
+    assert np.array_equal(levelled[: len(loud)], loud)
+    assert loudness_db(levelled[-16000 * 20 :]) == pytest.approx(-32, abs=3)
+
+
+def test_a_click_does_not_keep_speech_faint():
+    faint = syllables(10, -65.0)
+    faint[80000:80080] = 0.9
+    levelled = level_for_speech(faint)[:]
+    assert np.abs(levelled).max() <= 1.0
+    assert loudness_db(levelled[:64000]) == pytest.approx(-32, abs=3)
+
+
+def test_levelled_sound_is_read_in_parts():
+    levelled = level_for_speech(syllables(10, -65.0))
+    parts = [levelled[first : first + 1234] for first in range(0, len(levelled), 1234)]
+    assert np.array_equal(np.concatenate(parts), levelled[:])
+    assert levelled[:].dtype == np.float32
+    assert np.array_equal(levelled[100:9000:7], levelled[:][100:9000:7])
+
+
+@pytest.mark.parametrize("n_samples", [0, 1, 800, 1600, 24001])
+def test_short_sound_can_be_levelled(n_samples):
+    samples = np.full(n_samples, 1e-3, np.float32)
+    assert len(level_for_speech(samples)[:]) == n_samples

@@ -7,7 +7,7 @@ import pytest
 
 from preprocessing.tracking import Detections, Tracker, interpolate, lasting_subjects, main_subject, match, overlaps
 
-WIDTH, HEIGHT = 640, 480
+SIZE = (640, 480)
 
 
 def box(x: float, y: float, side: float) -> list[float]:
@@ -25,8 +25,8 @@ def faces(*boxes: list[float], score: float = 0.99) -> Detections:
 def subject_of(frames: list[Detections], *, min_track_s: float = 0.4) -> dict[int, np.ndarray]:
     tracker = Tracker()
     for number, found in enumerate(frames):
-        tracker.add(number, number / 25, found)
-    chosen = main_subject(tracker.tracks, width=WIDTH, height=HEIGHT, spacing_s=0.04, min_track_s=min_track_s)
+        tracker.add(number, number / 25, found, size=SIZE)
+    chosen = main_subject(tracker.tracks, spacing_s=0.04, min_track_s=min_track_s)
     return {frame: track.boxes[position] for frame, (track, position) in chosen.items()}
 
 
@@ -83,7 +83,7 @@ def test_somebody_beside_the_subject_does_not_take_over_where_the_subject_stays(
 def test_two_faces_that_come_close_keep_their_tracks() -> None:
     tracker = Tracker()
     for n in range(60):
-        tracker.add(n, n / 25, faces(box(100 + 2 * n, 200, 60), box(440 - 2 * n, 200, 60)))
+        tracker.add(n, n / 25, faces(box(100 + 2 * n, 200, 60), box(440 - 2 * n, 200, 60)), size=SIZE)
     assert len(tracker.tracks) == 2
     lefts = [track.boxes[0][0] for track in tracker.tracks]
     assert lefts == [70, 410]
@@ -101,10 +101,8 @@ def test_after_a_cut_the_face_at_the_same_place_is_preferred() -> None:
 def people_in(frames: list[Detections]) -> list[dict[int, np.ndarray]]:
     tracker = Tracker()
     for number, found in enumerate(frames):
-        tracker.add(number, number / 25, found)
-    people = lasting_subjects(
-        tracker.tracks, width=WIDTH, height=HEIGHT, spacing_s=0.04, min_track_s=0.4, n_frames=len(frames)
-    )
+        tracker.add(number, number / 25, found, size=SIZE)
+    people = lasting_subjects(tracker.tracks, spacing_s=0.04, min_track_s=0.4, n_frames=len(frames))
     return [{frame: track.boxes[position] for frame, (track, position) in person.items()} for person in people]
 
 
@@ -134,10 +132,8 @@ def test_a_long_video_of_many_cuts_is_quick() -> None:
     for scene in range(3000):
         x, y = random.uniform(100, 540), random.uniform(100, 380)
         for n in (0, 6, 12):
-            tracker.add(13 * scene + n, (13 * scene + n) / 25, faces(box(x, y, 80)))
-    chosen = main_subject(tracker.tracks, width=WIDTH, height=HEIGHT, spacing_s=0.2, min_track_s=0.4)
+            tracker.add(13 * scene + n, (13 * scene + n) / 25, faces(box(x, y, 80)), size=SIZE)
+    chosen = main_subject(tracker.tracks, spacing_s=0.2, min_track_s=0.4)
     assert len(chosen) == 9000
-    people = lasting_subjects(
-        tracker.tracks, width=WIDTH, height=HEIGHT, spacing_s=0.2, min_track_s=0.4, n_frames=39000
-    )
+    people = lasting_subjects(tracker.tracks, spacing_s=0.2, min_track_s=0.4, n_frames=39000)
     assert people == []

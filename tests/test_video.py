@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 
 from preprocessing.errors import InputError
-from preprocessing.video import SAMPLE_RATE, Video, _Clock, read_audio
+from preprocessing.video import SAMPLE_RATE, Video, read_audio
 
 # Frames that a full decode gives, and width x height of the upright picture with square pixels.
 DECODED = {
@@ -203,7 +205,7 @@ def test_joined_recordings_go_on_in_time(tmp_path: Path) -> None:
     np.testing.assert_allclose(times, np.arange(75) / 25, atol=1e-6)
     assert len(video.resets) == 2
     assert any("clock jumps" in warning for warning in video.warnings)
-    audio = read_audio(path, origin_s=video.start_s, resets=video.resets)
+    audio = read_audio(path, origin_s=video.start_s, clock=video.clock)
     assert audio is not None
     sound = np.abs(audio.samples[:])
     clicks = [
@@ -211,23 +213,6 @@ def test_joined_recordings_go_on_in_time(tmp_path: Path) -> None:
     ]
     # The pictures' clock rules: recordings follow each other every second, whatever the length of their sound.
     np.testing.assert_allclose(np.diff(clicks), 1.0, atol=0.005)
-
-
-def test_one_time_out_of_order_moves_one_frame() -> None:
-    class Shown:
-        """A decoded frame, as far as the clock looks at it."""
-
-        def __init__(self, pts: int) -> None:
-            self.pts, self.time_base = pts, Fraction(1, 100)
-
-    class Stream:
-        average_rate = guessed_rate = Fraction(25)
-
-    frames = [Shown(pts) for pts in (0, 4, 8, 90, 16, 20, 24, 24, 28)]
-    clock = _Clock(Stream(), [])  # type: ignore[arg-type]
-    times = [clock.time_s(a, b) for a, b in itertools.zip_longest(frames, frames[1:])]  # type: ignore[arg-type]
-    np.testing.assert_allclose(times, [0, 0.04, 0.08, 0.12, 0.16, 0.2, 0.24, 0.2401, 0.28], atol=1e-9)
-    assert clock.warnings() == ["video: frames whose time was out of order, placed between their neighbours: 2"]
 
 
 def two_streams(path: Path) -> Path:
@@ -259,3 +244,220 @@ def test_stream_is_chosen_by_number_and_the_choice_is_told(tmp_path: Path) -> No
         Video(path, streams=(7,))
     with pytest.raises(InputError, match="all video; choose one"):
         Video(path, streams=(0, 1))
+
+
+def write_case(path: Path, pts: Sequence[int], *, sound_pts: Sequence[int] = range(150)) -> Path:
+    """Six seconds that flash and beep at 2 s and 4 s, each frame and each 640 samples of sound at a given time."""
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("mpeg4", rate=25)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        video.codec_context.time_base = Fraction(1, 1000)
+        sound = container.add_stream("pcm_s16le", rate=16000, layout="mono")
+        packets = []
+        for number, at in enumerate(pts):
+            frame = av.VideoFrame.from_ndarray(picture(250 if number in (50, 100) else 20), format="rgb24")
+            frame.pts, frame.time_base = 40 * number, Fraction(1, 1000)
+            packets += [(number, packet, at) for packet in video.encode(frame)]
+        for number, at in enumerate(sound_pts):
+            samples = np.zeros((1, 640), np.int16)
+            if number in (50, 100):
+                samples[0, :320:2], samples[0, 1:320:2] = 20000, -20000
+            frame = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
+            frame.sample_rate, frame.pts, frame.time_base = 16000, 640 * number, Fraction(1, 16000)
+            packets += [(number + 0.5, packet, at) for packet in sound.encode(frame)]
+        for order, packet, at in sorted(packets, key=lambda entry: entry[0]):
+            packet.time_base = Fraction(1, 1000)
+            # Matroska stores the first only; the muxer wants the second to rise and to be the lower one.
+            packet.pts, packet.dts = 40 * at, 40 * round(order - 0.25) - 10**6
+            container.mux(packet)
+    return path
+
+
+def flash_and_beep_s(path: Path) -> tuple[list[float], list[float], list[str]]:
+    """Times at which the pictures flash and the sound beeps, and all remarks."""
+    with Video(path) as video:
+        frames = [(frame.time_s, frame.image.mean()) for frame in video.frames()]
+    audio = read_audio(path, origin_s=video.start_s, clock=video.clock)
+    assert audio is not None
+    loud = np.flatnonzero(np.abs(audio.samples[:]) > 0.2)
+    onsets = loud[np.diff(loud, prepend=-SAMPLE_RATE) > SAMPLE_RATE // 2]
+    np.testing.assert_allclose(np.diff([time_s for time_s, _ in frames]), 0.04, atol=0.002)
+    beeps = (audio.start_s + onsets / SAMPLE_RATE).tolist()
+    return [time_s for time_s, level in frames if level > 150], beeps, [*video.warnings, *audio.warnings]
+
+
+@pytest.mark.parametrize("by", [8000, -8000])
+@pytest.mark.parametrize("where", [[0], [0, 1, 2], [70], [70, 71], [49, 50, 51], range(60, 84), [149]], ids=str)
+@pytest.mark.parametrize("kind", ["pictures", "sound"])
+def test_wild_times_move_neither_pictures_nor_sound(tmp_path: Path, where: list[int], by: int, kind: str) -> None:
+    wild = [number + by * (number in where) for number in range(150)]
+    pts = {"pts": wild} if kind == "pictures" else {"pts": range(150), "sound_pts": wild}
+    flashes, beeps, remarks = flash_and_beep_s(write_case(tmp_path / "wild.mkv", **pts))
+    np.testing.assert_allclose(flashes, [2, 4], atol=0.002)
+    np.testing.assert_allclose(beeps, [2, 4], atol=0.01)
+    said = "out of order" if kind == "pictures" else "far off the rest"
+    assert any(said in remark and remark.endswith(f": {len(where)}") for remark in remarks)
+
+
+def test_flash_and_beep_over_a_jump_of_both_clocks(tmp_path: Path) -> None:
+    jump = [number - 70 if number >= 70 else number + 500 for number in range(150)]
+    late = [number - 70 if number >= 75 else number + 500 for number in range(150)]
+    flashes, beeps, _ = flash_and_beep_s(write_case(tmp_path / "jump.mkv", jump, sound_pts=jump))
+    np.testing.assert_allclose(flashes, [2, 4], atol=0.002)
+    np.testing.assert_allclose(beeps, [2, 4], atol=0.01)
+    flashes, beeps, _ = flash_and_beep_s(write_case(tmp_path / "late.mkv", jump, sound_pts=late))
+    np.testing.assert_allclose(flashes, [2, 4], atol=0.002)
+    np.testing.assert_allclose(beeps, [2, 4], atol=0.01)
+
+
+def test_a_pause_of_half_an_hour_is_kept(tmp_path: Path) -> None:
+    pts = [number + 45_000 * (number >= 75) for number in range(150)]
+    path = write_case(tmp_path / "pause.mkv", pts, sound_pts=pts)
+    with Video(path) as video:
+        times = [frame.time_s for frame in video.frames()]
+    np.testing.assert_allclose(times, np.array(pts) * 0.04, atol=0.002)
+    assert not video.warnings
+
+
+def write_with_b_frames(path: Path, codec: str, n_frames: int = 60, **options: str) -> Path:
+    """Pictures of rising brightness, 25 a second; only the times of decoding are stored."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25, options=options)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        packets = []
+        for number in range(n_frames):
+            frame = av.VideoFrame.from_ndarray(picture(4 * number), format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            packets += stream.encode(frame)
+        packets += stream.encode()
+        assert any(packet.pts > packet.dts for packet in packets)
+        for number, packet in enumerate(packets):
+            packet.pts = packet.dts = number
+            packet.time_base = Fraction(1, 25)
+            container.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("b.avi", "libx264", {"bf": "2"}),
+        ("pyramid.avi", "libx264", {"bf": "7", "b-pyramid": "normal", "b_strategy": "0"}),
+        ("mpeg4.avi", "mpeg4", {"bf": "2"}),
+        ("raw.h264", "libx264", {"bf": "3"}),
+    ],
+)
+def test_frames_without_times_of_their_own_are_even(
+    tmp_path: Path, name: str, codec: str, options: dict[str, str]
+) -> None:
+    with Video(write_with_b_frames(tmp_path / name, codec, **options)) as video:
+        frames = list(video.frames())
+    np.testing.assert_allclose([frame.time_s for frame in frames], np.arange(60) / 25, atol=1e-6)
+    # ... and each time belongs to its own picture.
+    assert np.all(np.diff([frame.image.mean() for frame in frames]) > 1)
+
+
+def test_damaged_packets_shift_no_later_frame_without_a_time_of_its_own(tmp_path: Path) -> None:
+    path = write_with_b_frames(tmp_path / "b.avi", "libx264", n_frames=100, bf="2", g="20", sc_threshold="0")
+    with av.open(str(path)) as container:
+        packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    content = bytearray(path.read_bytes())
+    position, size = packets[45]
+    content[position + 8 : position + 8 + size] = bytes(size)
+    path.write_bytes(content)
+    with Video(path) as video:
+        frames = list(video.frames())
+    brightness = {round(frame.time_s * 25): frame.image.mean() for frame in frames}
+    for number in (10, 30, 70, 95):
+        assert brightness[number] == pytest.approx(4 * number % 256, abs=6)
+
+
+def pieces(path: Path, made: Sequence[Path]) -> Path:
+    path.write_bytes(b"".join(piece.read_bytes() for piece in made))
+    return path
+
+
+def piece(
+    path: Path, width: int, height: int, *, aspect: Fraction = Fraction(1), turn: int | None = None, n: int = 30
+) -> Path:
+    """H.264 in a transport stream: a picture whose upper left quarter is bright."""
+    image = np.full((height, width, 3), 30, np.uint8)
+    image[: height // 2, : width // 2] = 220
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"bf": "0"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = aspect
+        packets = []
+        for number in range(n):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            packets += stream.encode(frame)
+        packets += stream.encode()
+        if turn is not None:
+            turned = av.BitStreamFilterContext(f"h264_metadata=rotate={turn}", stream)
+            packets = [out for packet in packets for out in turned.filter(packet)]
+        for packet in packets:
+            container.mux(packet)
+    return path
+
+
+def test_each_frame_keeps_its_own_shape(tmp_path: Path) -> None:
+    made = [
+        piece(tmp_path / "1.ts", 64, 48),
+        piece(tmp_path / "2.ts", 48, 64),
+        piece(tmp_path / "3.ts", 64, 48, aspect=Fraction(3, 2)),
+    ]
+    with Video(pieces(tmp_path / "all.ts", made)) as video:
+        assert (video.width, video.height) == (64, 48)
+        frames = list(video.frames())
+    assert len(frames) == 90
+    shapes = [shape for shape, _ in itertools.groupby(frame.image.shape for frame in frames)]
+    assert shapes == [(48, 64, 3), (64, 48, 3), (48, 96, 3)]
+    for frame in frames[::10]:
+        height, width = frame.image.shape[:2]
+        assert frame.image[: height // 2 - 4, : width // 2 - 4].mean() > 190
+        assert frame.image[height // 2 + 4 :].mean() < 60
+    assert any("64x48, 48x64, 96x48" in warning for warning in video.warnings)
+
+
+def test_each_frame_is_turned_upright_by_itself(tmp_path: Path) -> None:
+    made = [piece(tmp_path / "1.ts", 64, 48), piece(tmp_path / "2.ts", 64, 48, turn=90)]
+    with Video(pieces(tmp_path / "all.ts", made)) as video:
+        assert video.rotation == 0
+        frames = list(video.frames())
+    assert {frame.image.shape for frame in frames[:30]} == {(48, 64, 3)}
+    assert {frame.image.shape for frame in frames[30:]} == {(64, 48, 3)}
+    # The bright quarter has been turned along: it is above or to the left still, but in the other corner.
+    last = frames[-1].image
+    corners = [last[:20, :20], last[:20, -20:], last[-20:, :20], last[-20:, -20:]]
+    assert [corner.mean() > 150 for corner in corners].count(True) == 1
+    assert corners[0].mean() < 100
+
+
+def test_eight_channels_in_mov_are_read(tmp_path: Path) -> None:
+    """Their order makes PyAV end the process, so another one tries."""
+    path = tmp_path / "eight.mov"
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("mpeg4", rate=25)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        sound = container.add_stream("pcm_s16le", rate=16000, layout="7.1")
+        for number in range(25):
+            frame = av.VideoFrame.from_ndarray(picture(100), format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            container.mux(video.encode(frame))
+        container.mux(video.encode())
+        tone = (8000 * np.sin(np.arange(16000) / 5)).astype(np.int16).repeat(8)[None]
+        for first in range(0, 16000, 1000):
+            frame = av.AudioFrame.from_ndarray(tone[:, 8 * first : 8 * first + 8000], format="s16", layout="7.1")
+            frame.sample_rate, frame.pts, frame.time_base = 16000, first, Fraction(1, 16000)
+            container.mux(sound.encode(frame))
+        container.mux(sound.encode())
+    code = (
+        "import sys; from pathlib import Path; from preprocessing.video import read_audio\n"
+        "audio = read_audio(Path(sys.argv[1]), origin_s=0.0)\n"
+        "print(len(audio.samples), abs(audio.samples[:]).max())"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    n_samples, loudest = done.stdout.split()
+    assert int(n_samples) == 16000
+    assert float(loudest) == pytest.approx(8000 / 32768, rel=0.02)
