@@ -11,10 +11,9 @@ import math
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import pairwise, zip_longest
+from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -121,9 +120,6 @@ class _Whisper(Protocol):
     def detect_language(self, samples: npt.NDArray[np.float32]) -> tuple[str, float]:
         """Most probable language of up to 30 s of speech, and its probability."""
 
-    def prepare(self, samples: npt.NDArray[np.float32]) -> None:
-        """Do what :meth:`recognise` will need of the same samples; may be called while others are recognised."""
-
     def recognise(self, samples: npt.NDArray[np.float32], language: str) -> _Heard:
         """Words in up to 30 s of speech."""
 
@@ -170,20 +166,16 @@ class SpeechRecogniser:
                 notes.append(f"language {language} is a guess (probability {probability:.2f}); set speech.language")
 
         words: list[Word] = []
-        # The next chunk is encoded while this one is decoded.
-        with _another_thread() as ahead:
-            for number, (chunk, following) in enumerate(zip_longest(chunks, chunks[1:])):
-                progress(number / len(chunks))
-                if following is not None:
-                    ahead.submit(self._whisper.prepare, _cut(audio.samples, following))
-                with _threads_kept():
-                    heard = self._whisper.recognise(_cut(audio.samples, chunk), language)
-                reason = _why_not_words(heard)
-                if reason is not None:
-                    notes.append(_left_out(chunk, audio, reason))
-                    continue
-                joined = heard.words if language in _WRITTEN_WITHOUT_SPACES else _join_pieces(heard.words)
-                words += _clamp_to_speech(_shift(joined, chunk.start_s), chunk.speech)
+        for number, chunk in enumerate(chunks):
+            progress(number / len(chunks))
+            with _threads_kept():
+                heard = self._whisper.recognise(_cut(audio.samples, chunk), language)
+            reason = _why_not_words(heard)
+            if reason is not None:
+                notes.append(_left_out(chunk, audio, reason))
+                continue
+            joined = heard.words if language in _WRITTEN_WITHOUT_SPACES else _join_pieces(heard.words)
+            words += _clamp_to_speech(_shift(joined, chunk.start_s), chunk.speech)
         ordered = in_order(words, end_s=len(audio.samples) / SAMPLE_RATE)
         return Transcript(tuple(_shift(ordered, audio.start_s)), language, tuple(notes))
 
@@ -229,9 +221,7 @@ class _OpenAIWhisper:
     def __init__(self, name: str, *, device: str) -> None:
         from whisper.tokenizer import LANGUAGES
 
-        from preprocessing.quicker_whisper import make_quicker
-
-        self._model, self._encoder = make_quicker(load_openai_whisper(name, device=device))
+        self._model = load_openai_whisper(name, device=device)
         self._half = self._model.device.type == "cuda"
         # Later models add languages at the end of the list.
         known = list(LANGUAGES)[: self._model.num_languages] if self._model.is_multilingual else ["en"]
@@ -243,12 +233,6 @@ class _OpenAIWhisper:
         _, probabilities = self._model.detect_language(self._log_mel(samples))
         language = max(probabilities, key=lambda code: probabilities[code])
         return language, probabilities[language]
-
-    def prepare(self, samples: npt.NDArray[np.float32]) -> None:
-        import torch
-
-        with torch.no_grad():
-            self._encoder(self._log_mel(samples)[None])
 
     def recognise(self, samples: npt.NDArray[np.float32], language: str) -> _Heard:
         from whisper import DecodingOptions
@@ -273,17 +257,14 @@ class _OpenAIWhisper:
         tokenizer = get_tokenizer(
             self._model.is_multilingual, num_languages=self._model.num_languages, language=language, task="transcribe"
         )
-        # Meanwhile the library computes attention otherwise, in all threads.
-        with self._encoder.lock:
-            add_word_timestamps(
-                segments=[segment],
-                model=self._model,
-                tokenizer=tokenizer,
-                mel=mel,
-                num_frames=math.ceil(duration_s * 100),  # Whisper's own log-mel has 100 rows a second.
-                last_speech_timestamp=0.0,
-            )
-        self._encoder.let_go(mel[None])
+        add_word_timestamps(
+            segments=[segment],
+            model=self._model,
+            tokenizer=tokenizer,
+            mel=mel,
+            num_frames=math.ceil(duration_s * 100),  # Whisper's own log-mel has 100 rows a second.
+            last_speech_timestamp=0.0,
+        )
         words = tuple(Word(w["word"], w["start"], w["end"], float(w["probability"])) for w in segment["words"])
         return _Heard(words, result.avg_logprob)
 
@@ -313,9 +294,6 @@ class _FasterWhisper:
             return "en", 1.0
         language, probability, _ = self._model.detect_language(samples)
         return language, probability
-
-    def prepare(self, samples: npt.NDArray[np.float32]) -> None:
-        pass
 
     def recognise(self, samples: npt.NDArray[np.float32], language: str) -> _Heard:
         segments, _ = self._pipeline.transcribe(
@@ -350,18 +328,6 @@ def _load_silero_vad() -> torch.jit.ScriptModule:
         warnings.simplefilter("ignore", FutureWarning)  # torch.jit.load is deprecated; the wheel has no other form.
         model: torch.jit.ScriptModule = silero_vad.load_silero_vad()
         return model
-
-
-@contextmanager
-def _another_thread() -> Iterator[Executor]:
-    """Runs what is handed to it, one after the other, with as many threads of PyTorch as this one has."""
-    import torch
-
-    pool = ThreadPoolExecutor(1, "ahead", initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),))
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 @contextmanager
