@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measuring import BACKENDS, BUNDLED_CLIP, median_seconds, settings
+from measuring import BACKENDS, BUNDLED_CLIP, OPENAI_WHISPER, median_seconds, settings
 from results import write_result
 
 from preprocessing.config import PreprocessConfig
@@ -64,7 +64,7 @@ def measure(path: Path, *, repeat: int) -> dict[str, float | str]:
     }
     baseline_s = baseline_faces_s
     if audio is not None:
-        whisper = load_openai_whisper("packaged", device="cpu")
+        whisper = load_openai_whisper(OPENAI_WHISPER, device="cpu")
         samples = np.asarray(audio.samples[:])
         baseline_s += median_seconds(lambda: whisper.transcribe(samples, language="en", fp16=False), repeat)
     for backend in BACKENDS:

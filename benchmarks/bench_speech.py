@@ -3,7 +3,8 @@
 usage: python benchmarks/bench_speech.py [--media FOLDER]
 
 Systems: our recogniser with both of its libraries, and openai-whisper's own transcribe with its defaults and word
-times as the baseline, all of them with the packaged Whisper base. The language is detected where nothing else is said.
+times as the baseline, all of them with Whisper base (for openai-whisper, the
+checkpoint in $RCMA_TEST_WHISPER, else the one it downloads). The language is detected where nothing else is said.
 
     errors    words wrong in the 36 of six GRID clips, with the language given and detected
     invented  words heard in recordings and made signals in which nobody speaks
@@ -34,6 +35,7 @@ import jiwer
 import numpy as np
 import torch
 import torchaudio.functional
+from measuring import OPENAI_WHISPER, whisper_base
 from numpy.typing import NDArray
 from results import write_result
 
@@ -156,7 +158,9 @@ def our_listener(backend: str) -> Listener:
 
     def listen(audio: Audio, language: str | None) -> Sequence[Word]:
         if language not in loaded:
-            settings = SpeechSettings.model_validate({"backend": backend, "model": "packaged", "language": language})
+            settings = SpeechSettings.model_validate(
+                {"backend": backend, "model": whisper_base(backend), "language": language}
+            )
             loaded[language] = SpeechRecogniser(settings, device="cpu")
         return loaded[language].transcribe(audio).words
 
@@ -165,7 +169,7 @@ def our_listener(backend: str) -> Listener:
 
 def baseline_listener() -> Listener:
     """openai-whisper by itself."""
-    whisper = load_openai_whisper("packaged", device="cpu")
+    whisper = load_openai_whisper(OPENAI_WHISPER, device="cpu")
 
     def listen(audio: Audio, language: str | None) -> Sequence[Word]:
         torch.manual_seed(0)  # Where it is not content with its words, Whisper draws others at random.

@@ -53,10 +53,9 @@ from numpy.typing import NDArray
 from results import write_result
 from torch import Tensor, nn
 
-from preprocessing.config import WordSettings
+from preprocessing.config import PACKAGED, WordSettings
 from preprocessing.console import error_console, print_table
 from preprocessing.errors import InputError
-from preprocessing.models import PACKAGED
 from preprocessing.words import WordEncoder
 from rcma.metrics import ccc, ccc_loss
 from rcma.tcn import TemporalConvNet

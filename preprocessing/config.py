@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from preprocessing.errors import InputError
+
+PACKAGED = "packaged"
+"""Name of the models that the ``offline-models`` extra brings: Whisper base for faster-whisper; all-MiniLM-L6-v2."""
 
 
 class Settings(BaseModel):
@@ -57,12 +60,21 @@ class SpeechSettings(Settings):
     """How words and their times are recognised."""
 
     backend: Literal["openai-whisper", "faster-whisper", "none"] = "openai-whisper"
+    """``faster-whisper`` where ``model`` is ``packaged`` and no backend is given."""
     model: str = "base"
     """A Whisper model: a path, ``packaged`` (the ``offline-models`` extra), or a name to download."""
     language: str | None = None
     """ISO 639-1 code such as ``en``; detected in each video when not given."""
     vad_threshold: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
     """Least probability of speech of silero-vad."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _choose_the_backend_of_the_packaged_model(cls, given: Any) -> Any:
+        # So that the settings that are recorded say which library ran.
+        if isinstance(given, dict) and given.get("model") == PACKAGED:
+            return {"backend": "faster-whisper"} | given
+        return given
 
 
 class WordSettings(Settings):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 import pickle
 import socket
 from collections.abc import Iterator
@@ -15,15 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from preprocessing.ctranslate2_weights import read_variables, whisper_model
+from preprocessing.config import PACKAGED
 from preprocessing.errors import InputError
 
 if TYPE_CHECKING:
     from faster_whisper import WhisperModel
     from whisper.model import Whisper
-
-PACKAGED = "packaged"
-"""The name of the models that the ``offline-models`` extra brings: Whisper base and all-MiniLM-L6-v2."""
 
 WHISPER_SHA256 = "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9"
 """Of CTranslate2's ``model.bin`` of Whisper base (Systran/faster-whisper-base)."""
@@ -49,7 +45,7 @@ def load_openai_whisper(name: str, *, device: str) -> Whisper:
     """Load a model for openai-whisper.
 
     Args:
-        name: a ``.pt`` file, ``packaged``, or one of ``whisper.available_models()``.
+        name: a ``.pt`` file, or one of ``whisper.available_models()``.
         device: a torch device such as ``cpu`` or ``cuda``.
 
     Raises:
@@ -57,13 +53,14 @@ def load_openai_whisper(name: str, *, device: str) -> Whisper:
     """
     import whisper
 
-    if name == PACKAGED:
-        files = packaged_whisper_files()
-        heads = json.loads(files["config.json"])["alignment_heads"]
-        return whisper_model(read_variables(files["model.bin"]), heads).to(device)
     path = Path(name)
     if path.exists():
         return _load_whisper_file(path, device=device)
+    if name == PACKAGED:
+        raise InputError(
+            f"speech.model: {PACKAGED!r} is a model for faster-whisper, which openai-whisper cannot read; "
+            "set speech.backend=faster-whisper, or give a .pt file or a model name"
+        )
     if name not in whisper.available_models():
         raise _unknown_whisper(name, whisper.available_models(), "a .pt file")
     try:
@@ -90,7 +87,7 @@ def _load_whisper_file(path: Path, *, device: str) -> Whisper:
     except (OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
         raise InputError(
             f"speech.model: {path} is not an openai-whisper checkpoint ({_first_line(error)}); "
-            f"give a .pt file with dims and model_state_dict, a model name or {PACKAGED!r}"
+            "give a .pt file with dims and model_state_dict, or a model name"
         ) from error
     return model
 
@@ -110,8 +107,9 @@ def load_faster_whisper(name: str, *, device: str) -> WhisperModel:
     try:
         import faster_whisper
     except ImportError:
+        extra = "offline-models" if name == PACKAGED else "fast-asr"
         raise InputError(
-            'speech.backend: faster-whisper is not installed; pip install "rcma[fast-asr]", or use openai-whisper'
+            f'speech.backend: faster-whisper is not installed; pip install "rcma[{extra}]", or use openai-whisper'
         ) from None
 
     kind, _, index = device.partition(":")
@@ -227,7 +225,7 @@ def _socket_timeout(seconds: float) -> Iterator[None]:
 
 def _unknown_whisper(name: str, known: list[str], local: str) -> InputError:
     return InputError(
-        f"speech.model: no Whisper model {name!r}, and no such path; give {local}, {PACKAGED!r}, "
+        f"speech.model: no Whisper model {name!r}, and no such path; give {local}, {PACKAGED!r} (for faster-whisper), "
         f"or one of {', '.join(known)}"
     )
 

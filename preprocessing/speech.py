@@ -1,20 +1,21 @@
 """Words and their times from sound: voice activity first, then Whisper on what is speech.
 
 Whisper invents words where nobody speaks, so it never hears those parts: silero-vad finds the speech, its segments are
-gathered into chunks that fit Whisper's window of 30 s, and each chunk is decoded once, at temperature 0, so that the
-same sound always gives the same words.
+gathered into chunks that fit Whisper's window of 30 s, and each chunk is decoded at temperature 0, so that the same
+sound always gives the same words. Whisper also passes over speech, or stops before its end: where silero-vad hears
+speech that no word covers, that stretch is decoded by itself.
 """
 
 from __future__ import annotations
 
 import math
+import re
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import pairwise, zip_longest
+from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -24,6 +25,7 @@ from preprocessing.audio import SAMPLE_RATE, level_for_speech
 from preprocessing.config import SpeechSettings
 from preprocessing.errors import InputError
 from preprocessing.models import load_faster_whisper, load_openai_whisper
+from preprocessing.spoken import continues_character
 
 if TYPE_CHECKING:
     import torch
@@ -45,8 +47,20 @@ _CHUNK_S = 28.0
 _CHUNK_PAD_S = 0.5
 """More sound around the speech of a chunk: Whisper misses words at its edges. Measured on six GRID clips: 12 of 36
 words wrong with 0.2 s, 8 with 0.3 and more."""
+_LEAD_S = 0.55
+"""Least time before the speech of a chunk, of silence where the sound begins later: Whisper misses a word with which its
+sound begins."""
 _LONGEST_PAUSE_S = 2.0
 """Longer pauses end a chunk: Whisper fills them with words and stretches the times of the words around them."""
+
+_LEAST_MISSED_S = 0.6
+"""Speech between two words that is decoded by itself: shorter stretches are breath and the end of words."""
+_PASSES = 2
+"""How often what is still missing is decoded by itself: Whisper may stop early there, too."""
+_SEAM_S = 0.3
+"""How far from such a stretch's edges a word that stands on the other side of them is taken for the same one."""
+_TOLD_S = 1.0
+"""Speech without words that is worth a warning."""
 
 _MAX_COMPRESSION = 2.4
 """Whisper's own limit for length of text / length of compressed text, above which it is a repetition loop. Measured on
@@ -61,7 +75,7 @@ _SURE_OF_LANGUAGE = 0.5
 
 _TIME_STEP_S = 0.02
 """Whisper's resolution of word times, and the shortest word kept."""
-_WRITTEN_WITHOUT_SPACES = frozenset(("zh", "ja", "th", "lo", "my", "yue"))
+WRITTEN_WITHOUT_SPACES = frozenset(("zh", "ja", "th", "lo", "my", "yue"))
 """Languages whose words Whisper does not mark by a leading space (openai-whisper, tokenizer.py)."""
 
 
@@ -101,6 +115,11 @@ class _Chunk:
     probability: float
     """Mean of silero-vad's probability of speech where it passes the threshold."""
 
+    @property
+    def speech_s(self) -> float:
+        """Seconds of speech."""
+        return sum(end - start for start, end in self.speech)
+
 
 @dataclass(frozen=True)
 class _Heard:
@@ -120,9 +139,6 @@ class _Whisper(Protocol):
 
     def detect_language(self, samples: npt.NDArray[np.float32]) -> tuple[str, float]:
         """Most probable language of up to 30 s of speech, and its probability."""
-
-    def prepare(self, samples: npt.NDArray[np.float32]) -> None:
-        """Do what :meth:`recognise` will need of the same samples; may be called while others are recognised."""
 
     def recognise(self, samples: npt.NDArray[np.float32], language: str) -> _Heard:
         """Words in up to 30 s of speech."""
@@ -161,7 +177,14 @@ class SpeechRecogniser:
             progress: is told the share that is done, 0 to 1.
         """
         audio = replace(audio, samples=level_for_speech(audio.samples))
-        chunks, notes = self._find_speech(audio)
+        probabilities = self._speech_probabilities(audio.samples)
+        chunks, notes = [], []
+        for chunk in self._find_speech(probabilities, len(audio.samples)):
+            if self._is_clear(chunk):
+                chunks.append(chunk)
+            else:
+                doubt = f"it resembles speech too little (mean probability {chunk.probability:.2f})"
+                notes.append(_left_out(chunk, audio, doubt))
         if not chunks:
             return Transcript((), self._settings.language, tuple(notes))
         language = self._settings.language
@@ -171,40 +194,92 @@ class SpeechRecogniser:
                 notes.append(f"language {language} is a guess (probability {probability:.2f}); set speech.language")
 
         words: list[Word] = []
-        # The next chunk is encoded while this one is decoded.
-        with _another_thread() as ahead:
-            for number, (chunk, following) in enumerate(zip_longest(chunks, chunks[1:])):
-                progress(number / len(chunks))
-                if following is not None:
-                    ahead.submit(self._whisper.prepare, _cut(audio.samples, following))
-                with _threads_kept():
-                    heard = self._whisper.recognise(_cut(audio.samples, chunk), language)
-                reason = _why_not_words(heard)
-                if reason is not None:
-                    notes.append(_left_out(chunk, audio, reason))
-                    continue
-                joined = heard.words if language in _WRITTEN_WITHOUT_SPACES else _join_pieces(heard.words)
-                words += _clamp_to_speech(_shift(joined, chunk.start_s), chunk.speech)
+        for number, chunk in enumerate(chunks):
+            progress(number / len(chunks))
+            found, reason = self._decode(audio.samples, chunk, language)
+            if reason is not None:
+                notes.append(_left_out(chunk, audio, reason))
+                continue
+            found = self._add_missed(found, audio.samples, chunk, language, probabilities)
+            for gap in self._gaps(found, chunk, probabilities):
+                if gap.speech_s >= _TOLD_S:
+                    start_s, end_s = gap.speech[0][0] + audio.start_s, gap.speech[-1][1] + audio.start_s
+                    notes.append(f"speech from {start_s:.1f} to {end_s:.1f} s gave no words")
+            words += found
         ordered = in_order(words, end_s=len(audio.samples) / SAMPLE_RATE)
         return Transcript(tuple(_shift(ordered, audio.start_s)), language, tuple(notes))
 
-    def _find_speech(self, audio: Audio) -> tuple[list[_Chunk], list[str]]:
-        """Chunks that are clearly speech, and notes on those that only resemble it."""
-        import torch
-        from silero_vad.utils_vad import get_speech_timestamps_from_probs
+    def _decode(self, samples: Samples, chunk: _Chunk, language: str) -> tuple[list[Word], str | None]:
+        """Words of a chunk, inside its speech; or none, and the reason to disbelieve what Whisper heard."""
+        lead_s = max(0.0, _LEAD_S - (chunk.speech[0][0] - chunk.start_s))
+        sound = np.pad(_cut(samples, chunk), (round(lead_s * SAMPLE_RATE), 0))
+        with _threads_kept():
+            heard = self._whisper.recognise(sound, language)
+        reason = _why_not_words(heard)
+        if reason is not None:
+            return [], reason
+        joined = join_pieces(heard.words, language)
+        return _clamp_to_speech(_shift(joined, chunk.start_s - lead_s), chunk.speech), None
 
-        n_samples = len(audio.samples)
-        if n_samples == 0:
-            return [], []
+    def _add_missed(
+        self,
+        words: list[Word],
+        samples: Samples,
+        chunk: _Chunk,
+        language: str,
+        probabilities: npt.NDArray[np.float64],
+    ) -> list[Word]:
+        """Words of a chunk, with those that are heard where Whisper passed over speech."""
+        tried = {(chunk.start_s, chunk.end_s)}
+        for _ in range(_PASSES):
+            for gap in self._gaps(words, chunk, probabilities):
+                if (gap.start_s, gap.end_s) in tried or not self._is_clear(gap):
+                    continue
+                tried.add((gap.start_s, gap.end_s))
+                found, _ = self._decode(samples, gap, language)
+                before = [word for word in words if word.start_s < gap.start_s]
+                after = words[len(before) :]
+                words = [*before, *_without_echo(found, before, after, gap), *after]
+        return words
+
+    def _gaps(self, words: Sequence[Word], chunk: _Chunk, probabilities: npt.NDArray[np.float64]) -> list[_Chunk]:
+        """Stretches between the words of a chunk with speech that no word covers."""
+        gaps = []
+        edges = [chunk.start_s, *(edge for word in words for edge in (word.start_s, word.end_s)), chunk.end_s]
+        for first, last in zip(edges[::2], edges[1::2], strict=True):
+            speech = [
+                (max(start, first), min(end, last)) for start, end in chunk.speech if end > first and start < last
+            ]
+            if sum(end - start for start, end in speech) >= _LEAST_MISSED_S:
+                start_s, end_s = max(first, speech[0][0] - _CHUNK_PAD_S), min(last, speech[-1][1] + _CHUNK_PAD_S)
+                probability = _mean_probability(probabilities, speech, self._settings.vad_threshold)
+                gaps.append(_Chunk(start_s, end_s, tuple(speech), probability))
+        return gaps
+
+    def _is_clear(self, chunk: _Chunk) -> bool:
+        threshold = self._settings.vad_threshold
+        return chunk.probability >= threshold + _CLEARLY_SPEECH * (1.0 - threshold)
+
+    def _speech_probabilities(self, samples: Samples) -> npt.NDArray[np.float64]:
+        """Of silero-vad, one for each 512 samples."""
+        import torch
+
         self._vad.reset_states()
         found: list[float] = []
         # One thread: handing silero-vad's tiny layers to several costs far more than it saves.
         with torch.no_grad(), _threads_kept(inside=1):
-            for first in range(0, n_samples, _VAD_BLOCK):
-                block = audio.samples[first : first + _VAD_BLOCK]
+            for first in range(0, len(samples), _VAD_BLOCK):
+                block = samples[first : first + _VAD_BLOCK]
                 signal = torch.from_numpy(np.pad(block, (0, -len(block) % _VAD_SAMPLES)))
                 found += [self._vad(part, SAMPLE_RATE).item() for part in torch.split(signal, _VAD_SAMPLES)]
-        probabilities = np.array(found)
+        return np.array(found)
+
+    def _find_speech(self, probabilities: npt.NDArray[np.float64], n_samples: int) -> list[_Chunk]:
+        """Chunks of what passes the threshold."""
+        from silero_vad.utils_vad import get_speech_timestamps_from_probs
+
+        if n_samples == 0:
+            return []
         threshold = self._settings.vad_threshold
         segments = get_speech_timestamps_from_probs(
             probabilities.tolist(),
@@ -214,14 +289,7 @@ class SpeechRecogniser:
             audio_length_samples=n_samples,
         )
         edges = [(segment["start"] / SAMPLE_RATE, segment["end"] / SAMPLE_RATE) for segment in segments]
-        chunks = _chunks(edges, probabilities, threshold=threshold, duration_s=n_samples / SAMPLE_RATE)
-        least = threshold + _CLEARLY_SPEECH * (1.0 - threshold)
-        notes = [
-            _left_out(chunk, audio, f"it resembles speech too little (mean probability {chunk.probability:.2f})")
-            for chunk in chunks
-            if chunk.probability < least
-        ]
-        return [chunk for chunk in chunks if chunk.probability >= least], notes
+        return _chunks(edges, probabilities, threshold=threshold, duration_s=n_samples / SAMPLE_RATE)
 
 
 class _OpenAIWhisper:
@@ -230,9 +298,7 @@ class _OpenAIWhisper:
     def __init__(self, name: str, *, device: str) -> None:
         from whisper.tokenizer import LANGUAGES
 
-        from preprocessing.quicker_whisper import make_quicker
-
-        self._model, self._encoder = make_quicker(load_openai_whisper(name, device=device))
+        self._model = load_openai_whisper(name, device=device)
         self._half = self._model.device.type == "cuda"
         # Later models add languages at the end of the list.
         known = list(LANGUAGES)[: self._model.num_languages] if self._model.is_multilingual else ["en"]
@@ -244,12 +310,6 @@ class _OpenAIWhisper:
         _, probabilities = self._model.detect_language(self._log_mel(samples))
         language = max(probabilities, key=lambda code: probabilities[code])
         return language, probabilities[language]
-
-    def prepare(self, samples: npt.NDArray[np.float32]) -> None:
-        import torch
-
-        with torch.no_grad():
-            self._encoder(self._log_mel(samples)[None])
 
     def recognise(self, samples: npt.NDArray[np.float32], language: str) -> _Heard:
         from whisper import DecodingOptions
@@ -274,17 +334,14 @@ class _OpenAIWhisper:
         tokenizer = get_tokenizer(
             self._model.is_multilingual, num_languages=self._model.num_languages, language=language, task="transcribe"
         )
-        # Meanwhile the library computes attention otherwise, in all threads.
-        with self._encoder.lock:
-            add_word_timestamps(
-                segments=[segment],
-                model=self._model,
-                tokenizer=tokenizer,
-                mel=mel,
-                num_frames=math.ceil(duration_s * 100),  # Whisper's own log-mel has 100 rows a second.
-                last_speech_timestamp=0.0,
-            )
-        self._encoder.let_go(mel[None])
+        add_word_timestamps(
+            segments=[segment],
+            model=self._model,
+            tokenizer=tokenizer,
+            mel=mel,
+            num_frames=math.ceil(duration_s * 100),  # Whisper's own log-mel has 100 rows a second.
+            last_speech_timestamp=0.0,
+        )
         words = tuple(Word(w["word"], w["start"], w["end"], float(w["probability"])) for w in segment["words"])
         return _Heard(words, result.avg_logprob)
 
@@ -314,9 +371,6 @@ class _FasterWhisper:
             return "en", 1.0
         language, probability, _ = self._model.detect_language(samples)
         return language, probability
-
-    def prepare(self, samples: npt.NDArray[np.float32]) -> None:
-        pass
 
     def recognise(self, samples: npt.NDArray[np.float32], language: str) -> _Heard:
         segments, _ = self._pipeline.transcribe(
@@ -351,18 +405,6 @@ def _load_silero_vad() -> torch.jit.ScriptModule:
         warnings.simplefilter("ignore", FutureWarning)  # torch.jit.load is deprecated; the wheel has no other form.
         model: torch.jit.ScriptModule = silero_vad.load_silero_vad()
         return model
-
-
-@contextmanager
-def _another_thread() -> Iterator[Executor]:
-    """Runs what is handed to it, one after the other, with as many threads of PyTorch as this one has."""
-    import torch
-
-    pool = ThreadPoolExecutor(1, "ahead", initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),))
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 @contextmanager
@@ -417,16 +459,22 @@ def _chunks(
     )
     chunks = []
     for group, (start, end) in zip(groups, bounds, strict=True):
-        judged = np.concatenate([_frames(probabilities, speech[index]) for index in group])
-        # Only what passes the threshold: the fading of a short cry would weigh as much as the cry.
-        mean = float(judged[judged >= threshold].mean())
+        mean = _mean_probability(probabilities, [speech[index] for index in group], threshold)
         chunks.append(_Chunk(start, end, tuple(padded[index] for index in group), mean))
     return chunks
 
 
-def _frames(probabilities: npt.NDArray[np.float64], span: tuple[float, float]) -> npt.NDArray[np.float64]:
-    first, last = (edge * SAMPLE_RATE / _VAD_SAMPLES for edge in span)
-    return probabilities[round(first) : math.ceil(last)]
+def _mean_probability(
+    probabilities: npt.NDArray[np.float64], spans: Sequence[tuple[float, float]], threshold: float
+) -> float:
+    """Mean over the given seconds of what passes the threshold, 0 where nothing does.
+
+    Only of that: the fading of a short cry would weigh as much as the cry.
+    """
+    rate = SAMPLE_RATE / _VAD_SAMPLES
+    judged = np.concatenate([probabilities[round(start * rate) : math.ceil(end * rate)] for start, end in spans])
+    passing = judged[judged >= threshold]
+    return float(passing.mean()) if len(passing) else 0.0
 
 
 def _pad(spans: Sequence[tuple[float, float]], by_s: float, *, duration_s: float) -> list[tuple[float, float]]:
@@ -479,11 +527,17 @@ def _compression(text: str) -> float:
     return len(plain) / len(zlib.compress(plain))
 
 
-def _join_pieces(words: Sequence[Word]) -> list[Word]:
-    """Put words back together that Whisper's tokeniser cuts at punctuation: " D" and ".C." are one word."""
+def join_pieces(words: Sequence[Word], language: str | None) -> list[Word]:
+    """Put words back together that Whisper's tokeniser cuts: " D" and ".C." are one word, and so is a Thai consonant
+    with its vowel signs.
+
+    Args:
+        words: as Whisper gives them: a word begins with a space, where the language has any.
+        language: ISO 639-1 code.
+    """
     joined: list[Word] = []
     for word in words:
-        if joined and not word.text.startswith(" "):
+        if joined and _is_continued(joined[-1].text, word.text, language):
             before = joined[-1]
             joined[-1] = replace(
                 before,
@@ -494,6 +548,12 @@ def _join_pieces(words: Sequence[Word]) -> list[Word]:
         else:
             joined.append(word)
     return joined
+
+
+def _is_continued(before: str, after: str, language: str | None) -> bool:
+    if language in WRITTEN_WITHOUT_SPACES:
+        return continues_character(before, after)
+    return not after.startswith(" ")
 
 
 def _shift(words: Sequence[Word], by_s: float) -> list[Word]:
@@ -515,6 +575,23 @@ def _clamp_to_speech(words: Sequence[Word], speech: Sequence[tuple[float, float]
         for start, end in (firm or touching)[-1:]:
             clamped.append(replace(word, text=word.text.strip(), start_s=start, end_s=end))
     return [word for word in clamped if word.text]
+
+
+def _without_echo(found: list[Word], before: Sequence[Word], after: Sequence[Word], gap: _Chunk) -> list[Word]:
+    """Words found in a gap, without those at its edges that stand on the other side already."""
+
+    def plain(words: Sequence[Word]) -> list[str]:
+        return [re.sub(r"\W", "", word.text).casefold() for word in words]
+
+    for n in range(min(len(found), len(before)), 0, -1):
+        if plain(found[:n]) == plain(before[-n:]) and found[0].start_s < gap.speech[0][0] + _SEAM_S:
+            found = found[n:]
+            break
+    for n in range(min(len(found), len(after)), 0, -1):
+        if plain(found[-n:]) == plain(after[:n]) and found[-1].end_s > gap.speech[-1][1] - _SEAM_S:
+            found = found[:-n]
+            break
+    return found
 
 
 def in_order(words: Sequence[Word], *, end_s: float) -> list[Word]:

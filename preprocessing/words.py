@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from preprocessing.config import WordSettings
+from preprocessing.config import PACKAGED, WordSettings
 from preprocessing.errors import InputError
-from preprocessing.models import PACKAGED, word_model_folder
+from preprocessing.models import word_model_folder
 
 _SENTENCE_ENDS = (".", "?", "!", "…", "。", "？", "！", "｡", "．", "؟", "।", "۔")
 _CLOSING = "\"'”’»)]}」』）】》〉"

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from preprocessing.config import PreprocessConfig, Settings
-from preprocessing.models import PACKAGED
+from preprocessing.config import PACKAGED, PreprocessConfig, Settings
 from rcma import __version__
 from rcma.config import TARGETS, AudioBackbone, FaceBackbone, TrainConfig
 from rcma.fusion import PUBLISHED_STEPS

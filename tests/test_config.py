@@ -48,6 +48,23 @@ def test_overrides_reach_nested_keys() -> None:
 
 
 @pytest.mark.parametrize(
+    ("overrides", "backend"),
+    [
+        ([], "openai-whisper"),
+        (["speech.model=packaged"], "faster-whisper"),  # in whose format it is
+        (["speech.model=packaged", "speech.backend=none"], "none"),
+        (["speech.model=packaged", "speech.backend=openai-whisper"], "openai-whisper"),  # refused when it is loaded
+    ],
+)
+def test_the_backend_that_is_recorded_is_the_one_that_runs(overrides: list[str], backend: str) -> None:
+    config = load_config(PreprocessConfig, None, overrides)
+    assert config.speech.backend == backend
+    recorded = config.model_dump(mode="json")
+    assert recorded["speech"]["backend"] == backend
+    assert PreprocessConfig.model_validate(recorded) == config
+
+
+@pytest.mark.parametrize(
     ("override", "says"),
     [
         ("faces.sise=64", "unknown key 'faces.sise'; the nearest known key is 'faces.size'"),

