@@ -61,26 +61,24 @@ class _SetupFailed:
 
 
 class JobLoop:
-    """The worker's side: makes the worker at the first job; takes jobs and gives results as pickled bytes."""
+    """The worker's side: makes the worker, then does one job after another; answers in pickled bytes."""
 
     def __init__(self, setup: Callable[[], Worker[Any, Any]], report: Status) -> None:
-        """Prepare for jobs; ``report`` sends a text to the calling process, an empty one once the worker is set up."""
+        """Prepare; ``report`` sends a text to the calling process."""
         self._setup, self._report = setup, report
         self._worker: Worker[Any, Any] | None = None
 
-    def do(self, job: bytes) -> bytes:
-        """Do one job; every exception becomes part of the answer."""
+    def do(self, job: bytes | None) -> bytes:
+        """Do one job, or make the worker; every exception becomes part of the answer."""
         try:
             if self._worker is None:
                 self._worker = self._setup()
         except Exception as error:
-            reason = (
-                str(error) if isinstance(error, InputError) else f"a worker cannot be set up: {_in_one_line(error)}"
-            )
+            reason = str(error) if isinstance(error, InputError) else f"a worker cannot be set up: {_in_one_line(error)}"
             return pickle.dumps(_SetupFailed(reason, traceback.format_exc()))
-        self._report("")
         try:
-            return pickle.dumps(self._worker(pickle.loads(job), status=self._report))
+            result = None if job is None else self._worker(pickle.loads(job), status=self._report)
+            return pickle.dumps(result)
         except Exception as error:
             log.debug("traceback of the error of a job", exc_info=True)
             return pickle.dumps(Lost(_in_one_line(error)))
@@ -89,8 +87,8 @@ class JobLoop:
 class WorkerProcess(Protocol):
     """One worker process as the calling process sees it, whatever the engine."""
 
-    def submit(self, job: bytes) -> Future[bytes]:
-        """Let :class:`JobLoop` do a job; not before the last one is done."""
+    def submit(self, job: bytes | None) -> Future[bytes]:
+        """Let :class:`JobLoop` do a job, or for None make the worker; not before the last one is done."""
 
     def read_reports(self) -> Sequence[str]:
         """What has been reported since the last call."""
@@ -135,9 +133,8 @@ def distribute(
     try:
         while True:
             while len(running) < n_workers and (task := crashed.pop() if crashed else next(tasks, None)) is not None:
-                job = pickle.dumps(task.job)
-                task.process = free.pop() if free else start()
-                running[task.process.submit(job)] = task
+                future = task.begin(free.pop()) if free else task.set_up(start())
+                running[future] = task
             if not running:
                 return
             if len(running) < n_workers:
@@ -146,13 +143,18 @@ def distribute(
                 free.clear()
             wait(running, timeout=_POLL_S, return_when=FIRST_COMPLETED)
             for task in running.values():
-                was_set_up |= task.pass_on_reports(status)
+                task.pass_on_reports(status)
             settled = [future for future in running if future.done() or running[future].is_stuck(longest_silence_s)]
             for future in settled:
                 task = running.pop(future)
                 if _succeeded(future):
-                    free.append(task.process)
-                    yield task.job, _open_answer(future.result())
+                    result = _open_answer(future.result())
+                    if task.is_begun:
+                        free.append(task.process)
+                        yield task.job, result
+                    else:
+                        was_set_up = True
+                        running[task.begin(task.process)] = task
                     continue
                 is_stuck = not future.done()
                 task.process.stop()
@@ -175,18 +177,28 @@ class _Task:
     job: Any
     process: WorkerProcess = field(init=False)
     last_report_s: float | None = None
-    """By the monotonic clock; None until the worker is set up."""
+    """By the monotonic clock, from the beginning of the job; None while the process is set up."""
     death: str = ""
     """How the last process that did the job died, if one did."""
 
-    def pass_on_reports(self, status: Status) -> bool:
-        """Whether there are any."""
-        reports = self.process.read_reports()
-        for text in filter(None, reports):
+    def set_up(self, process: WorkerProcess) -> Future[bytes]:
+        """Prepare a new process."""
+        self.process, self.last_report_s = process, None
+        return process.submit(None)
+
+    def begin(self, process: WorkerProcess) -> Future[bytes]:
+        """Give the job to a process that is set up."""
+        self.process, self.last_report_s = process, time.monotonic()
+        return process.submit(pickle.dumps(self.job))
+
+    @property
+    def is_begun(self) -> bool:
+        return self.last_report_s is not None
+
+    def pass_on_reports(self, status: Status) -> None:
+        for text in self.process.read_reports():
             status(text)
-        if reports:
             self.last_report_s = time.monotonic()
-        return bool(reports)
 
     def is_stuck(self, longest_silence_s: float) -> bool:
         return self.last_report_s is not None and time.monotonic() - self.last_report_s > longest_silence_s
@@ -194,7 +206,7 @@ class _Task:
     def died_before(self, future: Future[bytes]) -> bool:
         """Note how the process died; whether it is the second one."""
         is_second = bool(self.death)
-        self.death, self.last_report_s = self.process.explain(future), None
+        self.death = self.process.explain(future)
         log.debug("a worker process died on %s: %s", self.job, self.death)
         return is_second
 

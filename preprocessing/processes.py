@@ -41,22 +41,11 @@ def run_on_processes(
     """Do ``jobs`` in spawned processes of this machine; yields each result when it is known.
 
     Closing the iterator, Ctrl-C, and the end of this process, however it ends, end the workers by ``SystemExit``, so
-    that they clean up.
-
-    Args:
-        jobs: see :func:`preprocessing.engines.distribute`; so are the other arguments and the exceptions.
-        setup: makes the worker; called once in each process, so it must be picklable.
-        n_workers: how many processes at most.
-        status: receives, between the results, what the workers report.
-        longest_silence_s: a job is given up when its worker, once set up, reports nothing for so long.
+    that they clean up. ``setup`` makes the worker; it is pickled, and called once in each process. For the other
+    arguments and the exceptions see :func:`preprocessing.engines.distribute`.
     """
-    return distribute(
-        jobs,
-        partial(_PebbleProcess, pickle.dumps(setup)),
-        n_workers=n_workers,
-        status=status,
-        longest_silence_s=longest_silence_s,
-    )
+    start = partial(_PebbleProcess, pickle.dumps(setup))
+    return distribute(jobs, start, n_workers=n_workers, status=status, longest_silence_s=longest_silence_s)
 
 
 @contextmanager
@@ -107,7 +96,7 @@ class _PebbleProcess:
         self._pid: int | None = None
         self._future: Future[bytes]
 
-    def submit(self, job: bytes) -> Future[bytes]:
+    def submit(self, job: bytes | None) -> Future[bytes]:
         # Ctrl-C goes to all processes of a terminal; a child that is just starting would print a traceback. What is
         # blocked here stays blocked in the child, and is delivered to this process afterwards.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -164,8 +153,6 @@ _loop: JobLoop
 
 def _begin(setup: bytes, sender: Connection, log_level: int) -> None:
     global _loop
-    # By an exception, so that what is half-written is removed.
-    signal.signal(signal.SIGTERM, _exit_by_signal)
     Thread(target=_end_with_parent, daemon=True).start()
     set_up_logging(log_level)
     os.set_blocking(sender.fileno(), False)
@@ -174,12 +161,16 @@ def _begin(setup: bytes, sender: Connection, log_level: int) -> None:
     sender.send(os.getpid())
 
 
-def _do(job: bytes) -> bytes:
+def _do(job: bytes | None) -> bytes:
+    # While a job is done, by an exception, so that what is half-written is removed.
+    before = signal.signal(signal.SIGTERM, _exit_by_signal)
     try:
         return _loop.do(job)
     except SystemExit as exit:
         # Pebble would take it for the result of the job.
         os._exit(exit.code if isinstance(exit.code, int) else 1)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _exit_by_signal(number: int, frame: object) -> NoReturn:

@@ -9,7 +9,6 @@ import socket
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from typing import Any
 
 from preprocessing.engines import LONGEST_SILENCE_S, Job, JobLoop, Lost, Result, Status, Worker, distribute
@@ -40,16 +39,14 @@ def run_on_ray(
     must have this project installed, and see the files that the jobs name under the same paths.
 
     Args:
-        jobs: see :func:`preprocessing.engines.distribute`; so are the arguments that are not described here.
-        setup: makes the worker; called once in each process, so it must be picklable.
+        jobs: see :func:`preprocessing.engines.distribute`; so are ``status`` and ``longest_silence_s``.
+        setup: see :func:`preprocessing.processes.run_on_processes`.
         n_workers: how many actors at most; never more than fit onto the cluster, which is also the default.
         address: ``host:port`` of a cluster that this machine is a node of. None: what ``RAY_ADDRESS`` says, or the
             cluster that runs on this machine, or else one that is started here and ended afterwards. Not used where
             this process is connected already.
         cpus_per_worker: CPUs that Ray reserves for each actor.
         gpus_per_worker: GPUs that Ray reserves for each actor; below 1, several actors share one.
-        status: receives, between the results, what the workers report.
-        longest_silence_s: a job is given up when its worker, once set up, reports nothing for so long.
 
     Raises:
         InputError: Ray is not installed, does not answer, has no node with room for one worker, or has a node on
@@ -154,7 +151,7 @@ class _RayProcess:
         self._ray, self._actor = ray, actor
         self._reports: Future[list[str]] | None = None
 
-    def submit(self, job: bytes) -> Future[bytes]:
+    def submit(self, job: bytes | None) -> Future[bytes]:
         # What is still on its way belongs to the last job.
         self._reports = None
         future: Future[bytes] = self._actor.do.remote(job).future()
@@ -194,14 +191,10 @@ class _Actor:
         self._reports: deque[str] = deque(maxlen=_MOST_REPORTS)
         self._loop = JobLoop(setup, self._reports.append)
 
-    def do(self, job: bytes) -> bytes:
+    def do(self, job: bytes | None) -> bytes:
         self._reports.clear()
         return self._loop.do(job)
 
     def read_reports(self) -> list[str]:
         """What has been reported since the last call."""
-        reports = []
-        with suppress(IndexError):
-            while True:
-                reports.append(self._reports.popleft())
-        return reports
+        return [self._reports.popleft() for _ in range(len(self._reports))]
