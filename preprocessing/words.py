@@ -50,9 +50,11 @@ class WordEncoder:
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         try:
+            # The name may come with a trained model: code that lies beside an encoder is never run, nor asked about.
+            local = {"local_files_only": True, "trust_remote_code": False}
             # Byte-level tokenizers take words only when told that each begins with a space; others ignore it.
-            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, add_prefix_space=True)
-            self._model = AutoModel.from_pretrained(folder, local_files_only=True, dtype="float32")
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, add_prefix_space=True, **local)
+            self._model = AutoModel.from_pretrained(folder, dtype="float32", **local)
         except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise InputError(f"{problem}: {reason[:200]}; give a BERT-like encoder, or {PACKAGED!r}") from error

@@ -179,8 +179,7 @@ class HFVision(nn.Module):
         from transformers import AutoConfig, AutoModel
 
         super().__init__()
-        settings = AutoConfig.for_model(**config)
-        # A configuration may come with a model from a hub: code that it names is never run, nor asked about.
+        settings = AutoConfig.for_model(**_without_code(config))
         self.model = AutoModel.from_config(settings, trust_remote_code=False)
         self.width = int(getattr(settings, "hidden_size", None) or settings.hidden_sizes[-1])
         size = getattr(settings, "image_size", None) or _USUAL_IMAGE_SIZE
@@ -225,11 +224,11 @@ def vision_config(name: str) -> dict[str, Any]:
     from transformers import AutoConfig, AutoImageProcessor
 
     with _hub_errors("model.face.hf", name):
-        config: dict[str, Any] = AutoConfig.from_pretrained(name).to_dict()
+        config: dict[str, Any] = AutoConfig.from_pretrained(name, trust_remote_code=False).to_dict()
         if not any(key in config for key in ("image_size", "num_channels", "hidden_sizes")):
             raise ValueError("it is no vision encoder")
         with suppress(OSError):  # an encoder without a description of its pictures gets the usual ones
-            processor = AutoImageProcessor.from_pretrained(name)
+            processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
             config |= {"image_mean": list(processor.image_mean), "image_std": list(processor.image_std)}
     return _writable(config)
 
@@ -245,8 +244,8 @@ class HFSpeech(nn.Module):
         from transformers import AutoConfig, AutoModel
 
         super().__init__()
-        settings = AutoConfig.for_model(**{**config, **_NOTHING_LEFT_OUT})
-        self.model = AutoModel.from_config(settings)
+        settings = AutoConfig.for_model(**{**_without_code(config), **_NOTHING_LEFT_OUT})
+        self.model = AutoModel.from_config(settings, trust_remote_code=False)
         has_adapter = getattr(settings, "add_adapter", False)
         self.width = int(settings.output_hidden_size if has_adapter else settings.hidden_size)
         self._normalises = bool(config.get("do_normalize", True))
@@ -287,15 +286,20 @@ def speech_config(name: str) -> dict[str, Any]:
     from transformers import AutoConfig, AutoFeatureExtractor
 
     with _hub_errors("model.audio.hf", name):
-        config: dict[str, Any] = AutoConfig.from_pretrained(name).to_dict()
+        config: dict[str, Any] = AutoConfig.from_pretrained(name, trust_remote_code=False).to_dict()
         if not config.get("conv_stride") or config.get("is_encoder_decoder"):
             raise ValueError("it is no encoder of sound samples such as wav2vec2, HuBERT or WavLM")
         with suppress(OSError):  # an encoder without a description of its sound gets the usual one
-            extractor = AutoFeatureExtractor.from_pretrained(name)
+            extractor = AutoFeatureExtractor.from_pretrained(name, trust_remote_code=False)
             if extractor.sampling_rate != SAMPLE_RATE:
                 raise ValueError(f"it hears {extractor.sampling_rate} Hz, not {SAMPLE_RATE} Hz")
             config["do_normalize"] = bool(extractor.do_normalize)
     return _writable(config)
+
+
+def _without_code(config: dict[str, Any]) -> dict[str, Any]:
+    """An encoder's configuration without the keys that name code on a hub; it may come with somebody else's model."""
+    return {key: value for key, value in config.items() if key not in ("auto_map", "attn_implementation")}
 
 
 def _writable(config: dict[str, Any]) -> dict[str, Any]:
@@ -314,7 +318,9 @@ def _load_pretrained(model: nn.Module, name: str, *, key: str) -> None:
     logging.set_verbosity_error()
     try:
         with _hub_errors(key, name):
-            pretrained, report = AutoModel.from_pretrained(name, config=model.config, output_loading_info=True)
+            pretrained, report = AutoModel.from_pretrained(
+                name, config=model.config, output_loading_info=True, trust_remote_code=False
+            )
             # Left alone, they would be random.
             if report["missing_keys"]:
                 raise ValueError(f"it holds no weights for {min(report['missing_keys'])}")

@@ -36,6 +36,7 @@ from rcma.config import TARGETS, TrainConfig
 if TYPE_CHECKING:
     from rcma.abaw import Format
     from rcma.checkpoint import TrainedRCMA
+    from rcma.config import FaceSource
     from rcma.evaluate import DetailedScores
     from rcma.outputs import OutputSettings
     from rcma.prediction import SmoothKind
@@ -242,10 +243,12 @@ def _predict(args: argparse.Namespace) -> int:
     # Before the work, not after hours of it.
     refuse_to_overwrite(settings.paths(video_ids))
     failures = _Failures()
+    made: dict[Path, Path] = {}
     if sources:
         # For one that needs the waveform, if there is any; the others are checked against the features.
         neediest = max(models, key=lambda model: model.settings.audio_input == "waveform")
-        folders += _preprocess(neediest, sources, settings.folder / CACHE_FOLDER, failures, device=device)
+        made = _preprocess(neediest, sources, settings.folder / CACHE_FOLDER, failures, device=device)
+        folders += list(made)
     usable = _usable_folders(models, folders, failures)
     # Again: a video may have given several people.
     refuse_to_overwrite(settings.paths([_id_of(folder) for folder in usable]))
@@ -257,7 +260,9 @@ def _predict(args: argparse.Namespace) -> int:
     if settings.overlay is not None and settings.overlay.suffix and len(usable) > 1:
         raise InputError(f"--overlay {settings.overlay}: there are {len(usable)} videos; give a folder")
     with Reporter(len(usable), unit="video") as reporter:
-        predicted = _predict_folders(models, usable, labels, failures, reporter)
+        # Their pictures are shown nowhere else.
+        recordings = made if settings.report or settings.overlay is not None else None
+        predicted = _predict_folders(models, usable, labels, recordings, failures, reporter)
         written = write_outputs(predicted, settings, status=reporter.status)
     for line in written.failures:
         failures.tell(line)
@@ -375,23 +380,26 @@ def _id_of(folder: Path) -> str:
 
 def _preprocess(
     model: TrainedRCMA, sources: list[Source], out: Path, failures: _Failures, *, device: str
-) -> list[Path]:
-    """Feature folders of raw videos; one video may give several, and one that fails gives none."""
+) -> dict[Path, Path]:
+    """Feature folders of raw videos, each with its video; one video may give several, and one that fails gives none."""
     from preprocessing.cli import preprocess_and_report
     from rcma.inference import preprocessing_of
 
     outcomes = preprocess_and_report(sources, out, preprocessing_of(model), device=device)
     # Named already.
     failures.n += sum(not outcome.done for outcome in outcomes)
-    return [out / name for outcome in outcomes for name in outcome.folders]
+    path_of = {source.video_id: source.path for source in sources}
+    return {out / name: path_of[outcome.video_id] for outcome in outcomes for name in outcome.folders}
 
 
 def _usable_folders(models: list[TrainedRCMA], folders: list[Path], failures: _Failures) -> dict[Path, int]:
     """Frames of each folder; one that cannot be used is left out."""
     from preprocessing.store import load_features
-    from rcma.inference import check_features
+    from rcma.compatibility import face_source
+    from rcma.inference import check_features, faces_from_elsewhere
 
     n_frames: dict[Path, int] = {}
+    sources: dict[str, FaceSource] = {}
     for folder in folders:
         try:
             # Not kept open: thousands of memory-mapped videos would exhaust the open files a process may have.
@@ -399,8 +407,11 @@ def _usable_folders(models: list[TrainedRCMA], folders: list[Path], failures: _F
             for model in models:
                 check_features(model, features)
             n_frames[folder] = features.n_frames
+            sources[features.video_id] = face_source(features.meta)
         except InputError as error:
             failures.tell(error)
+    for remark in faces_from_elsewhere(models, sources):
+        log.warning(remark)
     return n_frames
 
 
@@ -408,16 +419,28 @@ def _predict_folders(
     models: list[TrainedRCMA],
     folders: Iterable[Path],
     labels: Mapping[str, Path],
+    recordings: Mapping[Path, Path] | None,
     failures: _Failures,
     reporter: Reporter,
 ) -> Iterator[ReportedVideo]:
-    """Predict each folder; one that cannot be predicted is left out."""
+    """Predict each folder; one that cannot be predicted is left out.
+
+    Args:
+        models: whose predictions are averaged.
+        folders: feature folders.
+        labels: annotation files by video.
+        recordings: videos that were given, by feature folder; None: no recording is shown, so none is looked for.
+        failures: is told of each folder that cannot be predicted.
+        reporter: is told of each video.
+    """
     from preprocessing.store import load_features
     from rcma.abaw import read_annotation
     from rcma.inference import predict_frames
     from rcma.quicker_backbones import quicker_forms
+    from rcma.recordings import RecordingFinder
     from rcma.report import ReportedVideo
 
+    finder = RecordingFinder()
     # Of several models, they are made anew for each video: kept, each would take .8 GB.
     quicker = [quicker_forms(model) for model in models] if len(models) == 1 else None
     for folder in folders:
@@ -430,8 +453,12 @@ def _predict_folders(
         except InputError as error:
             failures.tell(error)
             continue
-        source = Path(features.meta["source"]["path"]) if "source" in features.meta else None
-        video = source if source is not None and source.is_file() else None
+        video = None
+        if recordings is not None:
+            try:
+                video = finder.find(features.meta, given=recordings.get(folder))
+            except InputError as error:
+                log.warning(f"{name}: no pictures of the video: {error}")
         yield ReportedVideo(prediction, folder, video, annotation)
         reporter.finished(f"{name}: {features.n_frames} frames")
 

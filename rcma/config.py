@@ -14,6 +14,7 @@ Target = Literal["valence", "arousal"]
 FusionKind = Literal["rcma", "rjcma", "jca", "cross-attention", "concat"]
 HeadKind = Literal["linear", "rjcma", "jca"]
 AudioInput = Literal["log_mel", "waveform"]
+FaceSource = Literal["detected", "provided"]
 
 MODALITIES: tuple[Modality, ...] = ("face", "audio", "text")
 TARGETS: tuple[Target, ...] = ("valence", "arousal")
@@ -195,6 +196,9 @@ class TrainConfig(Settings):
     train: TrainSettings = TrainSettings()
     preprocessing: PreprocessConfig | None = None
     """Settings the training features were made with; filled in by rcma-train, used on raw videos by rcma-predict."""
+    face_source: FaceSource | None = None
+    """Whether the faces of the training features were detected, or provided (--cropped-aligned); filled in by
+    rcma-train. None: not recorded."""
 
     @model_validator(mode="after")
     def _embeddings_stay(self) -> TrainConfig:

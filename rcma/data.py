@@ -20,17 +20,15 @@ from torch.utils.data import Dataset, Sampler
 
 from preprocessing.align import PATCH_ROWS, Alignment, cut_patches, patch_start
 from preprocessing.audio import HOP_LENGTH, N_MELS
-from preprocessing.config import PreprocessConfig, build_config, flatten
+from preprocessing.config import PreprocessConfig, build_config
 from preprocessing.errors import InputError
 from preprocessing.names import as_video_id, by_video_id
 from preprocessing.store import Features, load_features
 from preprocessing.text import read_text
 from rcma.abaw import find_split, read_annotation
 from rcma.backbones import IR50
-from rcma.config import MODALITIES, TARGETS, AudioInput, Modality, ModelSettings, Target
-
-MATTERING_SETTINGS = ("faces.size", "faces.margin", "faces.alignment", "speech.model", "words.model")
-"""Preprocessing settings that must be the same for all videos a model is trained on."""
+from rcma.compatibility import check_alike, some
+from rcma.config import MODALITIES, TARGETS, AudioInput, FaceSource, Modality, ModelSettings, Target
 
 N_FOLDS = 5
 """Beside the official split."""
@@ -40,7 +38,6 @@ EMPTY_WINDOW = -1
 """Index of a window without content."""
 _MEL_ROWS_AT_ONCE = 1 << 16
 _LEAST_STD = 1e-3
-_NAMES_IN_WARNING = 10
 
 
 @dataclass(frozen=True)
@@ -73,6 +70,8 @@ class TrainingData:
     validation: tuple[Video, ...]
     preprocessing: PreprocessConfig
     """What the features were made with."""
+    face_source: FaceSource
+    """Whether their faces were detected or provided."""
     text_width: int | None
     """D, width of a word vector; None when no video has a word."""
     warnings: tuple[str, ...]
@@ -152,14 +151,14 @@ def open_training_data(
     warnings = []
     unused = sorted(folders.keys() - train_files.keys() - validation_files.keys())
     if unused:
-        warnings.append(f"{features}: no annotation for {_some(unused)}: not used")
+        warnings.append(f"{features}: no annotation for {some(unused)}: not used")
     splits: dict[str, list[Video]] = {}
     described: list[tuple[Path, dict[str, Any]]] = []
     widths: dict[int, Path] = {}
     for split, files in (("training", train_files), ("validation", validation_files)):
         without = sorted(files.keys() - folders.keys())
         if without:
-            warnings.append(f"{annotations}: no features for {_some(without)} of the {split} split: not used")
+            warnings.append(f"{annotations}: no features for {some(without)} of the {split} split: not used")
         splits[split] = []
         for video_id in sorted(files.keys() & folders.keys()):
             try:
@@ -180,10 +179,13 @@ def open_training_data(
     if len(widths) > 1:
         (one, first), (other, second) = list(widths.items())[:2]
         raise InputError(f"{first} has word vectors of width {one}, {second} of width {other}; preprocess them alike")
+    source = check_alike(described)
+    any_folder, meta = described[0]
     return TrainingData(
         train=tuple(splits["training"]),
         validation=tuple(splits["validation"]),
-        preprocessing=_common_settings(described),
+        preprocessing=build_config(PreprocessConfig, meta["settings"], source=f"{any_folder}/meta.json"),
+        face_source=source,
         text_width=next(iter(widths), None),
         warnings=tuple(warnings),
     )
@@ -578,7 +580,7 @@ def _subjects_of(videos: Sequence[str], table: Path | None) -> list[str]:
     subject_of = _read_subjects(table)
     missing = [video for video in videos if not subject_of.get(video)]
     if missing:
-        raise InputError(f"data.subjects: {table} names no subject for {_some(missing)}")
+        raise InputError(f"data.subjects: {table} names no subject for {some(missing)}")
     return [subject_of[video] for video in videos]
 
 
@@ -614,23 +616,3 @@ def _labels_of_frames(
         return labels, []
     done = "surplus rows are left out" if len(annotation) > n_frames else "the last frames have no label"
     return labels, [f"{path}: {len(annotation)} rows for {n_frames} decoded frames: {done}"]
-
-
-def _common_settings(described: Sequence[tuple[Path, dict[str, Any]]]) -> PreprocessConfig:
-    first_folder, first = described[0]
-    wanted = flatten(first["settings"])
-    for folder, meta in described[1:]:
-        given = flatten(meta["settings"])
-        for key in MATTERING_SETTINGS:
-            if given.get(key) != wanted.get(key):
-                raise InputError(
-                    f"{first_folder} was made with {key} {wanted.get(key)!r}, {folder} with {given.get(key)!r}; "
-                    "preprocess them alike"
-                )
-    return build_config(PreprocessConfig, first["settings"], source=f"{first_folder}/meta.json")
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_NAMES_IN_WARNING])
-    more = len(names) - _NAMES_IN_WARNING
-    return f"{shown} and {more} more" if more > 0 else shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,19 +16,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from preprocessing.align import Alignment
-from preprocessing.config import PreprocessConfig, flatten
+from preprocessing.config import PreprocessConfig
 from preprocessing.errors import InputError
 from preprocessing.store import Features, load_features
 from rcma.checkpoint import TrainedRCMA
-from rcma.config import TARGETS, Modality
+from rcma.compatibility import check_like_training, other_source, settings_for_raw_videos
+from rcma.config import TARGETS, FaceSource, Modality
 from rcma.data import check_face_size, check_sound, cut_window, labels_at, windows
 from rcma.fusion import Fusion
 from rcma.model import RCMA
 from rcma.prediction import Prediction, present_modalities
 from rcma.quicker_backbones import Embed, quicker_forms
 
-_SETTINGS_OF_FEATURES = ("faces.size", "faces.margin", "faces.alignment", "words.model")
-"""Preprocessing settings that must be those of the training features."""
+log = logging.getLogger("rcma")
+
 _PUBLISHED_ALIGNMENT: Alignment = "start"
 _FRAMES_AT_ONCE = 256
 """Frames whose crops and log-mel patches are in memory at once."""
@@ -64,6 +66,8 @@ def predict(model: RCMA, video_or_features: Path | str | Features) -> NDArray[np
     with tempfile.TemporaryDirectory() as temporary:
         # Of several people, should the settings ask for all, the first.
         name = preprocessor.process(Source(video_id_of(path), path), Path(temporary))[0]
+        for remark in faces_from_elsewhere([model], {name: "detected"}):
+            log.warning(remark)
         return _predict_features(model, load_features(Path(temporary) / name))[0]
 
 
@@ -112,26 +116,28 @@ def predict_frames(
 
 
 def preprocessing_of(model: RCMA) -> PreprocessConfig:
-    """Settings to preprocess videos with for this model; the published ones for a model without a run."""
+    """Settings to preprocess videos with for this model; the published ones for a model without a run.
+
+    They give features as those of the training, see :func:`rcma.compatibility.settings_for_raw_videos`.
+    """
+    return settings_for_raw_videos(*_training_features(model))
+
+
+def _training_features(model: RCMA) -> tuple[PreprocessConfig, FaceSource | None]:
+    """Settings of the features that a model was trained on, and the source of their faces, None if not recorded."""
     if isinstance(model, TrainedRCMA) and model.config.preprocessing is not None:
-        # Which stream of a file to take is a matter of that file.
-        return model.config.preprocessing.model_copy(update={"streams": ()})
-    return PreprocessConfig()
+        return model.config.preprocessing, model.config.face_source
+    return PreprocessConfig(), None
 
 
 def check_features(model: RCMA, features: Features) -> None:
     """Refuse features that are not like those the model was trained on.
 
     Raises:
-        InputError: naming the video, the setting and both values.
+        InputError: naming the video, what differs and both values.
     """
-    given, wanted = flatten(features.meta["settings"]), flatten(preprocessing_of(model).model_dump(mode="json"))
-    for key in _SETTINGS_OF_FEATURES:
-        if given.get(key) != wanted[key]:
-            raise InputError(
-                f"{features.video_id}: its features were made with {key} {given.get(key)!r}, but the model was trained "
-                f"on {wanted[key]!r}; preprocess it with --set {key}={wanted[key]}"
-            )
+    preprocessing, source = _training_features(model)
+    check_like_training(features.video_id, features.meta, preprocessing=preprocessing, source=source)
     width = features.word_vectors.shape[1]
     if len(features.words) and width != model.settings.text_width:
         raise InputError(
@@ -317,6 +323,22 @@ def require_both_targets(models: Sequence[RCMA]) -> None:
             f"model.targets: no model given predicts {missing[0]}, but an ABAW file needs both columns; "
             "train with model.targets=[valence,arousal], or give a model of each target"
         )
+
+
+def faces_from_elsewhere(models: Sequence[RCMA], videos: Mapping[str, FaceSource]) -> Iterator[str]:
+    """What is to be said where faces are provided and the training's were detected, or the other way round.
+
+    Args:
+        models: see :func:`predict`.
+        videos: source of the faces of each video, by name; features that :func:`check_features` let pass.
+
+    Yields:
+        At most one line for each source that models were trained on.
+    """
+    for source in sorted({source for _, source in map(_training_features, models) if source is not None}):
+        others = [name for name, given in videos.items() if given != source]
+        if others:
+            yield other_source(others, source)
 
 
 def _predict_features(

@@ -166,9 +166,12 @@ def _model_table(config: TrainConfig, n_parameters: int) -> str:
 
 
 def _encoder(settings: FaceBackbone | AudioBackbone) -> str:
-    named = settings.hf if isinstance(settings, FaceBackbone) else None
-    start = named or (settings.weights.name if settings.weights else None)
-    begun = f"started from `{start}`" if start else "started from random values"
+    if settings.hf is not None:
+        begun = f"pretrained `{settings.hf}`"
+    elif settings.weights is not None:
+        begun = f"started from `{settings.weights.name}`"
+    else:
+        begun = "started from random values"
     return f"`{settings.kind}`, {begun}, {'frozen' if settings.frozen else 'trained'}"
 
 
@@ -196,11 +199,19 @@ def _scores_text(config: TrainConfig, scores: ValidationScores | None, dataset: 
 def _training_text(config: TrainConfig, dataset: str | None) -> str:
     tree = config.model_dump(mode="json")
     tree["data"] = {key: value for key, value in tree["data"].items() if key not in _OWN_FOLDERS}
-    tree["model"]["face"].pop("hf_config")
+    for m in ("face", "audio"):
+        # Hundreds of lines, which config.json has as well.
+        tree["model"][m].pop("hf_config")
     settings = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, default_flow_style=None)
+    faces = ""
+    if config.face_source == "provided":
+        faces = (
+            " The faces of the training were provided (Aff-Wild2's `cropped_aligned`); in raw videos they are detected "
+            "and aligned in the same geometry."
+        )
     return (
         f"Trained on {_data_set(dataset)}. Raw videos are preprocessed with the settings under `preprocessing`; "
-        "features with other face crops or word vectors are refused. All settings, as rcma-train resolved them:"
+        f"features with other face crops or word vectors are refused.{faces} All settings, as rcma-train resolved them:"
         f"\n\n```yaml\n{settings}```"
     )
 

@@ -72,7 +72,7 @@ class ReportedVideo:
     features: Path
     """Its feature folder: faces and words; opened only while this video is worked on."""
     video: Path | None
-    """The recording; None if it is not known, then the page shows faces in its place."""
+    """The recording, see :class:`rcma.recordings.RecordingFinder`: all of it is shown. None: the page shows faces."""
     labels: NDArray[np.float32] | None = None
     """(n,2) valence and arousal of the first n frames, NaN where not annotated; n may differ from T."""
 

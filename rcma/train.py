@@ -422,7 +422,9 @@ def _resolve(config: TrainConfig, data: TrainingData) -> TrainConfig:
     if model.audio.hf is not None and "audio" in model.modalities:
         audio = model.audio.model_copy(update={"hf_config": speech_config(model.audio.hf)})
         model = model.model_copy(update={"audio": audio})
-    return config.model_copy(update={"model": model, "preprocessing": data.preprocessing})
+    return config.model_copy(
+        update={"model": model, "preprocessing": data.preprocessing, "face_source": data.face_source}
+    )
 
 
 def _open_run(run: Path, config: TrainConfig, *, resume: bool) -> TrainingState | None:

@@ -272,7 +272,7 @@ def run_limited(videos: Path, out: Path, *, largest_file: int) -> subprocess.Com
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
 
     command = [sys.executable, "-m", "preprocessing.cli", str(videos), "--out", str(out), "--workers", "1", *NO_SPEECH]
-    return subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, check=False, timeout=600)
 
 
 def test_full_disk_fails_that_video_and_leaves_nothing(short_clip: Path, demo_clips: Path, tmp_path: Path) -> None:

@@ -88,7 +88,8 @@ def test_settings_in_the_card_are_those_of_the_run(root: Path):
     resolved = yaml.safe_load((root / "run" / "config.yaml").read_text())
     assert shown["train"] == resolved["train"]
     assert shown["preprocessing"] == resolved["preprocessing"]
-    del resolved["model"]["face"]["hf_config"]
+    for m in ("face", "audio"):
+        del resolved["model"][m]["hf_config"]
     assert shown["model"] == resolved["model"]
     assert shown["data"].items() <= resolved["data"].items()
 
@@ -159,6 +160,21 @@ def test_kinds_of_models_are_told_apart(root: Path):
     assert "needs a model of the other target" not in plain
     audio = {"kind": "vggish", "weights": "vggish-10086976.pth", "frozen": True}
     assert "`vggish`, started from `vggish-10086976.pth`, frozen" in text_of(changed(root, model={"audio": audio}))
+
+
+@pytest.mark.parametrize("m", ["face", "audio"])
+def test_a_pretrained_encoder_is_named_and_its_configuration_left_out(root: Path, m: str):
+    encoder = {"kind": "hf", "hf": "org/encoder", "hf_config": {"model_type": "mine", "made_up_key": 17}}
+    text = text_of(changed(root, model={m: encoder}))
+    row = next(line for line in text.splitlines() if line.startswith(f"| {m} encoder"))
+    assert "pretrained `org/encoder`" in row and "random" not in row
+    assert "made_up_key" not in text and "hf_config" not in text
+
+
+def test_faces_that_were_provided_are_told(root: Path):
+    assert "cropped_aligned" not in text_of(changed(root))
+    config = changed(root).model_copy(update={"face_source": "provided"})
+    assert "cropped_aligned" in text_of(config)
 
 
 def test_language_and_extra_follow_from_the_preprocessing(root: Path):

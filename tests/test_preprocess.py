@@ -185,7 +185,7 @@ def start_and_wait(videos: Path, out: Path, *, until: int) -> subprocess.Popen[s
         # Shells start background jobs with Ctrl-C ignored, and so would be what the test starts.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600  # only against a test that never ends
     while not (out.is_dir() and sum(not path.name.startswith(".") for path in out.iterdir()) >= until - 1):
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
@@ -197,7 +197,7 @@ def test_interrupt_leaves_nothing_half_written(demo_clips: Path, tmp_path: Path)
     out = tmp_path / "features"
     process = start_and_wait(demo_clips, out, until=2)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=30)
+    _, said = process.communicate(timeout=600)
     assert process.returncode == 130
     assert "Traceback" not in said
     assert "interrupted" in said
@@ -217,7 +217,7 @@ def test_killed_and_started_again_gives_the_same_bytes(short_clip: Path, tmp_pat
     for until in (1, 3, 5):
         process = start_and_wait(videos, broken, until=until)
         process.kill()
-        process.communicate(timeout=30)
+        process.communicate(timeout=600)
         assert all(load_features(path).n_frames == 12 for path in broken.iterdir() if path.name.startswith("v"))
     assert main([str(videos), "--out", str(broken), *NO_SPEECH]) == 0
     assert sorted(path.name for path in broken.iterdir()) == sorted(path.name for path in whole.iterdir())

@@ -68,6 +68,7 @@ def opened(browser: Any) -> Iterator[Callable[..., Any]]:
 
     def open_page(path: Path, *, width: int = 1600, hash: str = "") -> Any:
         page = browser.new_page(viewport={"width": width, "height": 900})
+        page.set_default_timeout(300_000)  # only against a test that never ends
         page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("request", lambda request: said.append(request.url) if is_remote(request.url) else None)
@@ -105,6 +106,8 @@ def wait_for_time(page: Any, low: float, high: float) -> None:
 def test_the_video_plays_and_the_page_follows(one: Path, opened: Callable[..., Any]) -> None:
     page = opened(one)
     page.wait_for_function("() => document.getElementById('video').readyState >= 2")
+    # Slowly: on a busy machine it would have ended before the second key, which would start it again.
+    page.evaluate("document.getElementById('video').playbackRate = 0.1")
     page.focus("#time")
     page.keyboard.press(" ")
     wait_for_time(page, 0.3, 10)
@@ -145,10 +148,11 @@ def test_clicks_and_keys_go_to_a_time(one: Path, opened: Callable[..., Any]) -> 
 def test_missing_modalities_are_said(one: Path, opened: Callable[..., Any]) -> None:
     page = opened(one)
     page.focus("#time")
-    for _ in range(6):  # frames 5 to 7 have no face
+    for frame in range(2, 8):  # indices 5 to 7 have no face
         page.keyboard.press("ArrowRight")
-        page.wait_for_timeout(60)
-    page.wait_for_function("() => document.getElementById('frame').textContent.startsWith('frame 7 ')")
+        page.wait_for_function(
+            "start => document.getElementById('frame').textContent.startsWith(start)", arg=f"frame {frame} "
+        )
     assert page.locator("#modalities .missing").all_inner_texts()[0] == "no face"
 
 

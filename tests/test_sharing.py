@@ -252,18 +252,17 @@ def test_a_network_that_cannot_be_built_is_one_line(exported: Path, tmp_path: Pa
 # The Hub by name.
 
 ASK = """
-import hashlib, json, sys, time
+import hashlib, json, sys
 from preprocessing.errors import InputError
 from rcma.checkpoint import load_model
 answers = {}
 for name in sys.argv[1:]:
-    begin = time.monotonic()
     try:
         state = load_model(name).state_dict()
         answer = hashlib.sha256(b"".join(state[key].numpy().tobytes() for key in sorted(state))).hexdigest()
     except InputError as error:
         answer = str(error)
-    answers[name] = answer, time.monotonic() - begin
+    answers[name] = answer
 print(json.dumps(answers))
 """
 
@@ -285,11 +284,9 @@ def ask(home: Path, *names: str, **environment: str) -> dict[str, str]:
         cwd=home,
         env={**kept, "PYTHONPATH": paths, "HF_HOME": str(home), **environment},
     )
-    answers = json.loads(ended.stdout)
-    for answer, seconds in answers.values():
-        assert "\n" not in answer
-        assert seconds < 60  # the silent hub is given up after 10
-    return {name: answer for name, (answer, _) in answers.items()}
+    answers: dict[str, str] = json.loads(ended.stdout)
+    assert not any("\n" in answer for answer in answers.values())
+    return answers
 
 
 def put_into_cache(home: Path, name: str, folder: Path, *, files: list[str]) -> None:

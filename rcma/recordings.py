@@ -1,0 +1,54 @@
+"""The recording that a feature folder was made from, if it is still there."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from preprocessing.errors import InputError
+
+
+class RecordingFinder:
+    """Finds recordings by what feature folders say of them.
+
+    A feature folder that somebody else made can name any file of this machine, and whoever gets the report would see
+    that file. So a file counts as the recording only if it has the sha256 that the features were made from: whoever
+    knows that has the file. Each file is read once, however many features name it.
+    """
+
+    def __init__(self) -> None:
+        """Start without any file read."""
+        self._sha256: dict[Path, str] = {}
+
+    def find(self, meta: Mapping[str, Any], *, given: Path | None = None) -> Path:
+        """Path of the recording.
+
+        Args:
+            meta: content of ``meta.json``.
+            given: the file that the user named for these features, if any; it may lie elsewhere by now.
+
+        Raises:
+            InputError: the features name no recording, or it is gone, cannot be read, or is another file.
+        """
+        source = meta.get("source")
+        if not isinstance(source, Mapping) or not {"path", "sha256"} <= source.keys():
+            raise InputError("its features do not say which file they were made from")
+        paths = [path for path in (given, Path(str(source["path"]))) if path is not None]
+        there = [path for path in paths if path.is_file()]
+        if not there:
+            raise InputError(f"{paths[0]}, which its features were made from, is gone")
+        for path in there:
+            if self._hash(path) == source["sha256"]:
+                return path
+        raise InputError(f"{there[0]} is not the file that its features were made from")
+
+    def _hash(self, path: Path) -> str:
+        if path not in self._sha256:
+            try:
+                with path.open("rb") as file:
+                    self._sha256[path] = hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError as error:
+                raise InputError(f"{path} cannot be read: {error.strerror}") from None
+        return self._sha256[path]
