@@ -54,7 +54,7 @@ from rcma.evaluate import Scores, evaluate
 from rcma.files import replace_when_whole
 from rcma.inference import predict_video, to_abaw_columns
 from rcma.metrics import n_loss_terms, training_loss
-from rcma.schedule import EpochPlan, Ending, best_epoch, plan_epoch
+from rcma.schedule import Ending, EpochPlan, best_epoch, plan_epoch
 
 LOG_FILE = "log.csv"
 _MAY_CHANGE = ("train.epochs", "train.workers", "train.save_every")
@@ -428,9 +428,7 @@ def _build_model(config: TrainConfig, data: TrainingData, state: TrainingState |
     return model
 
 
-def _equip(
-    accelerator: Accelerator, model: TrainedRCMA, settings: TrainSettings, n_released: int
-) -> tuple[Any, Any]:
+def _equip(accelerator: Accelerator, model: TrainedRCMA, settings: TrainSettings, n_released: int) -> tuple[Any, Any]:
     """Model and a new optimizer with so many groups of the backbones released."""
     if settings.release:
         model.release(n_released)

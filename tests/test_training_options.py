@@ -43,7 +43,6 @@ from rcma.metrics import ccc, n_loss_terms, training_loss
 from rcma.model import BACKBONES, RCMA
 from rcma.train import train
 
-
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
@@ -195,7 +194,10 @@ def test_the_published_configuration_trains_and_predicts(
         assert cli.train(arguments) == 0, capsys.readouterr().err
         assert [row["released"] for row in read_log(runs[target])] == ["1", "1"]
 
-    trained, start = load_file(runs["valence"] / "best.safetensors"), {m: torch.load(f) for m, f in weight_files.items()}
+    trained, start = (
+        load_file(runs["valence"] / "best.safetensors"),
+        {m: torch.load(f) for m, f in weight_files.items()},
+    )
     assert trained["text_mean"].shape == ()
     assert not trained["audio_mean"].any()
     for m, released in (("face", ("output_layer",)), ("audio", ("embeddings.4",))):
@@ -430,9 +432,7 @@ def test_no_subject_is_on_both_sides(tmp_path: Path) -> None:
     names = sorted(train_files | validation_files)
     table.write_text("video,subject\n" + "".join(f"{name},s{k % 6}\n" for k, name in enumerate(names)))
     subject = dict(zip(names, (f"s{k % 6}" for k in range(len(names))), strict=True))
-    training, held_out, _ = divide(
-        train_files, validation_files, fold=2, folds="subject-disjoint", subjects=table
-    )
+    training, held_out, _ = divide(train_files, validation_files, fold=2, folds="subject-disjoint", subjects=table)
     assert not {subject[name] for name in training} & {subject[name] for name in held_out}
     table.write_text("video,subject\nv0_left,a\n")
     with pytest.raises(InputError, match="names no subject for"):
