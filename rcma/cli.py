@@ -121,7 +121,7 @@ def _train_one(args: argparse.Namespace, run: Path, overrides: list[str]) -> Tra
 
 def _print_best(run: Path, result: TrainingResult) -> None:
     best = result.best
-    how = f", ended by {result.ending}" if result.ending else ""
+    how = f" ({result.ending})" if result.ending else ""
     print_table(
         f"{run}: best of {result.epochs} epochs{how}; "
         f"{result.n_frames} annotated frames of {result.n_videos} validation videos",
