@@ -92,11 +92,12 @@ class IR50(nn.Module):
         _check_shape(faces, "face crops", (3, self.side, self.side))
         return F.normalize(self.output_layer(self.body(self.input_layer(faces))), dim=1)
 
-    def release_stages(self) -> list[list[nn.Module]]:
-        """What training releases one after the other: output layer, last body stage, half of the third (published)."""
-        units = list(self.body)
-        n_first, n_third, n_last = sum(n for _, n, _ in self.STAGES[:2]), self.STAGES[2][1], self.STAGES[3][1]
-        return [[self.output_layer], units[-n_last:], units[n_first + n_third // 2 : n_first + n_third]]
+    def release_groups(self) -> list[list[nn.Module]]:
+        """What training releases one after the other (published): the output layer, the last stage of the body, and the
+        last three units of the third stage, 3.54 million parameters.
+        """
+        units, n_last = list(self.body), self.STAGES[3][1]
+        return [[self.output_layer], units[-n_last:], units[-n_last - 3 : -n_last]]
 
 
 class VGGish(nn.Module):
@@ -131,8 +132,10 @@ class VGGish(nn.Module):
         flat = maps.permute(0, 2, 3, 1).flatten(start_dim=1)  # (N,6*4*512), channels last as in TensorFlow
         return torch.as_tensor(self.embeddings(flat))
 
-    def release_stages(self) -> list[list[nn.Module]]:
-        """What training releases one after the other: the third fully connected layer, the second, the first."""
+    def release_groups(self) -> list[list[nn.Module]]:
+        """What training releases one after the other (published): the third fully connected layer, the second, the
+        first.
+        """
         return [[self.embeddings[4]], [self.embeddings[2]], [self.embeddings[0]]]
 
 

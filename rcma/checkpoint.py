@@ -353,16 +353,35 @@ def _build(description: Description, path: Path, *, config_path: Path) -> Traine
         model = TrainedRCMA(description.config)
     except (TypeError, ValueError) as error:  # an encoder's own configuration, which is not ours to check
         raise InputError(f"{config_path}: no network can be built of it: {_first_line(error)}") from None
-    try:
-        weights = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise _damaged(path, error) from None
+    weights = load_weights(path)
     wanted = {name: value.shape for name, value in model.state_dict().items()}
     check_entries(weights, wanted, source=f"{path} does not fit {config_path.name}")
     model.load_state_dict(weights)
     model.scores, model.versions = description.scores, dict(description.versions)
     model.eval()
     return model
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Read a ``.safetensors`` file of this version, on the CPU.
+
+    Raises:
+        InputError: there is none, it is damaged, or an earlier version wrote it.
+    """
+    try:
+        weights = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, error) from None
+    _refuse_earlier_version(weights, path)
+    return weights
+
+
+def _refuse_earlier_version(weights: Mapping[str, Tensor], path: Path) -> None:
+    # Words were standardised dimension by dimension, and were zeros after that where none is spoken.
+    if "text_mean" in weights and weights["text_mean"].ndim == 1:
+        raise InputError(
+            f"{path}: written by an earlier version, which standardised word vectors in another way; train again"
+        )
 
 
 def _write_weights(path: Path, weights: Mapping[str, Tensor], description: Description) -> None:
@@ -486,14 +505,17 @@ def load_state(run: Path) -> TrainingState | None:
     """Read ``last/``, tensors on the CPU; None when nothing was saved.
 
     Raises:
-        InputError: the file is damaged.
+        InputError: the file is damaged, or an earlier version wrote it.
     """
     path = run / STATE_FILE
     if not path.exists():
         return None
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
+        _refuse_earlier_version(content["model"], path)
         return TrainingState(**content)
+    except InputError:
+        raise
     except Exception as error:  # torch.load raises whatever the damaged byte leads to
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path}: damaged: {reason}; train again in another folder") from None

@@ -101,9 +101,16 @@ def _train_one(args: argparse.Namespace, run: Path, overrides: list[str]) -> Tra
     from rcma.train import EpochRow
     from rcma.train import train as run_training
 
+    targets = config.model.targets
+
     def describe(row: EpochRow) -> str:
-        scores = f"valence {row.valence_ccc:.3f}, arousal {row.arousal_ccc:.3f}, mean {row.mean_ccc:.3f}"
-        return f"loss {row.train_loss:.4f}; validation CCC {scores}; rate {row.learning_rate:.1e}; {row.seconds:.1f} s"
+        scores = {"valence": row.valence_ccc, "arousal": row.arousal_ccc, "mean": row.mean_ccc}
+        shown = ", ".join(f"{name} {scores[name]:.3f}" for name in (*targets, *(["mean"] if len(targets) > 1 else [])))
+        released = f", backbone groups {row.released}" if row.released else ""
+        return (
+            f"loss {row.train_loss:.4f}; validation CCC {shown}; rate {row.learning_rate:.1e}{released}; "
+            f"{row.seconds:.1f} s"
+        )
 
     with Reporter(config.train.epochs, unit="epoch") as reporter:
         return run_training(
@@ -119,7 +126,7 @@ def _train_one(args: argparse.Namespace, run: Path, overrides: list[str]) -> Tra
 
 def _print_best(run: Path, result: TrainingResult) -> None:
     best = result.best
-    how = ", stopped early" if result.stopped_early else ""
+    how = f" ({result.ending})" if result.ending else ""
     print_table(
         f"{run}: best of {result.epochs} epochs{how}; "
         f"{result.n_frames} annotated frames of {result.n_videos} validation videos",

@@ -94,7 +94,7 @@ class FusionSettings(Settings):
 
 
 class ModelSettings(Settings):
-    """Layers and sizes of the network; defaults are the published ones."""
+    """Layers and sizes of the network; defaults are the published ones, except that both targets are predicted."""
 
     targets: Annotated[tuple[Target, ...], Field(min_length=1)] = ("valence", "arousal")
     modalities: Annotated[tuple[Modality, ...], Field(min_length=1)] = MODALITIES
@@ -114,6 +114,14 @@ class ModelSettings(Settings):
     def audio_input(self) -> AudioInput:
         """What the audio backbone takes."""
         return "waveform" if self.audio.kind == "hf" and "audio" in self.modalities else "log_mel"
+
+    @property
+    def standardises_log_mel(self) -> bool:
+        """Whether training fits mean and deviation of each mel band; VGGish's own weights were trained on log-mel as it
+        is (published), while a network that starts from random values learns better from standardised input.
+        """
+        is_pretrained = self.audio.kind == "vggish" and self.audio.weights is not None
+        return self.audio_input == "log_mel" and not is_pretrained
 
     @model_validator(mode="after")
     def _named_once(self) -> ModelSettings:
@@ -143,7 +151,8 @@ class DataSettings(Settings):
     """How long after what they see raters move their hand: labels are taken from that much later, and predictions are
     given that much later."""
     folds: Literal["published", "subject-disjoint"] = "published"
-    """How ``fold`` divides the annotated videos; see :func:`rcma.data.open_training_data`."""
+    """How ``fold`` divides the annotated videos: five blocks of the sorted training videos, as in the authors' code, or
+    five parts of all videos; see :func:`rcma.data.open_training_data`."""
     fold: Annotated[int, Field(ge=0, le=5)] = 0
     """0: the official split."""
     subjects: Path | None = None
@@ -158,19 +167,22 @@ class TrainSettings(Settings):
     """Windows in a batch."""
     learning_rate: Annotated[float, Field(gt=0.0)] = 1e-5
     min_learning_rate: Annotated[float, Field(ge=0.0)] = 1e-8
+    """plateau: when the rate falls below, the next group of backbone layers is released, and training ends after the
+    last; cosine: the rate at the end. See :mod:`rcma.schedule`."""
     schedule: Literal["plateau", "cosine"] = "plateau"
     """After the warm-up: lower the rate when validation does not improve, or along half a cosine to the last epoch."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 1e-3
     warmup_epochs: Annotated[int, Field(ge=0)] = 5
-    """Epochs over which the rate rises linearly to learning_rate."""
+    """Epochs over which the rate rises linearly to learning_rate, at the start and after each release."""
     plateau_patience: Annotated[int, Field(ge=0)] = 5
-    """Epochs without a better validation score before the rate is multiplied by plateau_factor."""
+    """More than this many epochs without a better validation score multiply the rate by plateau_factor."""
     plateau_factor: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
     release: bool = True
-    """Backbones that start from weights are frozen at first, and released from the top in three stages, each time the
-    plateau schedule has reached the least rate (published); False: trained from the start."""
+    """Backbones that start from weights are trained from the top down, in three groups: the first from the first epoch,
+    each other one when the rate is spent (published); the rest stays frozen. False: all of them from the first epoch.
+    """
     early_stopping: Annotated[int, Field(ge=1)] = 50
-    """Epochs without a better validation score after which training ends."""
+    """Epochs without a better validation score after which training ends; those of a warm-up do not count."""
     clip_norm: Annotated[float, Field(gt=0.0)] | None = None
     """Largest norm of the gradient; None does not clip."""
     loss: Literal["window", "batch"] = "window"
@@ -183,7 +195,7 @@ class TrainSettings(Settings):
     """Decay, per step, of a moving average of the weights, which is what is validated and saved; None: none."""
     save_every: Annotated[int, Field(ge=1)] = 500
     """Batches between two saves of the state inside an epoch; it is saved at the end of each epoch as well."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0)] = 3407
     workers: Annotated[int, Field(ge=0)] = 0
     """Processes that read windows; 0 reads in the training process."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -82,11 +83,13 @@ class Normalisation:
     """Statistics of the training videos, float32; a deviation is 1 where nothing varies or nothing is known."""
 
     audio_mean: Tensor
-    """(64,) of each mel band."""
+    """(64,) of each mel band; zeros for a backbone that takes log-mel as it is."""
     audio_std: Tensor
+    """(64,); ones for a backbone that takes log-mel as it is."""
     text_mean: Tensor
-    """(D,) of each dimension of the word vectors; every spoken word counts once."""
+    """() over all frames and all dimensions of their word vectors, with zeros where no word is spoken (published)."""
     text_std: Tensor
+    """()"""
 
 
 def windows(n_frames: int, length: int, hop: int) -> list[int]:
@@ -122,9 +125,12 @@ def open_training_data(
 ) -> TrainingData:
     """Match feature folders with the annotations of the training and validation splits.
 
-    Fold 0 is the official split. The published folds 1 to 5 divide the official training videos into five parts: one is
-    for validation, the others and the official validation videos for training. Subject-disjoint folds 1 to 5 divide
-    all videos into five parts (scikit-learn's GroupKFold), no subject in two of them.
+    Fold 0 is the official split. The published folds 1 to 5 are those of the authors' code: the official training
+    videos in sorted order make five contiguous blocks; fold 1 validates on the last block, fold 5 on the first, and the
+    other blocks and the official validation videos are for training. The 356 videos of Aff-Wild2 give blocks of 71, 71,
+    71, 71 and 72. ``VIDEO_left`` and ``VIDEO_right`` are neighbours in that order; a boundary between them moves before
+    both, with a warning. Subject-disjoint folds 1 to 5 divide all videos into five parts (scikit-learn's GroupKFold),
+    no subject in two of them.
 
     Args:
         features: folder of feature folders.
@@ -143,12 +149,13 @@ def open_training_data(
     both = sorted(train_files.keys() & validation_files.keys())
     if both:
         raise InputError(f"{annotations}: {', '.join(both)} in Train_Set and in Validation_Set; keep each video in one")
-    train_files, validation_files = _divide(train_files, validation_files, fold, folds, subjects)
+    train_files, validation_files, warnings = divide(
+        train_files, validation_files, fold=fold, folds=folds, subjects=subjects
+    )
     if not folders.keys() & (train_files.keys() | validation_files.keys()):
         raise InputError(
             f"{features} and {annotations} have no video in common; a feature folder is named like its annotation"
         )
-    warnings = []
     unused = sorted(folders.keys() - train_files.keys() - validation_files.keys())
     if unused:
         warnings.append(f"{features}: no annotation for {some(unused)}: not used")
@@ -475,22 +482,47 @@ class SharedBatches(Sampler[list[int]]):
             yield batch[self._process :: self._n_processes] or [EMPTY_WINDOW]
 
 
-def fit_normalisation(videos: Sequence[Video], *, text_width: int) -> Normalisation:
+def fit_normalisation(videos: Sequence[Video], *, log_mel: bool) -> Normalisation:
     """Mean and standard deviation over the training videos, read piece by piece; never give it validation videos.
 
     Args:
         videos: the training videos.
-        text_width: D.
+        log_mel: whether log-mel is standardised; see :attr:`rcma.config.ModelSettings.standardises_log_mel`.
+
+    Raises:
+        InputError: a word vector is not finite.
     """
-    audio, text = _Moments(N_MELS), _Moments(text_width)
+    audio = _Moments(N_MELS)
+    for video in videos if log_mel else ():
+        rows_of_video = video.features().log_mel
+        for start in range(0, len(rows_of_video), _MEL_ROWS_AT_ONCE):
+            rows = rows_of_video[start : start + _MEL_ROWS_AT_ONCE].astype(np.float64)
+            audio.add(rows[np.isfinite(rows).all(axis=1)])
+    return Normalisation(*audio.mean_and_std(), *_text_mean_and_std(videos))
+
+
+def _text_mean_and_std(videos: Sequence[Video]) -> tuple[Tensor, Tensor]:
+    """Scalars over the values (T,D) of all frames of all videos; a frame without a word has D zeros."""
+    n_frames_of_all, width, total, squares = 0, 1, 0.0, 0.0
     for video in videos:
         features = video.features()
-        for start in range(0, len(features.log_mel), _MEL_ROWS_AT_ONCE):
-            rows = features.log_mel[start : start + _MEL_ROWS_AT_ONCE].astype(np.float64)
-            audio.add(rows[np.isfinite(rows).all(axis=1)])
-        if len(features.words):
-            text.add(features.word_vectors.astype(np.float64))
-    return Normalisation(*audio.mean_and_std(), *text.mean_and_std())
+        n_frames_of_all += features.n_frames
+        if not len(features.words):
+            continue
+        width = features.word_vectors.shape[1]
+        vectors = features.word_vectors.astype(np.float64)  # (W,D)
+        if not np.isfinite(vectors).all():
+            raise InputError(
+                f"{features.video_id}: word_vectors.npy holds values that are not finite; preprocess it again"
+            )
+        word = np.asarray(features.frame_word)
+        n_frames = np.bincount(word[word >= 0], minlength=len(vectors))  # (W,) frames of each word
+        total += float(n_frames @ vectors.sum(axis=1))
+        squares += float(n_frames @ np.square(vectors).sum(axis=1))
+    n_values = n_frames_of_all * width
+    mean = total / n_values
+    std = math.sqrt(max(squares / n_values - mean**2, 0.0))
+    return torch.tensor(mean), torch.tensor(std if std >= _LEAST_STD else 1.0)
 
 
 class _Moments:
@@ -548,19 +580,34 @@ def labels_at(
     return np.where(outside[:, None], np.float32(np.nan), found)
 
 
-def _divide(
+def divide(
     train: dict[str, Path],
     validation: dict[str, Path],
+    *,
     fold: int,
-    folds: Literal["published", "subject-disjoint"],
-    subjects: Path | None,
-) -> tuple[dict[str, Path], dict[str, Path]]:
-    """Annotation files of a fold's training and validation videos."""
+    folds: Literal["published", "subject-disjoint"] = "published",
+    subjects: Path | None = None,
+) -> tuple[dict[str, Path], dict[str, Path], list[str]]:
+    """Annotation files of a fold's training and validation videos, and warnings; see :func:`open_training_data`.
+
+    Args:
+        train: annotation file of each video of the official training split.
+        validation: of the official validation split.
+        fold: 0 to 5.
+        folds: how folds 1 to 5 are made.
+        subjects: for subject-disjoint folds.
+
+    Raises:
+        InputError: there are too few videos or subjects, or ``subjects`` cannot be used.
+    """
     if fold == 0:
-        return train, validation
+        return train, validation, []
     everything = train | validation
+    warnings: list[str] = []
     if folds == "published":
-        held_out = set(sorted(train)[fold - 1 :: N_FOLDS])
+        blocks, warnings = _contiguous_blocks(sorted(train))
+        # The authors roll (block 1, ..., block 5, official validation) by the number of the fold; the last is held out.
+        held_out = set(blocks[N_FOLDS - fold])
     else:
         names = sorted(everything)
         groups = _subjects_of(names, subjects)
@@ -571,7 +618,28 @@ def _divide(
     return (
         {name: path for name, path in everything.items() if name not in held_out},
         {name: path for name, path in everything.items() if name in held_out},
+        warnings,
     )
+
+
+def _contiguous_blocks(names: Sequence[str]) -> tuple[list[Sequence[str]], list[str]]:
+    """Five blocks of sorted names, as equal as can be, and warnings where people of one raw video are kept together."""
+    if len(names) < N_FOLDS:
+        raise InputError(f"data.fold: {len(names)} videos of Train_Set cannot be divided into {N_FOLDS} parts")
+    raw_videos = [re.sub(r"_(left|right)$", "", name) for name in names]
+    edges, warnings = [0], []
+    for number in range(1, N_FOLDS):
+        edge = wanted = number * len(names) // N_FOLDS
+        while edge > edges[-1] and raw_videos[edge - 1] == raw_videos[edge]:
+            edge -= 1
+        if edge != wanted:
+            warnings.append(
+                f"data.fold: {names[wanted - 1]} and {names[wanted]} stay in one part, so parts {number} and "
+                f"{number + 1} are not exactly the published ones"
+            )
+        edges.append(edge)
+    edges.append(len(names))
+    return [names[start:end] for start, end in itertools.pairwise(edges)], warnings
 
 
 def _subjects_of(videos: Sequence[str], table: Path | None) -> list[str]:

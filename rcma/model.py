@@ -84,10 +84,10 @@ class RCMA(nn.Module):
 
         self.register_buffer("audio_mean", torch.zeros(64))
         self.register_buffer("audio_std", torch.ones(64))
-        self.register_buffer("text_mean", torch.zeros(settings.text_width))
-        self.register_buffer("text_std", torch.ones(settings.text_width))
+        self.register_buffer("text_mean", torch.zeros(()))
+        self.register_buffer("text_std", torch.ones(()))
         self._released: dict[str, list[nn.Module]] = {}
-        """Trained parts of the backbones that are released in stages."""
+        """Trained parts of the backbones that are released group by group."""
         for name, backbone in self.backbone.items():
             backbone.requires_grad_(not self._frozen(name))
         self.train()  # PyTorch's default, but with frozen backbones in evaluation mode
@@ -104,7 +104,8 @@ class RCMA(nn.Module):
                   embeddings (B,L,d)
                 - ``text``: (B,L,text_width) vector of the word spoken at each frame
                 - ``face_mask``, ``audio_mask``, ``text_mask``: optional, (B,L) bool, True where the modality is there;
-                  elsewhere its content is never read
+                  elsewhere its content is never read: the embedding of a face or sound is zero there, the word
+                  vector is zero before it is standardised (published)
                 - ``frame_mask``: optional, (B,L) bool, False where a frame is padding: it takes part in no statistic
                   and no sum over time. Without it, a frame where no modality in use is there is padding.
 
@@ -122,8 +123,7 @@ class RCMA(nn.Module):
         features: dict[Modality, Tensor] = {}
         for m in self.modalities:
             embedded = self.embed(m, batch[m], masks[m])  # (B,L,512), (B,L,128), (B,L,text_width)
-            present = embedded.masked_fill(~masks[m][..., None], 0.0)
-            features[m] = masked_batch_norm(self.norm[m], self.tcn[m](present), valid)  # X_m (B,L,d_m)
+            features[m] = masked_batch_norm(self.norm[m], self.tcn[m](embedded), valid)  # X_m (B,L,d_m)
         features = self.fusion(features, valid)
         joined = torch.cat([features[m] for m in self.modalities], dim=-1)  # (B,L,sum of d_m)
         return torch.tanh(self.head(joined, valid))  # (B,L,n_targets)
@@ -149,16 +149,21 @@ class RCMA(nn.Module):
             and not self._frozen(m)
         }
 
-    def release(self, stage: int) -> None:
-        """Train backbones that start from weights only as far down as a stage reaches; the rest of them stays frozen.
+    @property
+    def n_release_groups(self) -> int:
+        """How many groups of layers :meth:`release` knows; 0 when no backbone is releasable."""
+        return max((len(backbone.release_groups()) for backbone in self.releasable.values()), default=0)
+
+    def release(self, n_groups: int) -> None:
+        """Train backbones that start from weights only as far down as some groups of layers; the rest stays frozen.
 
         Args:
-            stage: 0: not at all; 1 to 3: see ``release_stages`` of the backbones. Backbones that are frozen for good,
-                or start from random values, are left as they are.
+            n_groups: 0: not at all; 1 to 3: the first groups of the backbones' ``release_groups``. Backbones that are
+                frozen for good, or start from random values, are left as they are.
         """
         for m, backbone in self.releasable.items():
             backbone.requires_grad_(False)
-            self._released[m] = [module for group in backbone.release_stages()[:stage] for module in group]
+            self._released[m] = [module for group in backbone.release_groups()[:n_groups] for module in group]
             for module in self._released[m]:
                 module.requires_grad_(True)
         self.train(self.training)
@@ -181,7 +186,7 @@ class RCMA(nn.Module):
 
         Args:
             audio_mean, audio_std: (64,), one value for each mel band.
-            text_mean, text_std: (text_width,).
+            text_mean, text_std: (), one value for all dimensions.
 
         Raises:
             ValueError: a shape is wrong, a value is not finite, or a deviation is not positive.
@@ -237,17 +242,16 @@ class RCMA(nn.Module):
 
         Args:
             m: the modality.
-            x: as in :meth:`forward`; embeddings of face and audio are returned as they are.
-            mask: (B,L) bool, True where the modality is there; elsewhere embeddings mean nothing.
+            x: as in :meth:`forward`.
+            mask: (B,L) bool, True where the modality is there.
             backbone: runs in place of the model's own, without gradient; None: the model's own.
 
         Returns:
-            (B,L,d) float.
+            (B,L,d) float; where the modality is not there, zeros of face and audio, and standardised zeros of text.
         """
-        if m == "text":
-            return _standardise(x, self.text_mean, self.text_std)
         if x.ndim == 3:
-            return x
+            present = x.masked_fill(~mask[..., None], 0.0)
+            return _standardise(present, self.text_mean, self.text_std) if m == "text" else present
         if m == "audio" and self.settings.audio_input == "log_mel":
             x = _standardise(x, self.audio_mean, self.audio_std)
         return self._run_backbone(m, x, mask, backbone)

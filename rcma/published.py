@@ -8,6 +8,7 @@ width of the word vectors are read off them. Face, audio and text are called vid
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -58,25 +59,45 @@ UNUSED = re.compile(r"^(spatial\.visual\.logits|coattn\.dcn_layers\.\d+\.dense_c
 representation, whose result is not used there."""
 
 OWN = ("audio_mean", "audio_std", "text_mean", "text_std")
-"""This project's normalisation, the identity in a published model."""
+"""This project's normalisation, of which a published checkpoint holds nothing."""
 
 
-def load(path_or_state_dict: str | Path | Mapping[str, Tensor], *, target: Target = "valence") -> RCMA:
+def load(
+    path_or_state_dict: str | Path | Mapping[str, Tensor],
+    *,
+    target: Target = "valence",
+    text_mean: float | None = None,
+    text_std: float | None = None,
+) -> RCMA:
     """A model with the weights of a published checkpoint, in evaluation mode, on the CPU, float32.
+
+    The published code standardises word vectors before they reach the model, with one mean and one standard deviation
+    over all frames and dimensions. Checkpoints do not hold them; its preprocessing writes them to
+    ``mean_std_info.pkl``, in which they are ``[fold]["train"]["bert"]["mean"]`` and ``["std"]``. Without them, word
+    vectors must be standardised by the caller, and predictions from features as rcma-preprocess makes them are wrong.
 
     Args:
         path_or_state_dict: file written by ``torch.save(model.state_dict(), path)``, or such a dictionary, which is
             copied. The names may carry the prefix ``module.`` of DataParallel; the aliases ``net.0`` and ``net.4`` of
             the TCN, the unused ``spatial.visual.logits`` and RJCMA's unused ``query_linear`` may be there or not.
         target: what the checkpoint was trained for; it has one output and does not say which.
+        text_mean: mean of the word vectors the checkpoint was trained on, zeros where no word is spoken included.
+        text_std: their standard deviation.
 
     Returns:
-        RCMA with one target. Its face input must be (x/255 - 0.5) / 0.5, its audio input unnormalised log-mel.
+        RCMA with one target. Its face input must be (x/255 - 0.5) / 0.5, its audio input unnormalised log-mel, its text
+        input word vectors, or standardised ones without ``text_mean`` and ``text_std``.
+
+    Warns:
+        UserWarning: ``text_mean`` and ``text_std`` are not given.
 
     Raises:
+        ValueError: only one of ``text_mean`` and ``text_std`` is given, or one cannot be used.
         InputError: the file cannot be read, or an entry is missing, surplus (the nearest right name is given), has the
             wrong shape, or contradicts its alias.
     """
+    if (text_mean is None) != (text_std is None):
+        raise ValueError("text_mean and text_std go together: give both or none")
     if isinstance(path_or_state_dict, Mapping):
         source = "state dict"
         given = named_tensors(path_or_state_dict, source=source)
@@ -100,6 +121,15 @@ def load(path_or_state_dict: str | Path | Mapping[str, Tensor], *, target: Targe
     for name in OWN:
         state[name] = torch.full(own[name].shape, 1.0 if name.endswith("_std") else 0.0)
     model.load_state_dict(state, assign=True)
+    if text_mean is None or text_std is None:
+        warnings.warn(
+            f"{source}: holds no statistics of word vectors; give the authors' text_mean and text_std, or standardise "
+            "the text input yourself",
+            stacklevel=2,
+        )
+    else:
+        audio_mean, audio_std = model.audio_mean.clone(), model.audio_std.clone()
+        model.set_normalisation(audio_mean, audio_std, torch.tensor(text_mean), torch.tensor(text_std))
     return model.eval()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -19,7 +20,12 @@ class TemporalLevel(nn.Module):
         self.past = (kernel_size - 1) * dilation  # frames before t that a convolution sees at t
         self.conv1 = weight_norm(nn.Conv1d(in_channels, channels, kernel_size, dilation=dilation))
         self.conv2 = weight_norm(nn.Conv1d(channels, channels, kernel_size, dilation=dilation))
-        self.downsample = nn.Conv1d(in_channels, channels, kernel_size=1) if in_channels != channels else nn.Identity()
+        self.downsample: nn.Module = nn.Identity()
+        if in_channels != channels:
+            self.downsample = nn.Conv1d(in_channels, channels, kernel_size=1)
+            # Published. The authors' code means it for the other convolutions as well, where weight normalisation
+            # undoes it.
+            nn.init.xavier_uniform_(self.downsample.weight, gain=math.sqrt(2))
         self.activation = nn.LeakyReLU()
         self.dropout = nn.Dropout(dropout)
 

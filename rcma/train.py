@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,11 +27,13 @@ from preprocessing.errors import InputError
 from preprocessing.files import replace_when_whole
 from rcma.backbones import speech_config, vision_config
 from rcma.checkpoint import (
+    BEST_FILE,
     SCORES_FILE,
     TrainedRCMA,
     TrainingState,
     load_run_config,
     load_state,
+    load_weights,
     save_config,
     save_model_card,
     save_state,
@@ -53,10 +54,9 @@ from rcma.embeddings import EmbeddingStore
 from rcma.evaluate import Scores, evaluate
 from rcma.inference import predict_video, to_abaw_columns
 from rcma.metrics import n_loss_terms, training_loss
+from rcma.schedule import Ending, EpochPlan, best_epoch, plan_epoch
 
 LOG_FILE = "log.csv"
-N_STAGES = 3
-"""In which backbones are released; see :meth:`rcma.model.RCMA.release`."""
 _MAY_CHANGE = ("train.epochs", "train.workers", "train.save_every")
 """Settings that may differ when a run is resumed: they change no batch and no weight of an epoch."""
 
@@ -67,6 +67,8 @@ class EpochRow:
 
     epoch: int
     """Counted from 1."""
+    released: int
+    """Groups of backbone layers that were trained; 0 where none are released; see :mod:`rcma.schedule`."""
     learning_rate: float
     train_loss: float
     """Mean of 1 - CCC over the windows and targets of the epoch."""
@@ -85,55 +87,12 @@ class TrainingResult:
     """The epoch whose weights are in best.safetensors."""
     epochs: int
     """Epochs that were run, those before a resume included."""
-    stopped_early: bool
-    """No better score for ``train.early_stopping`` epochs."""
+    ending: Ending | None
+    """Why there were fewer than ``train.epochs``; None: there were not."""
     n_videos: int
     """Validation videos."""
     n_frames: int
     """Annotated frames among them."""
-
-
-def learning_rate(settings: TrainSettings, scores: Sequence[float]) -> float:
-    """Rate of the next epoch where there is nothing to release; see :func:`rate_and_stage`."""
-    return rate_and_stage(settings, scores, n_stages=0)[0]
-
-
-def rate_and_stage(settings: TrainSettings, scores: Sequence[float], *, n_stages: int) -> tuple[float, int]:
-    """Rate of the next epoch, and how many stages of the backbones are released in it.
-
-    Both follow from the validation scores of all epochs before: there is no state to save. The rate rises linearly and
-    reaches ``learning_rate`` in the last of ``warmup_epochs``. From then on, with the schedule ``cosine``, it follows
-    half a cosine towards ``min_learning_rate`` at the end of ``epochs``; with ``plateau``, each time more than
-    ``plateau_patience`` epochs in a row bring no better score, it is multiplied by ``plateau_factor``, down to
-    ``min_learning_rate``; when it would have to go below, the next stage is released and the rate starts anew. NaN is
-    no better score.
-    """
-    if len(scores) < settings.warmup_epochs:
-        return settings.learning_rate * (len(scores) + 1) / settings.warmup_epochs, 0
-    lowest = min(settings.learning_rate, settings.min_learning_rate)
-    if settings.schedule == "cosine":
-        share = (len(scores) - settings.warmup_epochs) / max(1, settings.epochs - settings.warmup_epochs)
-        rate = lowest + (settings.learning_rate - lowest) * (1 + math.cos(math.pi * min(share, 1.0))) / 2
-        return rate, min(n_stages, math.floor(share * (n_stages + 1)))
-    rate, stage, best, waited = settings.learning_rate, 0, -math.inf, 0
-    for epoch, score in enumerate(scores):
-        if score > best:
-            best, waited = score, 0
-        elif epoch >= settings.warmup_epochs:
-            waited += 1
-        if waited > settings.plateau_patience:
-            waited = 0
-            if rate <= lowest and stage < n_stages:
-                rate, stage = settings.learning_rate, stage + 1
-            else:
-                rate = max(rate * settings.plateau_factor, lowest)
-    return rate, stage
-
-
-def best_epoch(scores: Sequence[float]) -> int:
-    """Index of the first of the best scores; 0 when all are NaN."""
-    ranked = [-math.inf if math.isnan(score) else score for score in scores]
-    return ranked.index(max(ranked))
 
 
 def _say_nothing(*_: object) -> None:
@@ -213,33 +172,41 @@ class _Training:
         )
         self._loader = DataLoader(self._dataset, batch_sampler=self._batches, num_workers=self._settings.workers)
         self._rows = [] if state is None else [EpochRow(**row) for row in state.rows]
-        self._n_stages = N_STAGES if self._settings.release and self._plain_model.releasable else 0
+        self._run = run
+        self._n_groups = self._plain_model.n_release_groups if self._settings.release else 0
         self._n_done, self._first_sums = (0, (0.0, 0.0)) if state is None else (state.n_batches, state.sums)
-        # The optimizer's state is that of the last epoch in which a batch was done.
+        # Model and optimizer of a state are those of the last epoch in which a batch was done.
         known = self._rows if self._n_done else self._rows[:-1]
-        _, self._stage = self._rate_and_stage(known)
-        self._model, self._optimizer = _equip(accelerator, self._plain_model, self._settings, self._stage)
+        self._n_released = self._plan(known).n_released
+        self._model, self._optimizer = _equip(accelerator, self._plain_model, self._settings, self._n_released)
         self._average = _moving_average(self._plain_model, self._settings.ema, state)
-        # What is validated and saved as the best model.
-        self._judged = self._plain_model if self._average is None else cast("TrainedRCMA", self._average.module)
         if state is not None:
             self._optimizer.load_state_dict(state.optimizer)
         self._writer = RunWriter(run, config, self._rows) if accelerator.is_main_process else None
+        if self._writer is not None and self._rows and not self._n_done:
+            # Killed after the epoch's state was saved, the run may lack the weights that go with it.
+            self._writer.save_if_best(self._rows, self._judged.state_dict())
+
+    @property
+    def _judged(self) -> TrainedRCMA:
+        """What is validated and saved as the best model."""
+        return self._plain_model if self._average is None else cast("TrainedRCMA", self._average.module)
 
     def is_over(self) -> bool:
-        """Whether all epochs were run, or no better score has come for long enough."""
-        return len(self._rows) >= self._settings.epochs or self._has_stopped_early()
+        """Whether all epochs were run, or the schedule has come to its end before."""
+        return len(self._rows) >= self._settings.epochs or self._plan(self._rows).ending is not None
 
     def run_epoch(self, on_batch: Callable[[int, int, int], None]) -> EpochRow:
         """Train on all windows, or those that are left of a resumed epoch; validate; leave it in the run folder."""
         begin = time.perf_counter()
         epoch = len(self._rows) + 1
-        rate = self._set_rate_and_stage()
+        plan = self._follow_plan()
         loss_sum, n_terms = self._train_on_batches(epoch, on_batch)
         scores = _validate(self._accelerator, self._judged, self._validation, self._store)
         row = EpochRow(
             epoch=epoch,
-            learning_rate=rate,
+            released=plan.n_released,
+            learning_rate=plan.learning_rate,
             train_loss=loss_sum / n_terms,
             valence_ccc=scores.valence,
             arousal_ccc=scores.arousal,
@@ -256,7 +223,7 @@ class _Training:
         result = TrainingResult(
             best=self._rows[best_epoch([row.mean_ccc for row in self._rows])],
             epochs=len(self._rows),
-            stopped_early=self._has_stopped_early(),
+            ending=self._plan(self._rows).ending,
             n_videos=len(self._validation),
             n_frames=sum(int(np.isfinite(video.labels).any(axis=1).sum()) for video in self._validation),
         )
@@ -264,23 +231,23 @@ class _Training:
             self._writer.finish(result)
         return result
 
-    def _has_stopped_early(self) -> bool:
-        scores = [row.mean_ccc for row in self._rows]
-        return bool(scores) and len(scores) - 1 - best_epoch(scores) >= self._settings.early_stopping
+    def _plan(self, rows: Sequence[EpochRow]) -> EpochPlan:
+        return plan_epoch(self._settings, [row.mean_ccc for row in rows], n_groups=self._n_groups)
 
-    def _rate_and_stage(self, rows: Sequence[EpochRow]) -> tuple[float, int]:
-        return rate_and_stage(self._settings, [row.mean_ccc for row in rows], n_stages=self._n_stages)
-
-    def _set_rate_and_stage(self) -> float:
-        rate, stage = self._rate_and_stage(self._rows)
-        if stage != self._stage:
-            self._stage = stage
+    def _follow_plan(self) -> EpochPlan:
+        """Set the rate of the next epoch; where a group is released, go on from the best weights, all else anew."""
+        plan = self._plan(self._rows)
+        if plan.n_released != self._n_released:
+            self._n_released = plan.n_released
+            self._accelerator.wait_for_everyone()  # one process has written the best weights
+            self._plain_model.load_state_dict(load_weights(self._run / BEST_FILE))
             self._model, self._optimizer = _equip(
-                self._accelerator, self._plain_model, self._settings, stage, before=self._optimizer
+                self._accelerator, self._plain_model, self._settings, self._n_released
             )
+            self._average = _moving_average(self._plain_model, self._settings.ema, None)
         for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        return rate
+            group["lr"] = plan.learning_rate
+        return plan
 
     def _train_on_batches(self, epoch: int, on_batch: Callable[[int, int, int], None]) -> tuple[float, float]:
         """Sum of 1 - CCC, and the number of terms in it, over all batches of the epoch and all processes."""
@@ -356,15 +323,19 @@ class RunWriter:
 
     def finish_epoch(self, rows: Sequence[EpochRow], judged: dict[str, Tensor], state: TrainingState) -> None:
         """Save the epoch of the last row; the weights that were validated as the best ones, if they are."""
-        if best_epoch([row.mean_ccc for row in rows]) == len(rows) - 1:
-            save_weights(self._run, judged)
-        # After best.safetensors: killed in between, the epoch is run again and writes both.
+        # Before best.safetensors: an epoch that is run again may begin with the best weights before it.
         self.save(state)
+        self.save_if_best(rows, judged)
         self._write_log(rows)
         if self._board is not None:
             for name, value in asdict(rows[-1]).items():
                 self._board.add_scalar(name, value, rows[-1].epoch)
             self._board.flush()
+
+    def save_if_best(self, rows: Sequence[EpochRow], judged: dict[str, Tensor]) -> None:
+        """Save the weights that were validated in the last row as the best ones, if they are."""
+        if best_epoch([row.mean_ccc for row in rows]) == len(rows) - 1:
+            save_weights(self._run, judged)
 
     def finish(self, result: TrainingResult) -> None:
         """Write scores.json and the model card, and close the TensorBoard events."""
@@ -454,27 +425,17 @@ def _build_model(config: TrainConfig, data: TrainingData, state: TrainingState |
         model.load_state_dict(state.model)
         return model
     model.load_backbones()
-    statistics = fit_normalisation(data.train, text_width=_text_width(config))
+    statistics = fit_normalisation(data.train, log_mel=config.model.standardises_log_mel)
     model.set_normalisation(statistics.audio_mean, statistics.audio_std, statistics.text_mean, statistics.text_std)
     return model
 
 
-def _equip(
-    accelerator: Accelerator,
-    model: TrainedRCMA,
-    settings: TrainSettings,
-    stage: int,
-    *,
-    before: torch.optim.Optimizer | None = None,
-) -> tuple[Any, Any]:
-    """Model and optimizer for a stage; what the optimizer ``before`` knew of a parameter is taken over."""
+def _equip(accelerator: Accelerator, model: TrainedRCMA, settings: TrainSettings, n_released: int) -> tuple[Any, Any]:
+    """Model and a new optimizer with so many groups of the backbones released."""
     if settings.release:
-        model.release(stage)
+        model.release(n_released)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    if before is not None:
-        known = before.state
-        optimizer.state.update({parameter: known[parameter] for parameter in trained if parameter in known})
     prepared_model, prepared_optimizer = accelerator.prepare(model, optimizer)
     return prepared_model, prepared_optimizer
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,9 @@ def checkpoint(shapes: Shapes) -> dict[str, Tensor]:
 def small() -> dict[str, Tensor]:
     """A checkpoint with small widths and the backbones as published."""
     return checkpoint(published_shapes(SMALL_WIDTHS, length=LENGTH, text_width=TEXT_WIDTH, levels=LEVELS))
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*statistics of word vectors")
 
 
 @pytest.fixture(scope="module")
@@ -242,6 +246,36 @@ def test_the_dictionary_is_copied(small: dict[str, Tensor]) -> None:
 def test_normalisation_is_the_identity(loaded: RCMA) -> None:
     assert not loaded.audio_mean.any() and not loaded.text_mean.any()
     assert (loaded.audio_std == 1).all() and (loaded.text_std == 1).all()
+
+
+def test_text_statistics_are_asked_for(small: dict[str, Tensor], loaded: RCMA, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="text_mean and text_std"):
+        published.load(small)
+    torch.save({name: value.contiguous() for name, value in small.items()}, tmp_path / "rcma.pth")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        models = [published.load(given, text_mean=-0.3, text_std=1.7) for given in (small, tmp_path / "rcma.pth")]
+    batch = embeddings(LENGTH, TEXT_WIDTH)
+    spoken = torch.arange(LENGTH) % 3 > 0
+    stored = batch["text"] * spoken[:, None]
+    expected = loaded(batch | {"text": (stored + 0.3) / 1.7})
+    for model in models:
+        given = batch | {"text": batch["text"], "text_mask": spoken.expand(2, LENGTH)}
+        torch.testing.assert_close(model(given), expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"text_mean": 0.1}, "go together"),
+        ({"text_std": 1.0}, "go together"),
+        ({"text_mean": 0.1, "text_std": 0.0}, "text_std: values must be finite and > 0"),
+        ({"text_mean": float("nan"), "text_std": 1.0}, "text_mean: values must be finite"),
+    ],
+)
+def test_unusable_text_statistics_are_refused(small: dict[str, Tensor], given: dict[str, float], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        published.load(small, **given)
 
 
 ENTRIES = [

@@ -101,3 +101,13 @@ def test_every_parameter_gets_a_gradient() -> None:
     net = network(channels=(4, 4, 6))
     net(torch.randn((2, 30, 3), dtype=torch.float64)).square().sum().backward()
     assert [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_downsampling_starts_from_xaviers_distribution_with_gain_root_two() -> None:
+    """Uniform in +-sqrt(2) sqrt(6 / (fan in + fan out)), as published."""
+    net = network(in_channels=300, channels=(200, 200))
+    weight = net.levels[0].downsample.weight.detach()
+    bound = (2 * 6 / (300 + 200)) ** 0.5
+    assert 0.99 * bound < weight.abs().max() <= bound
+    assert float(weight.std()) == pytest.approx(bound / 3**0.5, rel=0.02)
+    assert not list(net.levels[1].downsample.parameters())

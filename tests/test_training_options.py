@@ -9,14 +9,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from made_features import make_data, small_config
+from made_features import make_data, small_config, write_annotation
 from safetensors.torch import load_file
 
 import rcma
@@ -25,13 +25,25 @@ from preprocessing.store import load_features
 from rcma import cli
 from rcma.backbones import IR50, VGGish
 from rcma.checkpoint import load_state
-from rcma.config import ModelSettings, TrainConfig, TrainSettings
-from rcma.data import EMPTY_WINDOW, SharedBatches, WindowDataset, drop_modalities, labels_at, open_training_data
+from rcma.config import ModelSettings, TrainConfig
+from rcma.data import (
+    EMPTY_WINDOW,
+    SharedBatches,
+    WindowDataset,
+    cut_window,
+    divide,
+    drop_modalities,
+    fit_normalisation,
+    labels_at,
+    open_training_data,
+)
 from rcma.embeddings import EmbeddingStore
 from rcma.inference import predict_frames, predict_video, to_abaw_columns
 from rcma.metrics import ccc, n_loss_terms, training_loss
-from rcma.model import RCMA
-from rcma.train import rate_and_stage, train
+from rcma.model import BACKBONES, RCMA
+from rcma.train import train
+
+CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -96,50 +108,195 @@ def test_constant_labels_give_a_gradient_that_leads_to_them(over: str, mse_weigh
     assert (prediction.grad < 0).all()
 
 
-# Schedule.
+# Release.
 
 
-def test_cosine_goes_from_the_rate_to_the_least_one() -> None:
-    settings = TrainSettings(schedule="cosine", epochs=11, warmup_epochs=1, learning_rate=0.1, min_learning_rate=0.001)
-    rates = [rate_and_stage(settings, [0.0] * n, n_stages=0)[0] for n in range(11)]
-    assert rates[0] == rates[1] == 0.1
-    assert rates[6] == pytest.approx((0.1 + 0.001) / 2)
-    assert rates[10] == pytest.approx(0.001 + 0.099 * (1 + math.cos(math.pi * 0.9)) / 2)
-    assert all(later < earlier for earlier, later in itertools.pairwise(rates[1:]))
-
-
-def test_backbones_are_released_when_the_rate_is_lowest() -> None:
-    settings = TrainSettings(
-        warmup_epochs=0, learning_rate=1.0, min_learning_rate=0.1, plateau_patience=0, plateau_factor=0.1
-    )
-    seen = [rate_and_stage(settings, [0.5] + [0.0] * n, n_stages=3) for n in range(9)]
-    expected = [(1.0, 0), (0.1, 0), (1.0, 1), (0.1, 1), (1.0, 2), (0.1, 2), (1.0, 3), (0.1, 3), (0.1, 3)]
-    assert seen == [(pytest.approx(rate), stage) for rate, stage in expected]
-    assert {rate_and_stage(settings, [0.5] + [0.0] * n, n_stages=0) for n in range(2, 9)} == {(0.1, 0)}
-
-
-def test_stages_release_what_was_published(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def weight_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Random weights of IR-50 and VGGish."""
+    folder = tmp_path_factory.mktemp("weights")
+    files = {"face": folder / "res50_ir_0.887.pth", "audio": folder / "vggish-10086976.pth"}
+    torch.manual_seed(0)
     for name, backbone in (("face", IR50()), ("audio", VGGish())):
-        torch.save(backbone.state_dict(), tmp_path / f"{name}.pth")
+        torch.save(backbone.state_dict(), files[name])
+    return files
+
+
+def test_released_groups_are_the_published_ones(weight_files: dict[str, Path]) -> None:
+    """By the places of the authors' code in its list of parameters, where the output layer comes before the body."""
     settings = ModelSettings.model_validate(
-        {"text_width": 4, "face": {"weights": tmp_path / "face.pth"}, "audio": {"weights": tmp_path / "audio.pth"}}
+        {"text_width": 4, **{m: {"weights": file} for m, file in weight_files.items()}}
     )
     model = RCMA(settings)
-    frozen_face = {0: 24, 1: 24, 2: 21, 3: 14}
-    for stage, n_frozen in frozen_face.items():
-        model.release(stage)
-        face, audio = model.backbone["face"], model.backbone["audio"]
-        assert isinstance(face, IR50)
-        assert isinstance(audio, VGGish)
-        thawed = [any(p.requires_grad for p in unit.parameters()) for unit in face.body]
-        assert thawed == [False] * n_frozen + [True] * (24 - n_frozen)
-        assert face.body[-1].training == (stage >= 2)
-        assert not face.body[0].training
-        assert face.output_layer[3].weight.requires_grad == (stage >= 1)
-        linear = [layer.weight.requires_grad for layer in (audio.embeddings[k] for k in (0, 2, 4))]
-        assert linear == [stage >= 3, stage >= 2, stage >= 1]
-        assert not audio.features[0].weight.requires_grad
+    face, audio = model.backbone["face"], model.backbone["audio"]
+    assert isinstance(face, IR50)
+    assert isinstance(audio, VGGish)
+    theirs = {
+        "face": [*face.input_layer.parameters(), *face.output_layer.parameters(), *face.body.parameters()],
+        "audio": list(audio.parameters()),
+    }
+    places = {"face": ((4, 10), (163, 187), (142, 163)), "audio": ((16, 18), (14, 16), (12, 14))}
+    assert {m: len(parameters) for m, parameters in theirs.items()} == {"face": 187, "audio": 18}
+    assert sum(parameter.numel() for parameter in theirs["face"][142:163]) == pytest.approx(3.54e6, abs=5e3)
+    assert model.n_release_groups == 3
+    for n_released in (0, 1, 2, 3):
+        model.release(n_released)
+        for m, parameters in theirs.items():
+            wanted = {place for span in places[m][:n_released] for place in range(*span)}
+            assert {place for place, parameter in enumerate(parameters) if parameter.requires_grad} == wanted
+        # The rest stays frozen, statistics of BatchNorm included.
+        training = [face.output_layer.training, face.body[21].training, face.body[18].training, face.body[17].training]
+        assert training == [n_released >= 1, n_released >= 2, n_released >= 3, False]
     assert all(p.requires_grad for p in model.fusion.parameters())
+
+
+def test_pretrained_vggish_takes_log_mel_as_it_is(root: Path, weight_files: dict[str, Path]) -> None:
+    """Standardised patches are another input than the one its convolutions know, and these are never released."""
+    settings = {"modalities": ["audio"], "audio": {"kind": "vggish", "weights": weight_files["audio"]}}
+    config = changed(small_config(root), model=settings)
+    assert not config.model.standardises_log_mel
+    assert changed(config, model={"audio": {"weights": None}}).model.standardises_log_mel
+    assert small_config(root).model.standardises_log_mel
+    data = open_training_data(root / "features", root / "annotations")
+    statistics = fit_normalisation(data.train, log_mel=config.model.standardises_log_mel)
+    model = RCMA(config.model.model_copy(update={"text_width": 16})).eval()
+    model.load_backbones()
+    model.set_normalisation(statistics.audio_mean, statistics.audio_std, statistics.text_mean, statistics.text_std)
+    features = data.train[0].features()
+    window = cut_window(features, 0, length=2, text_width=16, audio_alignment="start")
+    patch = torch.from_numpy(np.asarray(features.log_mel[:96], np.float32))
+    with torch.no_grad():
+        embedded = model.embed("audio", window["audio"][None], window["audio_mask"][None])[0, 0]
+        expected = model.backbone["audio"](patch[None])[0]
+    torch.testing.assert_close(embedded, expected, atol=1e-5, rtol=1e-4)
+    assert patch.mean() < -1
+
+
+@pytest.mark.slow
+def test_the_published_configuration_trains_and_predicts(
+    weight_files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With nothing changed but paths, the batch and the number of epochs, on two short videos."""
+    make_data(tmp_path, n_train=1, n_validation=1, n_frames=12)
+    settings = {
+        "data.features": tmp_path / "features",
+        "data.annotations": tmp_path / "annotations",
+        **{f"model.{m}.weights": file for m, file in weight_files.items()},
+        "train.epochs": 2,
+        "train.batch_size": 1,
+    }
+    runs = {}
+    for target in ("valence", "arousal"):
+        runs[target] = tmp_path / target
+        arguments = ["--config", str(CONFIGS / "rcma_published.yaml"), "--out", str(runs[target]), "--device", "cpu"]
+        for key, value in {**settings, "model.targets": f"[{target}]"}.items():
+            arguments += ["--set", f"{key}={value}"]
+        assert cli.train(arguments) == 0, capsys.readouterr().err
+        assert [row["released"] for row in read_log(runs[target])] == ["1", "1"]
+
+    trained, start = (
+        load_file(runs["valence"] / "best.safetensors"),
+        {m: torch.load(f) for m, f in weight_files.items()},
+    )
+    assert trained["text_mean"].shape == ()
+    assert not trained["audio_mean"].any()
+    for m, released in (("face", ("output_layer",)), ("audio", ("embeddings.4",))):
+        for name, value in start[m].items():
+            assert torch.equal(trained[f"backbone.{m}.{name}"], value) != name.startswith(released), name
+
+    video = str(tmp_path / "features" / "video1")
+    checkpoints = ["--checkpoint", str(runs["valence"]), "--checkpoint", str(runs["arousal"])]
+    assert cli.predict([*checkpoints, video, "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    written = np.loadtxt(tmp_path / "out" / "video1.txt", delimiter=",", skiprows=1)
+    assert written.shape == (12, 2)
+    assert (np.abs(written) <= 1).all()
+
+
+class NarrowVGGish(VGGish):
+    """VGGish with few channels."""
+
+    def __init__(self) -> None:
+        torch.nn.Module.__init__(self)
+        layers: list[torch.nn.Module] = []
+        for n_in, channels in ((1, (4,)), (4, (8,)), (8, (8, 8)), (8, (8, 8))):
+            for before, after in zip((n_in, *channels), channels, strict=False):
+                layers += [torch.nn.Conv2d(before, after, kernel_size=3, padding=1), torch.nn.ReLU()]
+            layers.append(torch.nn.MaxPool2d(kernel_size=2))
+        self.features = torch.nn.Sequential(*layers)
+        sizes = ((8 * 6 * 4, 16), (16, 16), (16, self.width))
+        linear = [torch.nn.Linear(n_in, n_out) for n_in, n_out in sizes]
+        self.embeddings = torch.nn.Sequential(linear[0], torch.nn.ReLU(), linear[1], torch.nn.ReLU(), linear[2])
+
+
+@pytest.fixture
+def releasing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
+    """Rounds of two epochs: with constant labels in the validation split, no score is ever a better one."""
+    monkeypatch.setitem(BACKBONES["audio"], "vggish", NarrowVGGish)
+    torch.manual_seed(0)
+    torch.save(NarrowVGGish().state_dict(), tmp_path / "vggish.pth")
+    make_data(tmp_path, n_frames=60)
+    for video in ("video3", "video4"):
+        constant = np.full((60, 2), 0.25, np.float32)
+        write_annotation(tmp_path / "annotations" / "Validation_Set" / f"{video}.txt", constant)
+    return changed(
+        small_config(tmp_path),
+        model={"modalities": ["audio", "text"], "audio": {"kind": "vggish", "weights": tmp_path / "vggish.pth"}},
+        train={"epochs": 20, "plateau_patience": 0, "warmup_epochs": 1, "min_learning_rate": 1e-3, "save_every": 1},
+    )
+
+
+def read_log(run: Path) -> list[dict[str, str]]:
+    with (run / "log.csv").open(newline="") as file:
+        return [{**row, "seconds": ""} for row in csv.DictReader(file)]
+
+
+def stop_at(*place: int) -> Callable[[int, int, int], None]:
+    def interrupt(epoch: int, done: int, total: int) -> None:
+        if (epoch, done) == place:
+            raise KeyboardInterrupt
+
+    return interrupt
+
+
+def test_a_release_starts_from_the_best_weights_with_a_new_optimizer(releasing: TrainConfig, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train(releasing, run, device="cpu", on_batch=stop_at(3, 1))
+    assert [row["released"] for row in read_log(run)] == ["1", "1"]
+    best, state = load_file(run / "best.safetensors"), load_state(run)
+    assert state is not None
+    assert state.n_batches == 1
+    rate = releasing.train.learning_rate
+    moved = {name: (value - best[name]).abs() for name, value in state.model.items() if "num_batches" not in name}
+    # The first step of Adam goes exactly as far as the rate, whatever the gradient.
+    for name in ("backbone.audio.embeddings.2.weight", "backbone.audio.embeddings.4.weight", "head.weight"):
+        share = (moved[name] - rate).abs() < 1e-3 * rate
+        assert moved[name].max() < 1.001 * rate
+        assert share.float().mean() > 0.9, name
+    assert not moved["backbone.audio.embeddings.0.weight"].any()
+
+
+@pytest.mark.parametrize(
+    ("place", "save_every", "ema"),
+    [((2, 2), 1, None), ((3, 1), 1, None), ((3, 1), 500, None), ((3, 2), 1, 0.9), ((5, 1), 500, 0.9), ((6, 1), 1, None)],
+)
+def test_resume_is_exact_across_a_release(
+    releasing: TrainConfig, tmp_path: Path, place: tuple[int, int], save_every: int, ema: float | None
+) -> None:
+    """Interrupted before, in and after the first epoch of a round, with and without anything saved of it."""
+    config = changed(releasing, train={"save_every": save_every, "ema": ema})
+    result = train(config, tmp_path / "whole", device="cpu")
+    log = read_log(tmp_path / "whole")
+    assert [row["released"] for row in log] == ["1", "1", "2", "2", "3", "3"]
+    assert (result.epochs, result.ending, result.best.epoch) == (6, "rate spent", 1)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "parts", device="cpu", on_batch=stop_at(*place))
+    train(config, tmp_path / "parts", device="cpu", resume=True)
+    assert read_log(tmp_path / "parts") == log
+    one, two = load_state(tmp_path / "whole"), load_state(tmp_path / "parts")
+    assert one is not None
+    assert two is not None
+    assert all(torch.equal(one.model[name], two.model[name]) for name in one.model)
 
 
 # What is missing, and when.
@@ -188,31 +345,77 @@ def test_values_at_other_times() -> None:
 # Folds.
 
 
-def test_published_folds_hold_each_training_video_out_once(root: Path) -> None:
-    official = open_training_data(root / "features", root / "annotations")
-    train_ids = {video.video_id for video in official.train}
-    validation_ids = {video.video_id for video in official.validation}
-    held_out = []
+def affwild2_names(n_pairs: int, n_videos: int = 356) -> list[str]:
+    """Names like those of Aff-Wild2, some of them pairs, in sorted order."""
+    random = np.random.default_rng(n_pairs)
+    raw = [f"{n}-{random.integers(24, 61)}-1280x720" for n in range(1, n_videos - n_pairs + 1)]
+    pairs = set(random.permutation(len(raw))[:n_pairs].tolist())
+    names = [name for k, name in enumerate(raw) if k not in pairs]
+    return sorted(names + [f"{raw[k]}_{side}" for k in pairs for side in ("left", "right")])
+
+
+def divide_published(names: list[str], fold: int) -> tuple[list[str], list[str], list[str]]:
+    official = {f"validation{n}": Path(f"v{n}") for n in range(76)}
+    training, held_out, warnings = divide({name: Path(name) for name in names}, official, fold=fold)
+    assert training.keys() | held_out.keys() == official.keys() | set(names)
+    assert not training.keys() & held_out.keys()
+    if fold:
+        assert official.keys() <= training.keys()
+    return list(training), list(held_out), warnings
+
+
+def test_published_folds_are_the_authors_blocks() -> None:
+    names = affwild2_names(29)
+    edges = [0, 71, 142, 213, 284, 356]
+    assert not any(names[edge].endswith("_right") for edge in edges[:-1]), "a pair lies across an edge: other names"
+    blocks = [names[start:end] for start, end in itertools.pairwise(edges)]
     for fold in range(1, 6):
-        try:
-            data = open_training_data(root / "features", root / "annotations", fold=fold)
-        except InputError:
-            continue  # fewer than five training videos: some folds are empty
-        part = {video.video_id for video in data.validation}
-        assert part <= train_ids
-        assert {video.video_id for video in data.train} == (train_ids | validation_ids) - part
-        held_out += sorted(part)
-    assert sorted(held_out) == sorted(train_ids)
+        training, held_out, warnings = divide_published(names, fold)
+        assert held_out == blocks[5 - fold]
+        assert warnings == []
+        people = {name.rpartition("_")[0] for name in held_out if "_" in name}
+        assert not people & {name.rpartition("_")[0] for name in training if "_" in name}
+    assert len(divide_published(names, 1)[1]) == 72
+    assert divide_published(names, 0)[1] == [f"validation{n}" for n in range(76)]
+
+
+def test_no_pair_is_ever_divided() -> None:
+    """A boundary between the two moves before both, and that is said."""
+    for n_pairs, n_videos in itertools.product((0, 3, 29, 100), (10, 57, 356, 357)):
+        if 2 * n_pairs > n_videos:
+            continue
+        names = affwild2_names(n_pairs, n_videos)
+        seen, moved = [], False
+        for fold in range(5, 0, -1):
+            training, held_out, warnings = divide_published(names, fold)
+            seen += held_out
+            assert abs(len(held_out) - n_videos / 5) < 2
+            moved |= bool(warnings)
+            people = {name.rpartition("_")[0] for name in held_out if "_" in name}
+            assert not people & {name.rpartition("_")[0] for name in training if "_" in name}
+        assert seen == names
+        edges = [number * n_videos // 5 for number in range(1, 5)]
+        assert moved == any(names[edge].endswith("_right") for edge in edges)
+
+
+def test_fewer_videos_than_folds_are_refused(root: Path) -> None:
+    with pytest.raises(InputError, match="3 videos of Train_Set cannot be divided into 5 parts"):
+        open_training_data(root / "features", root / "annotations", fold=1)
+
+
+def test_a_fold_opens_its_videos(tmp_path: Path) -> None:
+    make_data(tmp_path, n_train=6, n_validation=1, n_frames=20)
+    data = open_training_data(tmp_path / "features", tmp_path / "annotations", fold=1)
+    assert [video.video_id for video in data.validation] == ["video4", "video5"]
+    assert [video.video_id for video in data.train] == ["video0", "video1", "video2", "video3", "video6"]
 
 
 def test_no_subject_is_on_both_sides(tmp_path: Path) -> None:
-    from rcma.data import _divide
-
     train_files = {f"v{n}{side}": Path(f"{n}") for n in range(8) for side in ("_left", "_right")}
     validation_files = {f"w{n}": Path(f"{n}") for n in range(4)}
     seen: list[str] = []
     for fold in range(1, 6):
-        training, held_out = _divide(train_files, validation_files, fold, "subject-disjoint", None)
+        training, held_out, _ = divide(train_files, validation_files, fold=fold, folds="subject-disjoint")
         assert not {name.split("_")[0] for name in training} & {name.split("_")[0] for name in held_out}
         assert training.keys() | held_out.keys() == train_files.keys() | validation_files.keys()
         seen += held_out
@@ -221,11 +424,11 @@ def test_no_subject_is_on_both_sides(tmp_path: Path) -> None:
     names = sorted(train_files | validation_files)
     table.write_text("video,subject\n" + "".join(f"{name},s{k % 6}\n" for k, name in enumerate(names)))
     subject = dict(zip(names, (f"s{k % 6}" for k in range(len(names))), strict=True))
-    training, held_out = _divide(train_files, validation_files, 2, "subject-disjoint", table)
+    training, held_out, _ = divide(train_files, validation_files, fold=2, folds="subject-disjoint", subjects=table)
     assert not {subject[name] for name in training} & {subject[name] for name in held_out}
     table.write_text("video,subject\nv0_left,a\n")
     with pytest.raises(InputError, match="names no subject for"):
-        _divide(train_files, validation_files, 1, "subject-disjoint", table)
+        divide(train_files, validation_files, fold=1, folds="subject-disjoint", subjects=table)
 
 
 # Average of weights, embeddings, several models.
@@ -318,6 +521,25 @@ def test_several_models_are_averaged_and_complete_each_other(
     np.testing.assert_allclose(written, mean, atol=1e-6)
     assert cli.predict(["--checkpoint", str(runs[1]), video, "--out", str(tmp_path / "no"), "--device", "cpu"]) == 2
     assert "no model given predicts arousal" in capsys.readouterr().err
+
+
+def test_a_run_for_each_target_makes_both_columns(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As published: each run keeps the weights that are best for its own target."""
+    runs = {target: tmp_path / target for target in ("valence", "arousal")}
+    for target, run in runs.items():
+        result = train(changed(small_config(root), model={"targets": [target]}), run, device="cpu")
+        log = read_log(run)
+        scores = [float(row[f"{target}_ccc"]) for row in log]
+        assert [float(row["mean_ccc"]) for row in log] == scores
+        assert result.best.epoch == 1 + scores.index(max(scores))
+    video = str(root / "features" / "video3")
+    arguments = ["--checkpoint", *map(str, runs.values()), video, "--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert cli.predict(arguments) == 0, capsys.readouterr().err
+    written = np.loadtxt(tmp_path / "out" / "video3.txt", delimiter=",", skiprows=1)
+    for column, run in enumerate(runs.values()):
+        np.testing.assert_allclose(written[:, column], rcma.predict(rcma.load_model(run), video)[:, 0], atol=1e-6)
 
 
 @pytest.mark.parametrize("stop_at", [(1, 2), (2, 1), (2, 3)])
