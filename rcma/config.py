@@ -176,6 +176,9 @@ class TrainSettings(Settings):
     """1 - CCC over each window (published), or over all frames of the batch."""
     mse_weight: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     """Share of the mean squared error in the loss."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of what is trained: ``bfloat16`` is PyTorch's automatic mixed precision, quicker only on hardware that has it.
+    Weights, loss and validation stay in float32, and frozen backbones follow their own ``precision``."""
     modality_dropout: Probability = 0.0
     """Probability that a modality is taken away from a window, never all of them: what is missing then costs less."""
     ema: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
