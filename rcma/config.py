@@ -131,7 +131,8 @@ class DataSettings(Settings):
     annotations: Path
     """ABAW annotation folder: it, or its subfolder VA_Estimation_Challenge, holds Train_Set and Validation_Set."""
     embeddings: Path | None = None
-    """Folder for the outputs of frozen backbones, computed once; None: they are computed in every step."""
+    """Folder for the outputs of frozen backbones, computed once; runs may share it, see :mod:`rcma.embeddings`. None:
+    they are computed in every step."""
     views: Annotated[int, Field(ge=1)] = 4
     """Random crops and flips of each video for which they are computed; the first is the plain centre."""
     hop: Annotated[int, Field(ge=1)] = 200

@@ -62,9 +62,13 @@ class Embeddings:
     """Of each video_id and modality with a backbone: a file for each view; for sound, one for all."""
 
     def read(self, video_id: str, view: int) -> dict[Modality, NDArray[np.float16]]:
-        """Embeddings (T,d) of each modality with a backbone, memory-mapped; NaN where the modality is missing."""
-        files = self.paths[video_id]
-        return {m: np.load(of_views[view % len(of_views)], mmap_mode="r") for m, of_views in files.items()}
+        """Embeddings (T,d) of each modality with a backbone, memory-mapped; NaN where the modality is missing.
+
+        Raises:
+            InputError: a file has gone, or was damaged, since they were computed.
+        """
+        files = {m: of_views[view % len(of_views)] for m, of_views in self.paths[video_id].items()}
+        return {m: _map(path) for m, path in files.items()}
 
 
 def embed_videos(
@@ -254,6 +258,14 @@ def _view(number: int, size: int) -> dict[str, Any]:
     views.remove(centre)
     order = np.random.default_rng(_SEED_OF_VIEWS).permutation(len(views))
     return centre if number == 0 else views[order[(number - 1) % len(views)]]
+
+
+def _map(path: Path) -> NDArray[np.float16]:
+    try:
+        return np.load(path, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: cannot be read any more: {reason}; --resume computes it again") from None
 
 
 def _is_whole(path: Path, made_from: Mapping[str, Any], shape: tuple[int, int]) -> bool:

@@ -282,3 +282,14 @@ def test_a_folder_that_cannot_be_used_is_one_line(tmp_path: Path, videos: list[V
     (tmp_path / "e").write_text("not a folder")
     with pytest.raises(InputError, match=r"^data\.embeddings: .*e.*: "):
         embed(tmp_path / "e", make_model(), videos)
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, put_nothing])
+def test_what_goes_while_it_is_in_use_is_one_line(
+    tmp_path: Path, videos: list[Video], damage: Callable[[Path], object]
+) -> None:
+    made = embed(tmp_path / "e", make_model(), videos)
+    path = made.paths["video0"]["face"][0]
+    damage(path)
+    with pytest.raises(InputError, match=rf"^{path}: .*--resume"):
+        made.read("video0", 0)

@@ -358,7 +358,7 @@ def test_disagreement_of_models_is_a_band(tmp_path: Path, opened: Callable[..., 
         upper = [min(1, values[k] + spread[k]) for k in frames]
         lower = [max(-1, values[k] - spread[k]) for k in frames]
         assert [p[1] for p in outline] == pytest.approx([*upper, *lower[::-1], upper[0]])
-    assert page.inner_text("#spread-valence") == "0.10" and page.inner_text("#spread-arousal") == "–"
+    assert page.inner_text("#spread-valence") == "± 0.10" and page.inner_text("#spread-arousal") == ""
     assert page.locator("p.spread").is_visible()
     page.locator("#rows a", has_text="alone").click()
     page.wait_for_function("() => document.getElementById('name').textContent === 'alone'")

@@ -107,6 +107,7 @@
       say();
     };
     slider.max = end;
+    slider.value = 0;
     slider.addEventListener("input", () => { time = Number(slider.value); tell(); }, { signal: ending.signal });
     slider.addEventListener("keydown", keys, { signal: ending.signal });
     play.addEventListener("click", toggle, { signal: ending.signal });
@@ -479,7 +480,8 @@
     $("frame").textContent = `frame ${data.frame[index] + 1} of ${videos[number].frames}`;
     for (const target of TARGETS) {
       $(`now-${target}`).textContent = fixed(at(data.values, target));
-      $(`spread-${target}`).textContent = fixed(at(data.spread, target));
+      const spread = at(data.spread, target);
+      $(`spread-${target}`).textContent = spread == null ? "" : `± ${fixed(spread)}`;
       $(`label-${target}`).textContent = fixed(at(data.labels, target));
     }
     for (const chip of $("modalities").children) {
