@@ -31,13 +31,13 @@ from preprocessing.errors import InputError
 from preprocessing.files import refuse_to_overwrite, replace_own
 from preprocessing.inputs import Source, collect_sources
 from preprocessing.names import as_video_id, refuse_shared_ids
-from rcma.config import TARGETS, TrainConfig
+from rcma.config import TARGETS, Target, TrainConfig
 
 if TYPE_CHECKING:
     from rcma.abaw import Format
     from rcma.checkpoint import TrainedRCMA
     from rcma.config import FaceSource
-    from rcma.evaluate import DetailedScores
+    from rcma.evaluate import DetailedScores, Disagreement
     from rcma.outputs import OutputSettings
     from rcma.prediction import SmoothKind
     from rcma.report import ReportedVideo
@@ -119,6 +119,7 @@ def _train_one(args: argparse.Namespace, run: Path, overrides: list[str]) -> Tra
             resume=args.resume,
             device=args.device,
             on_warning=lambda text: log.warning(text),
+            on_embedded=lambda done, total: reporter.status(f"outputs of frozen backbones, video {done} of {total}"),
             on_batch=lambda epoch, done, total: reporter.status(f"epoch {epoch}, batch {done} of {total}"),
             on_epoch=lambda row: reporter.finished(describe(row), position=row.epoch),
         )
@@ -169,7 +170,8 @@ def predict(argv: Sequence[str] | None = None) -> int:
         action="append",
         metavar="RUN",
         help="run folder of rcma-train, its best.safetensors, or a Hugging Face Hub name such as org/model; "
-        "of several, the predictions are averaged (each Hub name with a --checkpoint of its own)",
+        "predictions of several are averaged, and the table and the report show how far they disagree (each Hub name "
+        "with a --checkpoint of its own)",
     )
     parser.add_argument(
         "--out",
@@ -182,7 +184,8 @@ def predict(argv: Sequence[str] | None = None) -> int:
         "--table",
         choices=("csv", "parquet", "none"),
         default="csv",
-        help="frames.csv or frames.parquet: a row a frame, with its time and which of face, audio and text it had",
+        help="frames.csv or frames.parquet: a row a frame, with its time, which of face, audio and text it had, and "
+        "with several checkpoints the standard deviation of their predictions",
     )
     parser.add_argument(
         "--smooth",
@@ -477,7 +480,8 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
         description="The challenge's score, CCC of each target over the concatenation of all annotated frames, with "
         "PCC and RMSE, 95 % bootstrap intervals over videos, and every video by itself; all of it is also in "
         "scores.json beside the predictions. Frames marked -5 are left out; where a video's two files differ in "
-        "length, the frames that both have are compared.",
+        "length, the frames that both have are compared. Where the table beside the predictions says how far several "
+        "models disagree, it also says how well that ranks their errors.",
         epilog="exit code: 0 all annotated videos have predictions; 1 some have none; 2 nothing could be compared\n\n"
         "example:\n  rcma-evaluate --predictions predictions --annotations annotations/Validation_Set",
         formatter_class=HelpFormatter,
@@ -494,11 +498,13 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
 
 def _evaluate(args: argparse.Namespace) -> int:
     from rcma.abaw import find_annotations, read_annotation, read_predictions
-    from rcma.evaluate import as_json, evaluate_in_detail
+    from rcma.evaluate import as_json, compare_disagreement, disagreement_as_json, evaluate_in_detail
+    from rcma.tables import read_spreads
 
     path = Path(args.predictions)
+    folder = path if path.is_dir() else path.parent
     predictions = read_predictions(path)
-    scores_file = (path if path.is_dir() else path.parent) / SCORES_FILE
+    scores_file = folder / SCORES_FILE
     refuse_to_overwrite([scores_file])
     annotations = {
         video_id: read_annotation(file) for video_id, file in find_annotations(Path(args.annotations)).items()
@@ -508,8 +514,14 @@ def _evaluate(args: argparse.Namespace) -> int:
         log.warning(warning)
     _print_scores(scores)
     _print_videos(scores)
+    content = as_json(scores) | {"annotations": args.annotations}
+    if spreads := read_spreads(folder):
+        compared, warnings = compare_disagreement(predictions, annotations, spreads)
+        for warning in warnings:
+            log.warning(warning)
+        _print_disagreement(compared)
+        content["disagreement"] = disagreement_as_json(compared)
     with replace_own(scores_file) as new:
-        content = as_json(scores) | {"annotations": args.annotations}
         new.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     # A score over part of the annotated videos is not the score that was asked for.
     return EXIT_DONE if annotations.keys() <= predictions.keys() else EXIT_SOME_FAILED
@@ -554,6 +566,21 @@ def _print_videos(scores: DetailedScores) -> None:
         for of_video, target in zip(([video.video_id, *counts], [""] * 4), TARGETS, strict=True):
             rows.append([*of_video, target, *(f"{value:.3f}" for value in astuple(getattr(video, target)))])
     print_table(title, ["video", "frames", "-5", "longer by", "", "CCC", "PCC", "RMSE"], rows)
+
+
+def _print_disagreement(compared: Mapping[Target, Disagreement]) -> None:
+    """What the standard deviation of several models says of their mean's errors."""
+    rows = []
+    for target, one in compared.items():
+        pairs = [(one.all.rmse, one.least.rmse), (one.all.ccc, one.least.ccc)]
+        rows.append([target, f"{one.spearman:.3f}", *(f"{value:.3f}" for pair in pairs for value in pair)])
+    if rows:
+        print_table(
+            "disagreement of the models: its rank correlation with the absolute error, and scores over all these "
+            "frames and over the half on which they disagree least",
+            ["", "Spearman", "RMSE", "of that half", "CCC", "of that half"],
+            rows,
+        )
 
 
 def check_submission(argv: Sequence[str] | None = None) -> int:

@@ -140,7 +140,8 @@ class DataSettings(Settings):
     annotations: Path
     """ABAW annotation folder: it, or its subfolder VA_Estimation_Challenge, holds Train_Set and Validation_Set."""
     embeddings: Path | None = None
-    """Folder for the outputs of frozen backbones, computed once; None: they are computed in every step."""
+    """Folder for the outputs of frozen backbones, computed once; runs may share it, see :mod:`rcma.embeddings`. None:
+    they are computed in every step."""
     views: Annotated[int, Field(ge=1)] = 4
     """Random crops and flips of each video for which they are computed; the first is the plain centre."""
     hop: Annotated[int, Field(ge=1)] = 200
@@ -189,6 +190,9 @@ class TrainSettings(Settings):
     """1 - CCC over each window (published), or over all frames of the batch."""
     mse_weight: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     """Share of the mean squared error in the loss."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of what is trained: ``bfloat16`` is PyTorch's automatic mixed precision, quicker only on hardware that has it.
+    Weights, loss and validation stay in float32, and frozen backbones follow their own ``precision``."""
     modality_dropout: Probability = 0.0
     """Probability that a modality is taken away from a window, never all of them: what is missing then costs less."""
     ema: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None

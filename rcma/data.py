@@ -8,9 +8,9 @@ import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -41,17 +41,81 @@ _MEL_ROWS_AT_ONCE = 1 << 16
 _LEAST_STD = 1e-3
 
 
+class _MappedArray(NamedTuple):
+    """Where an array lies in a file, to map it again without reading the file's header."""
+
+    path: Path
+    dtype: np.dtype[Any]
+    offset: int
+    shape: tuple[int, ...]
+    n_bytes: int
+    """Size of the file."""
+
+    def open(self) -> NDArray[Any]:
+        try:
+            if self.path.stat().st_size == self.n_bytes:
+                return np.memmap(self.path, self.dtype, "r", self.offset, self.shape)
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be read any more: {error.strerror}") from None
+        raise InputError(f"{self.path}: another size than when it was opened; start again with the new features")
+
+
+class FeatureReader:
+    """Gives the features of a folder again and again, and parses its JSON files only the first time.
+
+    Between two calls no file stays open: hundreds of videos, seven memory-mapped files each, would exceed the number of
+    open files that a process may have. Arrays of a few bytes a frame stay in memory, 16 bytes a frame in all. A reader
+    can be sent to other processes, with what it knows already.
+    """
+
+    _IN_MEMORY = ("time_s", "face_score", "frame_word")
+    _MAPPED = ("faces", "face_box", "log_mel", "waveform", "word_vectors")
+
+    def __init__(self, folder: Path) -> None:
+        """Nothing is read yet."""
+        self._folder = folder
+        self._features: Features | None = None
+        self._mapped: dict[str, _MappedArray] = {}
+
+    def features(self) -> Features:
+        """Features whose large arrays are memory-mapped.
+
+        Raises:
+            InputError: see :func:`preprocessing.store.load_features`; or a file has gone or changed its size since.
+        """
+        if self._features is None:
+            self._features = self._read()
+        mapped: dict[str, Any] = {name: array.open() for name, array in self._mapped.items()}
+        return replace(self._features, **mapped)
+
+    def _read(self) -> Features:
+        features = load_features(self._folder)
+        kept: dict[str, Any] = {name: np.array(getattr(features, name)) for name in self._IN_MEMORY}
+        for name in self._MAPPED:
+            array = getattr(features, name)
+            if isinstance(array, np.memmap):
+                path = Path(str(array.filename))
+                self._mapped[name] = _MappedArray(
+                    path, array.dtype, array.offset, array.shape, n_bytes=path.stat().st_size
+                )
+                kept[name] = np.empty((0, *array.shape[1:]), array.dtype)
+        return replace(features, **kept)
+
+
 @dataclass(frozen=True)
 class Video:
-    """A feature folder and the labels of its T decoded frames.
-
-    Only the folder's name is kept: hundreds of videos, seven memory-mapped files each, would exceed the number of
-    files that a process may hold open.
-    """
+    """A feature folder and the labels of its T decoded frames."""
 
     folder: Path
     labels: NDArray[np.float32]
     """(T,2) valence and arousal in [-1,1], NaN where there is none."""
+    reader: FeatureReader = field(default=None, repr=False, compare=False)  # type: ignore[assignment]
+    """Of the folder; made where none is given."""
+
+    def __post_init__(self) -> None:
+        """Make the reader, if none is given."""
+        if self.reader is None:
+            object.__setattr__(self, "reader", FeatureReader(self.folder))
 
     @property
     def video_id(self) -> str:
@@ -59,8 +123,8 @@ class Video:
         return as_video_id(self.folder.name)
 
     def features(self) -> Features:
-        """Open the feature folder; the large arrays are memory-mapped."""
-        return load_features(self.folder)
+        """Features of the video; see :meth:`FeatureReader.features`."""
+        return self.reader.features()
 
 
 @dataclass(frozen=True)
@@ -168,8 +232,9 @@ def open_training_data(
             warnings.append(f"{annotations}: no features for {some(without)} of the {split} split: not used")
         splits[split] = []
         for video_id in sorted(files.keys() & folders.keys()):
+            reader = FeatureReader(folders[video_id])
             try:
-                opened = load_features(folders[video_id])
+                opened = reader.features()
             except InputError as error:
                 warnings.append(f"{error}: not used")
                 continue
@@ -177,7 +242,7 @@ def open_training_data(
             warnings += warning
             if split == "training" and label_delay_s:
                 labels = labels_at(opened.time_s, opened.time_s + label_delay_s, labels)
-            splits[split].append(Video(folders[video_id], labels))
+            splits[split].append(Video(folders[video_id], labels, reader))
             described.append((folders[video_id], opened.meta))
             if len(opened.words):
                 widths.setdefault(opened.word_vectors.shape[1], folders[video_id])
@@ -348,9 +413,11 @@ def drop_modalities(masks: Mapping[str, Tensor], probability: float, random: np.
 
 
 class EmbeddingReader(Protocol):
-    """What :class:`rcma.embeddings.EmbeddingStore` is used for here."""
+    """What :class:`rcma.embeddings.Embeddings` is used for here."""
 
-    n_views: int
+    @property
+    def n_views(self) -> int:
+        """Views of each video."""
 
     def read(self, video_id: str, view: int) -> dict[Modality, NDArray[np.float16]]:
         """Embeddings (T,d) of each modality with a backbone."""

@@ -18,6 +18,8 @@ from preprocessing.errors import InputError
 from rcma.config import TARGETS, Target
 from rcma.metrics import ccc, pcc, rmse
 
+_ROUNDING = 2e-6
+"""Predictions in files have six decimals."""
 CONFIDENCE = 0.95
 """Share of the resamples that an interval covers."""
 MIN_VIDEOS_FOR_INTERVALS = 20
@@ -115,6 +117,21 @@ class DetailedScores:
 
 
 @dataclass(frozen=True)
+class Disagreement:
+    """How well the disagreement of several models ranks the errors of their mean, for one target."""
+
+    n_frames: int
+    """Frames with a label and with predictions of two models or more."""
+    spearman: float
+    """Rank correlation of the models' standard deviation with the absolute error, in [-1,1]: 1 where they disagree the
+    more, the larger the error; 0 where the one says nothing of the other. NaN where one of them does not vary."""
+    all: Measures
+    """Over these frames."""
+    least: Measures
+    """Over the half of them on which the models disagree least."""
+
+
+@dataclass(frozen=True)
 class _Pair:
     """Predictions and annotations (n,2) of one video, over the frames that both have."""
 
@@ -194,6 +211,63 @@ def evaluate_in_detail(
         videos=tuple(_score_video(pair) for pair in pairs),
         warnings=_warnings(predictions, annotations, pairs, TARGETS),
     )
+
+
+def compare_disagreement(
+    predictions: Mapping[str, NDArray[np.floating]],
+    annotations: Mapping[str, NDArray[np.floating]],
+    spreads: Mapping[str, tuple[NDArray[np.floating], NDArray[np.floating]]],
+) -> tuple[dict[Target, Disagreement], tuple[str, ...]]:
+    """Compare how far models disagree with how far their mean is off, over the frames of all videos.
+
+    Args:
+        predictions: see :func:`evaluate`.
+        annotations: see :func:`evaluate`.
+        spreads: the predictions once more, and their standard deviations, see :func:`rcma.tables.read_spreads`.
+
+    Returns:
+        Of each target that has such frames; and warnings, one line for each video whose predictions are not those that
+        the standard deviations belong to, which are left out.
+    """
+    from scipy.stats import spearmanr  # takes a while to import; comes with scikit-learn
+
+    parts, warnings = [], []
+    for video_id in sorted(predictions.keys() & annotations.keys() & spreads.keys()):
+        predicted, annotated = predictions[video_id], annotations[video_id]
+        values, spread = spreads[video_id]
+        n = min(len(predicted), len(annotated), len(values))
+        if not np.allclose(values[:n], predicted[:n], atol=_ROUNDING, rtol=0.0, equal_nan=True):
+            warnings.append(f"{video_id}: the table holds other predictions; its models' disagreement is left out")
+            continue
+        parts.append(np.stack([predicted[:n], annotated[:n], spread[:n]]))  # (3,n,2)
+    compared: dict[Target, Disagreement] = {}
+    columns = np.concatenate(parts, axis=1) if parts else np.empty((3, 0, len(TARGETS)))
+    for k, target in enumerate(TARGETS):
+        predicted, annotated, spread = columns[:, np.isfinite(columns[..., k]).all(axis=0), k].astype(np.float64)
+        if not len(spread):
+            continue
+        error = np.abs(predicted - annotated)
+        varies = np.ptp(error) > 0 and np.ptp(spread) > 0
+        least = np.argsort(spread, kind="stable")[: (len(spread) + 1) // 2]
+        compared[target] = Disagreement(
+            n_frames=len(spread),
+            spearman=float(spearmanr(spread, error).statistic) if varies else math.nan,
+            all=_measure_target(predicted, annotated),
+            least=_measure_target(predicted[least], annotated[least]),
+        )
+    return compared, tuple(warnings)
+
+
+def disagreement_as_json(compared: Mapping[Target, Disagreement]) -> dict[str, object]:
+    """For each target ``n_frames``, ``spearman``, and ``ccc``, ``pcc``, ``rmse`` under ``all`` and ``least``."""
+    return {
+        target: {
+            "n_frames": one.n_frames,
+            "spearman": _or_null(one.spearman),
+            **{part: _measures_as_json(measures) for part, measures in (("all", one.all), ("least", one.least))},
+        }
+        for target, one in compared.items()
+    }
 
 
 def as_json(scores: DetailedScores) -> dict[str, object]:
@@ -349,10 +423,12 @@ def _score_video(pair: _Pair) -> VideoScores:
 
 
 def _measure(predicted: NDArray[np.floating], annotated: NDArray[np.floating]) -> tuple[Measures, Measures]:
-    valence, arousal = (
-        Measures(ccc=ccc(x, y), pcc=pcc(x, y), rmse=rmse(x, y)) for x, y in zip(predicted.T, annotated.T, strict=True)
-    )
+    valence, arousal = (_measure_target(x, y) for x, y in zip(predicted.T, annotated.T, strict=True))
     return valence, arousal
+
+
+def _measure_target(predicted: NDArray[np.floating], annotated: NDArray[np.floating]) -> Measures:
+    return Measures(ccc=ccc(predicted, annotated), pcc=pcc(predicted, annotated), rmse=rmse(predicted, annotated))
 
 
 def _video_as_json(video: VideoScores) -> dict[str, object]:
@@ -360,9 +436,12 @@ def _video_as_json(video: VideoScores) -> dict[str, object]:
     for name in ("n_predicted", "n_annotation_rows", "n_not_annotated", "n_compared"):
         content[name] = getattr(video, name)
     for target in TARGETS:
-        measures: Measures = getattr(video, target)
-        content[target] = {name: _or_null(value) for name, value in asdict(measures).items()}
+        content[target] = _measures_as_json(getattr(video, target))
     return content
+
+
+def _measures_as_json(measures: Measures) -> dict[str, float | None]:
+    return {name: _or_null(value) for name, value in asdict(measures).items()}
 
 
 def _or_null(value: float) -> float | None:

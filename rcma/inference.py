@@ -83,7 +83,8 @@ def predict_frames(
             made for this one, which takes about a second with published layer sizes.
 
     Returns:
-        Values are the mean over the models that predict a target; NaN for a target that none of them predicts.
+        Values are the mean over the models that predict a target; NaN for a target that none of them predicts. The
+        spread is over the same models.
         Modalities are those that any of the models uses. Changes are the mean over the models that refine the same
         modalities in as many steps as the first one.
 
@@ -97,6 +98,12 @@ def predict_frames(
     known = ~np.isnan(columns)
     with np.errstate(invalid="ignore"):
         values = np.where(known, columns, 0.0).sum(axis=0) / known.sum(axis=0)
+    by_several = known.sum(axis=0) > 1  # (T,2)
+    spread = None
+    if by_several.any():
+        squares = np.where(known, columns - values, 0.0) ** 2
+        n_free = np.maximum(known.sum(axis=0) - 1, 1)
+        spread = np.where(by_several, np.sqrt(squares.sum(axis=0) / n_free), np.nan).astype(np.float32)
     _, audio_alignment, _ = _windowing(models[0])
     present = present_modalities(features, audio_alignment=audio_alignment)
     used = {m for model in models for m in model.modalities}
@@ -112,6 +119,7 @@ def predict_frames(
         values=values.astype(np.float32),
         present={m: there for m, there in present.items() if m in used},
         changes={m: np.mean([moved[m] for moved in alike], axis=0, dtype=np.float32) for m in changes[0]},
+        spread=spread,
     )
 
 

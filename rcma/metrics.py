@@ -12,8 +12,10 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
+from torch.distributed.nn.functional import all_reduce
 
 
 def ccc(x: ArrayLike, y: ArrayLike) -> float:
@@ -100,8 +102,12 @@ def _varies(prediction: NDArray[np.float64], label: NDArray[np.float64]) -> bool
 def training_loss(prediction: Tensor, labels: Tensor, *, over: Literal["window", "batch"], mse_weight: float) -> Tensor:
     """What training minimises: 1 - CCC, mixed with the mean squared error.
 
+    Under ``torch.distributed``, each process gives its part of the batch and gets the loss of the whole batch, the same
+    in all of them. Averaged over the processes, as DistributedDataParallel does it, their gradients are those of that
+    loss, however the windows and labels are spread. All processes must call it together.
+
     Args:
-        prediction: see :func:`ccc_loss`.
+        prediction: see :func:`ccc_loss`; the number of windows B may differ from process to process.
         labels: see :func:`ccc_loss`.
         over: ``window``: the mean over windows; ``batch``: one CCC over all frames of the batch.
         mse_weight: share of the mean squared error, 0 to 1.
@@ -111,19 +117,30 @@ def training_loss(prediction: Tensor, labels: Tensor, *, over: Literal["window",
     """
     if over == "batch":
         prediction, labels = prediction.flatten(0, 1)[None], labels.flatten(0, 1)[None]  # (1,B*L,K)
-    loss = ccc_loss(prediction, labels)
+    terms, counted = _ccc_terms(prediction, labels, shared=over == "batch")
+    n_terms = counted.sum()
+    if over == "window":
+        total, n_terms = _over_processes(torch.stack([(terms * counted).sum(), n_terms.to(terms.dtype)]))
+    else:
+        total = (terms * counted).sum()
+    loss = total / n_terms.clamp_min(1)
     if mse_weight == 0.0:
         return loss
     labelled = ~torch.isnan(labels)
     squared = (prediction.to(loss.dtype) - labels.nan_to_num()).masked_fill(~labelled, 0.0).square().sum()
-    return (1 - mse_weight) * loss + mse_weight * squared / labelled.sum().clamp_min(1)
+    squared, n = _over_processes(torch.stack([squared, labelled.sum().to(loss.dtype)]))
+    return (1 - mse_weight) * loss + mse_weight * squared / n.clamp_min(1)
 
 
 def n_loss_terms(labels: Tensor, *, over: Literal["window", "batch"]) -> Tensor:
-    """How many values of 1 - CCC a batch's loss is the mean of; scalar, int64."""
+    """How many values of 1 - CCC a batch's loss is the mean of; scalar, int64.
+
+    Under ``torch.distributed``, those of all processes, as in :func:`training_loss`.
+    """
     labelled = ~torch.isnan(labels)  # (B,L,K)
-    counts = labelled.sum(dim=1) if over == "window" else labelled.sum(dim=(0, 1))
-    return (counts >= 2).sum()
+    if over == "window":
+        return _over_processes((labelled.sum(dim=1) >= 2).sum())
+    return (_over_processes(labelled.sum(dim=(0, 1))) >= 2).sum()
 
 
 def ccc_loss(prediction: Tensor, labels: Tensor) -> Tensor:
@@ -144,6 +161,15 @@ def ccc_loss(prediction: Tensor, labels: Tensor) -> Tensor:
     Raises:
         ValueError: the two shapes differ or are not (B,L,K).
     """
+    terms, counted = _ccc_terms(prediction, labels, shared=False)
+    return (terms * counted).sum() / counted.sum().clamp_min(1)
+
+
+def _ccc_terms(prediction: Tensor, labels: Tensor, *, shared: bool) -> tuple[Tensor, Tensor]:
+    """1 - CCC of each window and target (B,K), and whether it counts; see :func:`ccc_loss`.
+
+    ``shared``: a window's frames are spread over all processes, each of which gives as many windows.
+    """
     if prediction.ndim != 3 or prediction.shape != labels.shape:
         raise ValueError(
             f"ccc_loss takes prediction and labels of one shape (B,L,K), "
@@ -153,17 +179,33 @@ def ccc_loss(prediction: Tensor, labels: Tensor) -> Tensor:
     labelled = ~torch.isnan(labels)  # (B,L,K)
     x = prediction.to(dtype).masked_fill(~labelled, 0.0)
     y = labels.to(dtype).masked_fill(~labelled, 0.0)
-    n = labelled.sum(dim=1).clamp_min(1)  # (B,K)
 
-    x_mean, y_mean = x.sum(dim=1) / n, y.sum(dim=1) / n  # (B,K)
-    x_var = ((x - x_mean[:, None]).square() * labelled).sum(dim=1) / n
-    y_var = ((y - y_mean[:, None]).square() * labelled).sum(dim=1) / n
-    squared_error = (x - y).square().sum(dim=1) / n
+    def sums(*columns: Tensor) -> Tensor:
+        """Each of n tensors (B,L,K) summed over its frames: (n,B,K)."""
+        own = torch.stack(columns).sum(dim=2)
+        return _over_processes(own) if shared else own
+
+    n_labelled, x_sum, y_sum = sums(labelled.to(dtype), x, y)
+    n = n_labelled.clamp_min(1)  # (B,K)
+    x_mean, y_mean = x_sum / n, y_sum / n
+    x_centred, y_centred = ((value - mean[:, None]) * labelled for value, mean in ((x, x_mean), (y, y_mean)))
+    x_var, y_var, squared_error = sums(x_centred.square(), y_centred.square(), (x - y).square()) / n
     # The floor, the variance of rounding errors at values of size one, only ever matters where x and y agree that far.
     denominator = (x_var + y_var + (x_mean - y_mean).square()).clamp_min(torch.finfo(dtype).eps ** 2)
 
     highest = y.masked_fill(~labelled, -torch.inf).amax(dim=1)
     lowest = y.masked_fill(~labelled, torch.inf).amin(dim=1)
-    loss = squared_error / torch.where(highest == lowest, torch.ones_like(denominator), denominator)  # (B,K)
-    counted = labelled.sum(dim=1) >= 2
-    return (loss * counted).sum() / counted.sum().clamp_min(1)
+    if shared and _in_several_processes():
+        dist.all_reduce(highest, op=dist.ReduceOp.MAX)
+        dist.all_reduce(lowest, op=dist.ReduceOp.MIN)
+    terms = squared_error / torch.where(highest == lowest, torch.ones_like(denominator), denominator)  # (B,K)
+    return terms, n_labelled >= 2
+
+
+def _in_several_processes() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _over_processes(sums: Tensor) -> Tensor:
+    """Sum over all processes, through which the gradient reaches each of them."""
+    return torch.as_tensor(all_reduce(sums)) if _in_several_processes() else sums

@@ -14,10 +14,9 @@ from preprocessing.store import load_features
 from rcma.abaw import Format, Location, per_video_file, write_per_video, write_single_file
 from rcma.prediction import FillKind, Prediction, SmoothKind, finish
 from rcma.report import ReportedVideo, write_report
-from rcma.tables import TableKind, open_table
+from rcma.tables import TABLE, TableKind, open_table
 
 SINGLE_FILE = "predictions.txt"
-TABLE = "frames"
 REPORT = "report.html"
 
 

@@ -40,6 +40,10 @@ class Prediction:
     changes: Mapping[Modality, NDArray[np.float32]] = field(default_factory=dict)
     """(T,S) of each modality: how far each of S fusion steps moved its features X_m, as the norm of the change over the
     norm of X_m before the step, >= 0. Empty where the model does not refine features step by step."""
+    spread: NDArray[np.float32] | None = None
+    """(T,2) how much several models disagree on valence and arousal: the standard deviation of their predictions
+    (divided by n - 1), >= 0, in the unit of the values. It is not a probability: the truth may lie far outside. NaN for
+    a target that fewer than two models predict; None where that holds for both."""
 
 
 def present_modalities(features: Features, *, audio_alignment: Alignment) -> dict[Modality, NDArray[np.bool_]]:
@@ -72,6 +76,10 @@ def finish(prediction: Prediction, *, fill: FillKind, smoothing: tuple[SmoothKin
     Frames without any modality are guesses: they take no part in smoothing and get what ``fill`` says. Values are then
     clipped to [-1,1].
 
+    The spread of several models is smoothed in the same way; of a Gaussian mean that is at least the spread of the
+    models' smoothed predictions. A frame that gets the nearest frame's values gets its spread, too; one that gets 0, or
+    nothing, has none.
+
     Args:
         prediction: left as it is.
         fill: what frames without any modality get: ``nearest``: the values of the nearest frame in time that has one
@@ -79,16 +87,21 @@ def finish(prediction: Prediction, *, fill: FillKind, smoothing: tuple[SmoothKin
         smoothing: kind and extent, seconds; see :func:`smooth`.
     """
     empty = ~np.any(list(prediction.present.values()), axis=0)
-    values = prediction.values.copy()
-    values[empty] = np.nan
-    if smoothing is not None:
-        kind, extent_s = smoothing
-        values = smooth(values, prediction.time_s, kind=kind, extent_s=extent_s)
-    if fill == "nearest" and not empty.all():
-        values[empty] = values[~empty][_nearest(prediction.time_s[~empty], prediction.time_s[empty])]
-    elif fill != "nan":
-        values[empty] = NEUTRAL
-    return replace(prediction, values=values.clip(-1.0, 1.0))
+
+    def finished(columns: NDArray[np.float32], neutral: float) -> NDArray[np.float32]:
+        columns = columns.copy()
+        columns[empty] = np.nan
+        if smoothing is not None:
+            kind, extent_s = smoothing
+            columns = smooth(columns, prediction.time_s, kind=kind, extent_s=extent_s)
+        if fill == "nearest" and not empty.all():
+            columns[empty] = columns[~empty][_nearest(prediction.time_s[~empty], prediction.time_s[empty])]
+        elif fill != "nan":
+            columns[empty] = neutral
+        return columns
+
+    spread = None if prediction.spread is None else finished(prediction.spread, np.nan)
+    return replace(prediction, values=finished(prediction.values, NEUTRAL).clip(-1.0, 1.0), spread=spread)
 
 
 def smooth(

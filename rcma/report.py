@@ -190,7 +190,8 @@ def _content(
     """All that the page shows of a video."""
     prediction = video.prediction
     time_s, end_s = prediction.time_s, _end_s(prediction.time_s)
-    columns = [prediction.values, *prediction.changes.values(), *([] if labels is None else [labels])]
+    others = [part for part in (prediction.spread, labels) if part is not None]
+    columns = [prediction.values, *prediction.changes.values(), *others]
     shown = _frames_to_draw(np.concatenate(columns, axis=1), most=_MOST_POINTS)
     notes = []
     if len(shown) < len(time_s):
@@ -206,6 +207,7 @@ def _content(
         "frame": shown.tolist(),
         "time": _numbers(time_s[shown]),
         "values": _by_target(prediction.values[shown]),
+        "spread": None if prediction.spread is None else _by_target(prediction.spread[shown]),
         "labels": None if labels is None else _by_target(labels[shown]),
         "missing": {name: _missing_spans(there, time_s, end_s) for name, there in prediction.present.items()},
         "words": [

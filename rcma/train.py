@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import time
@@ -50,13 +51,16 @@ from rcma.data import (
     fit_normalisation,
     open_training_data,
 )
-from rcma.embeddings import EmbeddingStore
+from rcma.embeddings import Embeddings, embed_videos
 from rcma.evaluate import Scores, evaluate
 from rcma.inference import predict_video, to_abaw_columns
 from rcma.metrics import n_loss_terms, training_loss
 from rcma.schedule import Ending, EpochPlan, best_epoch, plan_epoch
 
 LOG_FILE = "log.csv"
+DATA_FILE = "last/data.json"
+"""Which videos a run is trained and validated on, and a hash of each video's labels."""
+_MOST_NAMED = 5
 _MAY_CHANGE = ("train.epochs", "train.workers", "train.save_every")
 """Settings that may differ when a run is resumed: they change no batch and no weight of an epoch."""
 
@@ -106,6 +110,7 @@ def train(
     resume: bool = False,
     device: str = "auto",
     on_warning: Callable[[str], None] = _say_nothing,
+    on_embedded: Callable[[int, int], None] = _say_nothing,
     on_batch: Callable[[int, int, int], None] = _say_nothing,
     on_epoch: Callable[[EpochRow], None] = _say_nothing,
 ) -> TrainingResult:
@@ -117,6 +122,7 @@ def train(
         resume: go on after the last finished epoch of ``run`` (from the start, when there is none).
         device: ``auto``, ``cpu`` or ``cuda``.
         on_warning: is told of videos that are not used and of lengths that differ.
+        on_embedded: is told for how many of how many videos the outputs of frozen backbones are on disk.
         on_batch: is told the epoch (from 1), and how many of how many batches are done.
         on_epoch: is told each finished epoch.
 
@@ -126,7 +132,7 @@ def train(
     """
     accelerator = _start_accelerator(device)
     if not accelerator.is_main_process:
-        on_warning = on_batch = on_epoch = _say_nothing
+        on_warning = on_embedded = on_batch = on_epoch = _say_nothing
     data = open_training_data(
         config.data.features,
         config.data.annotations,
@@ -138,11 +144,11 @@ def train(
     for warning in data.warnings:
         on_warning(warning)
     config = _resolve(config, data)
-    state = _open_run(run, config, resume=resume)
+    state = _open_run(run, config, data, resume=resume)
     accelerator.wait_for_everyone()  # every process has looked before one writes
 
     with _deterministic():
-        training = _Training(accelerator, config, data, run, state, on_batch)
+        training = _Training(accelerator, config, data, run, state, on_embedded)
         while not training.is_over():
             on_epoch(training.run_epoch(on_batch))
         return training.finish()
@@ -158,12 +164,12 @@ class _Training:
         data: TrainingData,
         run: Path,
         state: TrainingState | None,
-        on_batch: Callable[[int, int, int], None],
+        on_embedded: Callable[[int, int], None],
     ) -> None:
         self._accelerator, self._settings, self._validation = accelerator, config.train, data.validation
         self._plain_model = _build_model(config, data, state)
-        self._store = _embed_once(config, data, self._plain_model, accelerator, on_batch)
-        self._dataset = _build_dataset(config, data, self._store)
+        self._embeddings = _embed_once(config, data, self._plain_model, accelerator, on_embedded)
+        self._dataset = _build_dataset(config, data, self._embeddings)
         self._batches = SharedBatches(
             self._dataset,
             self._settings.batch_size,
@@ -182,7 +188,7 @@ class _Training:
         self._average = _moving_average(self._plain_model, self._settings.ema, state)
         if state is not None:
             self._optimizer.load_state_dict(state.optimizer)
-        self._writer = RunWriter(run, config, self._rows) if accelerator.is_main_process else None
+        self._writer = RunWriter(run, config, data, self._rows) if accelerator.is_main_process else None
         if self._writer is not None and self._rows and not self._n_done:
             # Killed after the epoch's state was saved, the run may lack the weights that go with it.
             self._writer.save_if_best(self._rows, self._judged.state_dict())
@@ -202,7 +208,7 @@ class _Training:
         epoch = len(self._rows) + 1
         plan = self._follow_plan()
         loss_sum, n_terms = self._train_on_batches(epoch, on_batch)
-        scores = _validate(self._accelerator, self._judged, self._validation, self._store)
+        scores = _validate(self._accelerator, self._judged, self._validation, self._embeddings)
         row = EpochRow(
             epoch=epoch,
             released=plan.n_released,
@@ -250,37 +256,35 @@ class _Training:
         return plan
 
     def _train_on_batches(self, epoch: int, on_batch: Callable[[int, int, int], None]) -> tuple[float, float]:
-        """Sum of 1 - CCC, and the number of terms in it, over all batches of the epoch and all processes."""
+        """Sum of 1 - CCC, and the number of terms in it, over all batches of the epoch."""
         self._dataset.start_epoch(epoch)
         self._batches.n_done = self._n_done
         self._model.train()
-        # Those of a part that was done before count once.
         sums = torch.tensor(self._first_sums, dtype=torch.float64, device=self._accelerator.device)
-        sums *= self._accelerator.is_main_process
         n_batches = len(self._loader)
         for done, batch in enumerate(self._loader, start=self._n_done + 1):
             # Drawn from the step alone, so that resuming needs no saved state of random numbers.
             torch.manual_seed(_seed_of(self._settings.seed, epoch, done, self._accelerator.process_index))
             sums += self._step(epoch, batch)
-            if done % self._settings.save_every == 0 and done < n_batches:
-                reduced = self._sum_over_processes(sums)
-                if self._writer is not None:
-                    self._writer.save(self._state(n_batches=done, sums=reduced))
+            if done % self._settings.save_every == 0 and done < n_batches and self._writer is not None:
+                self._writer.save(self._state(n_batches=done, sums=_as_pair(sums)))
             on_batch(epoch, done, n_batches)
         self._n_done, self._first_sums = 0, (0.0, 0.0)
-        return self._sum_over_processes(sums)
+        return _as_pair(sums)
 
     def _step(self, epoch: int, cpu_batch: Mapping[str, Tensor]) -> Tensor:
-        """One step of the optimizer: float64 (2,), the sum of 1 - CCC over this process's part and its terms."""
+        """One step of the optimizer: float64 (2,), the sum of 1 - CCC over the batch of all processes and its terms."""
         settings, accelerator = self._settings, self._accelerator
         batch = {name: value.to(accelerator.device) for name, value in cpu_batch.items()}
-        loss = training_loss(self._model(batch), batch["labels"], over=settings.loss, mse_weight=settings.mse_weight)
-        _refuse_non_finite(accelerator.gather(loss.detach().reshape(1)), self._dataset, batch["window"], epoch)
+        # Not Accelerate's mixed precision, which is settled once for the whole process.
+        half = settings.precision == "bfloat16"
+        with torch.autocast(accelerator.device.type, dtype=torch.bfloat16, enabled=half):
+            prediction = self._model(batch)
+        loss = training_loss(prediction, batch["labels"], over=settings.loss, mse_weight=settings.mse_weight)
+        self._refuse_non_finite(loss, batch["window"], epoch)
         n_terms = n_loss_terms(batch["labels"], over=settings.loss)
-        # The mean over all processes' terms; they average their gradients, whoever has how many terms.
-        n_all = accelerator.reduce(n_terms.double(), reduction="sum").clamp(min=1)
         self._optimizer.zero_grad()
-        accelerator.backward(loss * (n_terms * accelerator.num_processes / n_all).to(loss.dtype))
+        accelerator.backward(loss)
         if settings.clip_norm is not None:
             accelerator.clip_grad_norm_(self._model.parameters(), settings.clip_norm)
         self._optimizer.step()
@@ -288,9 +292,15 @@ class _Training:
             self._average.update_parameters(self._plain_model)
         return torch.stack([loss.detach().double() * n_terms, n_terms.double()])
 
-    def _sum_over_processes(self, sums: Tensor) -> tuple[float, float]:
-        loss_sum, n_terms = self._accelerator.reduce(sums, reduction="sum").tolist()
-        return loss_sum, n_terms
+    def _refuse_non_finite(self, loss: Tensor, windows: Tensor, epoch: int) -> None:
+        if torch.isfinite(loss):
+            return
+        # All processes are here: they have the same loss.
+        names = ", ".join(self._dataset.name(index) for index in gather_object(windows.tolist()))
+        raise InputError(
+            f"epoch {epoch}: the loss is {loss.item()} in a batch of {names}; "
+            "lower train.learning_rate, or set train.clip_norm"
+        )
 
     def _state(self, *, n_batches: int = 0, sums: tuple[float, float] = (0.0, 0.0)) -> TrainingState:
         return TrainingState(
@@ -306,10 +316,12 @@ class _Training:
 class RunWriter:
     """Writes what a run leaves behind, each file whole or not at all."""
 
-    def __init__(self, run: Path, config: TrainConfig, rows: Sequence[EpochRow]) -> None:
-        """Write the configuration and the rows of earlier epochs into ``run``."""
+    def __init__(self, run: Path, config: TrainConfig, data: TrainingData, rows: Sequence[EpochRow]) -> None:
+        """Write the configuration, what it is trained on and the rows of earlier epochs into ``run``."""
         self._run = run
         save_config(run, config)
+        with replace_when_whole(run / DATA_FILE) as partial:
+            partial.write_text(json.dumps(_describe_data(data), indent=1) + "\n", encoding="utf-8")
         self._write_log(rows)
         self._board: Any = None
         with suppress(ImportError):  # the extra "tensorboard" is not installed
@@ -398,8 +410,8 @@ def _resolve(config: TrainConfig, data: TrainingData) -> TrainConfig:
     )
 
 
-def _open_run(run: Path, config: TrainConfig, *, resume: bool) -> TrainingState | None:
-    """State to go on from, None to start; refuses a folder in use, or settings other than those it began with."""
+def _open_run(run: Path, config: TrainConfig, data: TrainingData, *, resume: bool) -> TrainingState | None:
+    """State to go on from, None to start; refuses a folder in use, or settings and data it did not begin with."""
     if run.exists() and not run.is_dir():
         raise InputError(f"--out {run}: a file; give a folder")
     if not run.exists() or not any(run.iterdir()):
@@ -415,7 +427,42 @@ def _open_run(run: Path, config: TrainConfig, *, resume: bool) -> TrainingState 
                 f"{key}: {run} began with {before.get(key)!r}, now it is {now.get(key)!r}; "
                 f"only {', '.join(free)} may change on --resume"
             )
+    _refuse_other_data(run, data)
     return load_state(run)
+
+
+def _describe_data(data: TrainingData) -> dict[str, dict[str, str]]:
+    """For each split, the hash of each video's labels, which is another one with other frames, too."""
+    return {
+        split: {video.video_id: hashlib.sha256(video.labels.tobytes()).hexdigest()[:16] for video in videos}
+        for split, videos in (("training", data.train), ("validation", data.validation))
+    }
+
+
+def _refuse_other_data(run: Path, data: TrainingData) -> None:
+    """Refuse to go on with videos or labels that were not there at the beginning."""
+    path = run / DATA_FILE
+    if not path.exists():
+        return  # a run from before this file
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        splits = [(split, before[split], now) for split, now in _describe_data(data).items()]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(f"{path}: damaged; train again in another folder") from None
+    changes = []
+    for split, known, now in splits:
+        for what, videos in (
+            ("is new", now.keys() - known.keys()),
+            ("is gone", known.keys() - now.keys()),
+            ("has other labels or frames", {name for name in known.keys() & now.keys() if known[name] != now[name]}),
+        ):
+            changes += [f"{name} of the {split} videos {what}" for name in sorted(videos)]
+    if changes:
+        more = f", and {len(changes) - _MOST_NAMED} more" if len(changes) > _MOST_NAMED else ""
+        raise InputError(
+            f"{run} began with other data: {', '.join(changes[:_MOST_NAMED])}{more}; "
+            "resume with the same data, or train in another folder"
+        )
 
 
 def _build_model(config: TrainConfig, data: TrainingData, state: TrainingState | None) -> TrainedRCMA:
@@ -455,25 +502,27 @@ def _embed_once(
     data: TrainingData,
     model: TrainedRCMA,
     accelerator: Accelerator,
-    on_batch: Callable[[int, int, int], None],
-) -> EmbeddingStore | None:
-    """Outputs of frozen backbones on disk, if that is wanted; one process computes them for all."""
+    on_embedded: Callable[[int, int], None],
+) -> Embeddings | None:
+    """Outputs of frozen backbones on disk, if that is wanted; the processes share the work."""
     if config.data.embeddings is None:
         return None
-    store = EmbeddingStore(
+    videos = (*data.train, *data.validation)
+    embeddings = embed_videos(
         config.data.embeddings,
+        model.to(accelerator.device),
+        videos,
         n_views=config.data.views,
-        seed=config.train.seed,
         audio_alignment=config.data.audio_alignment,
+        first=len(videos) * accelerator.process_index // accelerator.num_processes,
+        on_video=on_embedded,
     )
-    if accelerator.is_main_process:
-        model.to(accelerator.device)
-        store.fill(model, (*data.train, *data.validation), lambda done, total: on_batch(0, done, total))
+    # Each has seen to all videos before: nobody waits long enough here for a collective call to time out.
     accelerator.wait_for_everyone()
-    return store
+    return embeddings
 
 
-def _build_dataset(config: TrainConfig, data: TrainingData, store: EmbeddingStore | None) -> WindowDataset:
+def _build_dataset(config: TrainConfig, data: TrainingData, embeddings: Embeddings | None) -> WindowDataset:
     dataset = WindowDataset(
         data.train,
         targets=config.model.targets,
@@ -485,7 +534,7 @@ def _build_dataset(config: TrainConfig, data: TrainingData, store: EmbeddingStor
         seed=config.train.seed,
         modalities=config.model.modalities,
         modality_dropout=config.train.modality_dropout,
-        embeddings=store,
+        embeddings=embeddings,
     )
     if not len(dataset):
         raise InputError(f"{config.data.annotations}: no window of the training split has two annotated frames")
@@ -498,7 +547,7 @@ def _text_width(config: TrainConfig) -> int:
 
 
 def _validate(
-    accelerator: Accelerator, model: TrainedRCMA, videos: Sequence[Video], store: EmbeddingStore | None
+    accelerator: Accelerator, model: TrainedRCMA, videos: Sequence[Video], embeddings: Embeddings | None
 ) -> Scores:
     """Challenge score of the validation videos, which the processes share out among them."""
     data = model.config.data
@@ -511,7 +560,7 @@ def _validate(
                 hop=data.hop,
                 audio_alignment=data.audio_alignment,
                 label_delay_s=data.label_delay_s,
-                embeddings=None if store is None else store.read(video.video_id, 0),
+                embeddings=None if embeddings is None else embeddings.read(video.video_id, 0),
             )
             predictions[video.video_id] = to_abaw_columns(model, prediction)
     for gathered in gather_object([predictions]):
@@ -519,13 +568,9 @@ def _validate(
     return evaluate(predictions, {video.video_id: video.labels for video in videos}, targets=model.config.model.targets)
 
 
-def _refuse_non_finite(losses: Tensor, dataset: WindowDataset, window: Tensor, epoch: int) -> None:
-    if not torch.isfinite(losses).all():
-        names = ", ".join(dataset.name(index) for index in window.tolist())
-        raise InputError(
-            f"epoch {epoch}: the loss is {losses.max().item()} in a batch of {names}; "
-            "lower train.learning_rate, or set train.clip_norm"
-        )
+def _as_pair(sums: Tensor) -> tuple[float, float]:
+    loss_sum, n_terms = sums.tolist()
+    return loss_sum, n_terms
 
 
 def _seed_of(seed: int, epoch: int, batch: int, process: int) -> int:

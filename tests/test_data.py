@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,12 @@ import torch
 from made_features import N_FRAMES, WIDTH, make_data, make_features, make_labels, write_annotation
 from torch.utils.data import DataLoader
 
-from preprocessing.config import FaceSettings, PreprocessConfig, WordSettings
+from preprocessing.config import AudioSettings, FaceSettings, PreprocessConfig, WordSettings
 from preprocessing.errors import InputError
 from preprocessing.store import load_features
 from rcma.config import ModelSettings
 from rcma.data import (
+    FeatureReader,
     SharedBatches,
     Video,
     WindowDataset,
@@ -295,3 +297,70 @@ def test_face_size_must_suit_the_backbone(kind: str, size: int, fits: bool):
     else:
         with pytest.raises(InputError, match=rf"faces.size: {size}"):
             check_face_size(settings, size)
+
+
+def forget_json(root: Path) -> None:
+    """Whoever opens the folders from now on, fails."""
+    for path in root.rglob("words.json"):
+        path.unlink()
+
+
+@pytest.mark.parametrize("how", ["here", "fork", "spawn"])
+def test_a_folder_is_opened_once_for_all_windows_and_epochs(tmp_path: Path, how: str):
+    make_data(tmp_path)
+    expected = [item for epoch in (1, 2) for item in epoch_of(make_dataset(open_data(tmp_path).train), epoch, "here")]
+    dataset = make_dataset(open_data(tmp_path).train)
+    forget_json(tmp_path)
+    read = [item for epoch in (1, 2) for item in epoch_of(dataset, epoch, how)]
+    assert len(read) == len(expected) > 0
+    assert all(same(one, other) for one, other in zip(read, expected, strict=True))
+
+
+def epoch_of(dataset: WindowDataset, epoch: int, how: str) -> list[dict]:
+    dataset.start_epoch(epoch)
+    several = {} if how == "here" else {"num_workers": 2, "multiprocessing_context": how}
+    return list(DataLoader(dataset, batch_sampler=SharedBatches(dataset, 4), **several))
+
+
+def test_features_read_again_are_those_of_the_folder(tmp_path: Path):
+    for audio in (True, False):
+        folder = tmp_path / f"{audio}"
+        config = PreprocessConfig().model_copy(update={"audio": AudioSettings(waveform=True)})
+        make_features(folder, make_labels(N_FRAMES, 0), seed=0, audio=audio, words=audio, config=config)
+        reader, expected = FeatureReader(folder), load_features(folder)
+        for features in (reader.features(), reader.features(), pickle.loads(pickle.dumps(reader)).features()):
+            for field in dataclasses.fields(features):
+                one, other = getattr(features, field.name), getattr(expected, field.name)
+                if isinstance(other, np.ndarray):
+                    assert one.dtype == other.dtype
+                    np.testing.assert_array_equal(one, other)
+                else:
+                    assert str(one) == str(other)  # a word's probability may be NaN
+
+
+def test_hundreds_of_videos_need_few_open_files(tmp_path: Path):
+    resource = pytest.importorskip("resource")
+    make_data(tmp_path)
+    folder = tmp_path / "features" / "video1"
+    videos = [Video(folder, make_labels(N_FRAMES, 0)) for _ in range(200)]
+    dataset = make_dataset(videos)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, before[1]), before[1]))
+    try:
+        kept = [dataset[index]["labels"] for index in range(len(dataset))]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert len(kept) >= 200
+
+
+@pytest.mark.parametrize("change", ["longer", "gone"])
+def test_features_that_change_while_they_are_in_use_are_named(tmp_path: Path, change: str):
+    make_data(tmp_path)
+    dataset = make_dataset(open_data(tmp_path).train)
+    faces = tmp_path / "features" / "video0" / "faces.npy"
+    if change == "longer":
+        np.save(faces, np.zeros((N_FRAMES + 5, 48, 48, 3), np.uint8))
+    else:
+        faces.unlink()
+    with pytest.raises(InputError, match=rf"^{faces}: "):
+        dataset[0]

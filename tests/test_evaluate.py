@@ -10,15 +10,20 @@ import scipy.stats
 
 from preprocessing.errors import InputError
 from rcma import cli
+from rcma.abaw import write_per_video
 from rcma.evaluate import (
     MIN_VIDEOS_FOR_INTERVALS,
     Measures,
     as_json,
+    compare_disagreement,
+    disagreement_as_json,
     evaluate,
     evaluate_in_detail,
     resampled_ccc,
 )
 from rcma.metrics import ccc
+from rcma.prediction import Prediction
+from rcma.tables import open_table
 
 Arrays = dict[str, np.ndarray]
 
@@ -260,3 +265,81 @@ def test_command_prints_the_scores_and_of_many_videos_the_worst(
     worst = [video["video"] for video in by_ccc][:n_shown]
     assert len(content["videos"]) == n_videos
     assert [name for name in shown if name != "video"] == (worst if n_videos > n_shown else sorted(worst))
+
+
+def disagreeing(seed: int, n_frames: int, *, honest: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels, the mean of five models, their standard deviation; ``honest``: they err more where they disagree."""
+    random = np.random.default_rng(seed)
+    labels = np.cumsum(random.normal(0, 0.05, (n_frames, 2)), axis=0).clip(-1, 1)
+    scale = random.uniform(0.01, 0.5, (n_frames, 2))
+    models = labels + (scale if honest else 0.2) * random.normal(size=(5, n_frames, 2))
+    spread = scale if not honest else models.std(axis=0, ddof=1)
+    return labels, models.mean(axis=0), spread
+
+
+def test_disagreement_is_compared_with_the_error_over_all_frames() -> None:
+    made = {f"v{k}": disagreeing(k, 300 + 50 * k, honest=True) for k in range(3)}
+    made["v1"][0][10:40] = np.nan
+    made["v2"][2][:, 1] = np.nan
+    labels, predictions, spreads = ({name: three[k] for name, three in made.items()} for k in range(3))
+    tables = {name: (predictions[name], spreads[name]) for name in made}
+    compared, warnings = compare_disagreement(predictions, labels, tables)
+    assert warnings == ()
+    for k, target in enumerate(("valence", "arousal")):
+        columns = np.concatenate([np.stack([predictions[n], labels[n], spreads[n]])[..., k] for n in made], axis=1)
+        x, y, sd = columns[:, np.isfinite(columns).all(axis=0)]
+        error = np.abs(x - y)
+        one = compared[target]
+        assert one.n_frames == len(x) < sum(map(len, labels.values()))
+        # Spearman's coefficient is Pearson's of the ranks.
+        ranks = [np.argsort(np.argsort(values)) for values in (sd, error)]
+        assert one.spearman == pytest.approx(np.corrcoef(*ranks)[0, 1], abs=1e-9)
+        half = sd <= np.median(sd)
+        assert one.least.rmse == pytest.approx(np.sqrt(np.mean((x - y)[half] ** 2)))
+        assert one.all.rmse == pytest.approx(np.sqrt(np.mean((x - y) ** 2)))
+        assert one.least.ccc == pytest.approx(ccc(x[half], y[half]))
+        assert one.spearman > 0.2 and one.least.rmse < one.all.rmse
+    content = json.loads(json.dumps(disagreement_as_json(compared), allow_nan=False))
+    assert content["valence"]["least"]["rmse"] == compared["valence"].least.rmse
+
+
+def test_disagreement_that_says_nothing_ranks_nothing() -> None:
+    labels, predicted, spread = disagreeing(0, 4000, honest=False)
+    compared, _ = compare_disagreement({"v": predicted}, {"v": labels}, {"v": (predicted, spread)})
+    assert abs(compared["valence"].spearman) < 0.06
+    constant, _ = compare_disagreement({"v": predicted}, {"v": labels}, {"v": (predicted, np.full_like(spread, 0.1))})
+    assert math.isnan(constant["valence"].spearman)
+    assert disagreement_as_json(constant)["valence"]["spearman"] is None  # type: ignore[index]
+
+
+def test_disagreement_of_other_predictions_is_left_out() -> None:
+    labels, predicted, spread = disagreeing(0, 100, honest=True)
+    tables = {"v": (predicted + 0.01, spread), "w": (predicted[:90], spread[:90])}
+    compared, warnings = compare_disagreement({"v": predicted, "w": predicted}, {"v": labels, "w": labels}, tables)
+    assert len(warnings) == 1 and warnings[0].startswith("v: ")
+    assert compared["valence"].n_frames == 90
+    nothing, _ = compare_disagreement({"v": predicted}, {"v": labels}, {"v": tables["v"]})
+    assert nothing == {}
+
+
+def test_command_says_how_well_disagreement_ranks_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = {f"v{k}": disagreeing(k, 200, honest=True) for k in range(3)}
+    time_s = np.arange(200) / 25
+    with open_table(tmp_path / "predictions" / "frames.csv", "csv") as append:
+        for name, (labels, mean, spread) in made.items():
+            values, sd = mean.clip(-1, 1).astype(np.float32), spread.astype(np.float32)
+            write_per_video(tmp_path / "predictions", name, values)
+            write_per_video(tmp_path / "annotations", name, labels)
+            append(Prediction(name, time_s, values, {}, spread=sd))
+    command = ["--predictions", str(tmp_path / "predictions"), "--annotations", str(tmp_path / "annotations")]
+    assert cli.evaluate(command) == 0
+    output = capsys.readouterr().out
+    assert "disagreement" in output and "Spearman" in output
+    scores = json.loads((tmp_path / "predictions" / "scores.json").read_text())
+    assert scores["disagreement"]["valence"]["n_frames"] == 600
+    assert scores["disagreement"]["arousal"]["spearman"] > 0.2
+    # Without such columns, nothing is said.
+    (tmp_path / "predictions" / "frames.csv").unlink()
+    assert cli.evaluate(command) == 0
+    assert "disagreement" not in capsys.readouterr().out
+    assert "disagreement" not in json.loads((tmp_path / "predictions" / "scores.json").read_text())

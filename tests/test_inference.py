@@ -271,6 +271,24 @@ def test_several_models_make_one_prediction(tmp_path: Path, features: Features):
         np.testing.assert_allclose(moved, (single[0].changes[m] + single[1].changes[m]) / 2, rtol=1e-6)
 
 
+def test_spread_is_over_the_models_that_predict_a_target(tmp_path: Path, features: Features):
+    both = [make_model(tmp_path, seed=seed) for seed in range(3)]
+    valence, arousal = (make_model(tmp_path, targets=(target,), seed=5) for target in ("valence", "arousal"))
+    columns = np.stack([predict_frames([model], features).values for model in both])
+    spread = predict_frames(both, features).spread
+    assert spread is not None and spread.dtype == np.float32
+    np.testing.assert_allclose(spread, columns.std(axis=0, ddof=1), atol=1e-6)
+    mixed = predict_frames([both[0], valence], features).spread
+    assert mixed is not None
+    pair = np.stack([columns[0, :, 0], predict_frames([valence], features).values[:, 0]])
+    np.testing.assert_allclose(mixed[:, 0], pair.std(axis=0, ddof=1), atol=1e-6)
+    assert np.isnan(mixed[:, 1]).all()
+    for alone in ([both[0]], [valence, arousal]):
+        assert predict_frames(alone, features).spread is None
+    same = predict_frames([both[0], both[0]], features).spread
+    np.testing.assert_array_equal(same, np.zeros((70, 2), np.float32))
+
+
 def test_a_target_that_nobody_predicts_and_a_fusion_without_steps(tmp_path: Path, features: Features):
     model = make_model(tmp_path, targets=("valence",), fusion=FusionSettings(kind="concat"))
     prediction = predict_frames([model], features)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -119,3 +120,35 @@ def test_one_frame_with_something_serves_all():
 def test_values_are_clipped():
     values = np.array([[1.2, -1.0000001], [0.5, -3.0]], np.float32)
     np.testing.assert_array_equal(finish(predicted(values, empty=[]), fill="nan").values, [[1, -1], [0.5, -1]])
+
+
+@pytest.mark.parametrize("fill", ["nearest", "neutral", "nan"])
+@pytest.mark.parametrize("smoothing", [None, ("median", 0.3), ("gaussian", 0.1)])
+def test_spread_is_finished_as_the_values_are_but_never_made_up(fill, smoothing):
+    random = np.random.default_rng(0)
+    n = 60
+    there = random.random(n) < 0.7
+    spread = random.random((n, 2)).astype(np.float32)
+    spread[:, 1] = np.nan
+    values = random.uniform(-0.9, 0.9, (n, 2)).astype(np.float32)
+    prediction = Prediction("v", np.arange(n) / 25, values, {"face": there}, spread=spread)
+    done = finish(prediction, fill=fill, smoothing=smoothing)
+    assert done.spread is not None and np.isnan(done.spread[:, 1]).all()
+    # Like a column of values of the same numbers.
+    column = np.column_stack([spread[:, 0] - 0.5, values[:, 1]])
+    alike = finish(replace(prediction, values=column), fill=fill, smoothing=smoothing).values[:, 0] + 0.5
+    known = there | (fill == "nearest")
+    np.testing.assert_allclose(done.spread[known, 0], alike[known], atol=1e-6)
+    assert np.isnan(done.spread[~known, 0]).all()
+    assert (done.spread[known, 0] >= 0).all()
+    np.testing.assert_array_equal(prediction.spread, spread)
+
+
+def test_without_any_modality_there_is_no_spread():
+    nothing = np.zeros(5, np.bool_)
+    prediction = Prediction(
+        "v", np.arange(5) / 25, np.zeros((5, 2), np.float32), {"face": nothing}, spread=np.ones((5, 2), np.float32)
+    )
+    assert np.isnan(finish(prediction, fill="nearest").spread).all()
+    alone = replace(prediction, spread=None)
+    assert finish(alone, fill="nearest").spread is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import itertools
 import json
 import re
 import sys
@@ -328,3 +329,41 @@ def test_without_plotly_one_line_says_how_to_install_it(tmp_path: Path, monkeypa
     with pytest.raises(InputError, match=r'^--report: .* pip install "rcma\[report\]"$'):
         write_report(tmp_path / "report.html", [], title="", on_video=ignore)
     assert not list(tmp_path.iterdir())
+
+
+def uncertain(folder: Path) -> ReportedVideo:
+    """Two models disagree on valence, but not known at frames 20 to 29; arousal is of one model."""
+    video = reported(folder, None)
+    spread = np.full((N_FRAMES, 2), np.nan, np.float32)
+    spread[:, 0] = np.linspace(0.1, 0.3, N_FRAMES)
+    spread[20:30, 0] = np.nan
+    return dataclasses.replace(video, prediction=dataclasses.replace(video.prediction, spread=spread))
+
+
+def test_disagreement_of_models_is_a_band(tmp_path: Path, opened: Callable[..., Any]) -> None:
+    path = tmp_path / "report.html"
+    write_report(path, [uncertain(tmp_path / "clip"), reported(tmp_path / "alone", None)], title="", on_video=ignore)
+    contents = [json.loads(text) for text in blocks(path, "video-").values()]
+    assert contents[1]["spread"] is None
+    assert contents[0]["spread"]["valence"][0] == 0.1 and contents[0]["spread"]["valence"][25] is None
+    page = opened(path)
+    page.wait_for_selector("#time .main-svg")
+    bands = page.evaluate(
+        "document.querySelector('#time .chart').data.filter(t => t.fill === 'toself').map(t => [t.x, t.y])"
+    )
+    (x, y), empty = bands
+    assert empty == [[], []]
+    values, spread = contents[0]["values"]["valence"], contents[0]["spread"]["valence"]
+    outlines = [
+        list(part) for known, part in itertools.groupby(zip(x, y, strict=True), lambda p: p[0] is not None) if known
+    ]
+    assert len(outlines) == 2
+    for outline, frames in zip(outlines, (range(20), range(30, N_FRAMES)), strict=True):
+        upper = [min(1, values[k] + spread[k]) for k in frames]
+        lower = [max(-1, values[k] - spread[k]) for k in frames]
+        assert [p[1] for p in outline] == pytest.approx([*upper, *lower[::-1], upper[0]])
+    assert page.inner_text("#spread-valence") == "± 0.10" and page.inner_text("#spread-arousal") == ""
+    assert page.locator("p.spread").is_visible()
+    page.locator("#rows a", has_text="alone").click()
+    page.wait_for_function("() => document.getElementById('name').textContent === 'alone'")
+    assert not page.locator("p.spread").is_visible() and not page.locator("#spread-valence").is_visible()

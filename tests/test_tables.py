@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import csv
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from preprocessing.errors import InputError
 from rcma.prediction import Prediction
-from rcma.tables import open_table
+from rcma.tables import open_table, read_spreads
 
 
 def make(video_id: str, n_frames: int) -> Prediction:
@@ -20,6 +21,12 @@ def make(video_id: str, n_frames: int) -> Prediction:
 
 
 VIDEOS = [make('a, "b"\nc', 7), make("日本語", 5)]
+
+
+def with_spread(video: Prediction) -> Prediction:
+    spread = np.random.default_rng(1).random((len(video.time_s), 2)).astype(np.float32)
+    spread[1, 0], spread[:, 1] = np.nan, np.nan
+    return replace(video, spread=spread)
 
 
 def expected_rows() -> list[dict]:
@@ -65,6 +72,55 @@ def test_parquet_reads_back_as_it_was(tmp_path):
     pq = pytest.importorskip("pyarrow.parquet")
     write(tmp_path / "frames.parquet", "parquet")
     assert pq.read_table(tmp_path / "frames.parquet").to_pylist() == expected_rows()
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_disagreement_of_several_models_has_columns_of_its_own(tmp_path, kind):
+    if kind == "parquet":
+        pytest.importorskip("pyarrow")
+    videos = [with_spread(video) for video in VIDEOS]
+    with open_table(tmp_path / f"frames.{kind}", kind) as append:
+        for video in videos:
+            append(video)
+    read = read_spreads(tmp_path)
+    assert read.keys() == {video.video_id for video in videos}
+    for video in videos:
+        values, spread = read[video.video_id]
+        np.testing.assert_allclose(values, video.values, atol=1e-6)
+        np.testing.assert_allclose(spread, video.spread, atol=1e-6)
+    if kind == "csv":
+        header = (tmp_path / "frames.csv").read_text(encoding="utf-8").splitlines()[0]
+        assert header == "video,frame,time_s,valence,arousal,face,audio,text,valence_sd,arousal_sd"
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_one_model_has_no_disagreement(tmp_path, kind):
+    if kind == "parquet":
+        pytest.importorskip("pyarrow")
+    assert read_spreads(tmp_path) == {}
+    write(tmp_path / f"frames.{kind}", kind)
+    assert read_spreads(tmp_path) == {}
+    with open_table(tmp_path / f"frames.{kind}", kind):
+        pass  # no videos at all
+    assert (tmp_path / f"frames.{kind}").stat().st_size > 0
+    assert read_spreads(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        ("csv", b"video,valence,arousal,valence_sd,arousal_sd\na,x,0,0,0\n"),
+        ("csv", b"video,valence,arousal,valence_sd,arousal_sd\na,0\n"),
+        ("csv", b"\xff\xfe\n"),
+        ("parquet", b"no parquet"),
+    ],
+)
+def test_damaged_table_is_one_line(tmp_path, kind, content):
+    if kind == "parquet":
+        pytest.importorskip("pyarrow")
+    (tmp_path / f"frames.{kind}").write_bytes(content)
+    with pytest.raises(InputError, match=rf"frames\.{kind}: "):
+        read_spreads(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from made_features import make_data, small_config, write_annotation
+from made_features import make_data, make_features, make_labels, small_config, write_annotation
 from safetensors.torch import load_file
 
 import rcma
@@ -24,7 +24,7 @@ from preprocessing.errors import InputError
 from preprocessing.store import load_features
 from rcma import cli
 from rcma.backbones import IR50, VGGish
-from rcma.checkpoint import load_state
+from rcma.checkpoint import load_run_config, load_state
 from rcma.config import ModelSettings, TrainConfig
 from rcma.data import (
     EMPTY_WINDOW,
@@ -37,7 +37,7 @@ from rcma.data import (
     labels_at,
     open_training_data,
 )
-from rcma.embeddings import EmbeddingStore
+from rcma.embeddings import embed_videos
 from rcma.inference import predict_frames, predict_video, to_abaw_columns
 from rcma.metrics import ccc, n_loss_terms, training_loss
 from rcma.model import BACKBONES, RCMA
@@ -101,7 +101,7 @@ def test_mixed_loss_is_the_weighted_sum() -> None:
 @pytest.mark.parametrize("mse_weight", [0.0, 0.5])
 def test_constant_labels_give_a_gradient_that_leads_to_them(over: str, mse_weight: float) -> None:
     prediction = torch.tensor([[[0.5], [0.1], [-0.3]]], requires_grad=True)
-    loss = training_loss(prediction, torch.full((1, 3, 1), 0.9), over=over, mse_weight=mse_weight)  # type: ignore[arg-type]
+    loss = training_loss(prediction, torch.full((1, 3, 1), 0.9), over=over, mse_weight=mse_weight)
     loss.backward()
     assert torch.isfinite(loss)
     assert prediction.grad is not None
@@ -278,7 +278,14 @@ def test_a_release_starts_from_the_best_weights_with_a_new_optimizer(releasing: 
 
 @pytest.mark.parametrize(
     ("place", "save_every", "ema"),
-    [((2, 2), 1, None), ((3, 1), 1, None), ((3, 1), 500, None), ((3, 2), 1, 0.9), ((5, 1), 500, 0.9), ((6, 1), 1, None)],
+    [
+        ((2, 2), 1, None),
+        ((3, 1), 1, None),
+        ((3, 1), 500, None),
+        ((3, 2), 1, 0.9),
+        ((5, 1), 500, 0.9),
+        ((6, 1), 1, None),
+    ],
 )
 def test_resume_is_exact_across_a_release(
     releasing: TrainConfig, tmp_path: Path, place: tuple[int, int], save_every: int, ema: float | None
@@ -463,15 +470,22 @@ def test_embeddings_are_what_the_backbones_say(root: Path, tmp_path: Path) -> No
     assert again.n_frames == result.n_frames
     model = rcma.load_model(tmp_path / "cached")
     data = open_training_data(root / "features", root / "annotations")
-    store = EmbeddingStore(tmp_path / "embeddings", n_views=2, seed=plain.train.seed, audio_alignment="start")
+    embeddings = embed_videos(
+        tmp_path / "embeddings",
+        model,
+        [*data.train, *data.validation],
+        n_views=2,
+        audio_alignment="start",
+        on_video=lambda *_: None,
+    )
     for video in data.validation:
         features = video.features()
         raw = predict_video(model, features, hop=plain.data.hop, audio_alignment="start")
         read = predict_video(
-            model, features, hop=plain.data.hop, audio_alignment="start", embeddings=store.read(video.video_id, 0)
+            model, features, hop=plain.data.hop, audio_alignment="start", embeddings=embeddings.read(video.video_id, 0)
         )
         np.testing.assert_allclose(read, raw, atol=2e-3)
-        views = [np.asarray(store.read(video.video_id, view)["face"]) for view in (0, 1)]
+        views = [np.asarray(embeddings.read(video.video_id, view)["face"]) for view in (0, 1)]
         assert not np.array_equal(views[0], views[1], equal_nan=True)
     # Nothing is computed twice.
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "embeddings").rglob("*.npy")}
@@ -519,6 +533,10 @@ def test_several_models_are_averaged_and_complete_each_other(
     assert cli.predict(arguments) == 0
     written = np.loadtxt(tmp_path / "out" / "video3.txt", delimiter=",", skiprows=1)
     np.testing.assert_allclose(written, mean, atol=1e-6)
+    rows = list(csv.DictReader((tmp_path / "out" / "frames.csv").open(newline="")))
+    spread = np.abs(one[:, 0] - two[:, 0]) / np.sqrt(2)
+    np.testing.assert_allclose([float(row["valence_sd"]) for row in rows], spread, atol=1e-6)
+    assert {row["arousal_sd"] for row in rows} == {""}
     assert cli.predict(["--checkpoint", str(runs[1]), video, "--out", str(tmp_path / "no"), "--device", "cpu"]) == 2
     assert "no model given predicts arousal" in capsys.readouterr().err
 
@@ -628,6 +646,20 @@ def test_processes_share_each_batch(root: Path) -> None:
     assert nothing.keys() == dataset[0].keys()
 
 
+def launch(main: Path, *arguments: str, n_processes: int) -> None:
+    """Run a program in one process, or in several that talk to each other."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n_processes}"]
+    done = subprocess.run(
+        [sys.executable, *(launcher if n_processes > 1 else []), str(main), *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 MAIN = """
 import os, sys
 import torch
@@ -648,6 +680,7 @@ sys.exit(code)
 """Trains, and keeps the gradients of each step, after clipping."""
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_losses_and_gradients_of_one(root: Path, tmp_path: Path) -> None:
     """At a rate so small that float32 weights stay as they are: Adam makes steps of full size out of rounding errors
     where a gradient is zero, so that trainings on two processors, or on two processes, go apart in their own ways.
@@ -663,15 +696,11 @@ def test_two_processes_give_the_losses_and_gradients_of_one(root: Path, tmp_path
     file.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude={"preprocessing"})))
     main = tmp_path / "main.py"
     main.write_text(MAIN)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     logs, gradients = [], []
-    for launched, name in (([], "one"), (launcher, "two")):
-        run, kept = tmp_path / name, tmp_path / f"{name}.pt"
-        command = [sys.executable, *launched, str(main), str(kept)]
-        command += ["--config", str(file), "--device", "cpu", "--out", str(run)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
-        assert done.returncode == 0, done.stderr[-2000:]
+    for n_processes in (1, 2):
+        run, kept = tmp_path / str(n_processes), tmp_path / f"{n_processes}.pt"
+        command = [str(kept), "--config", str(file), "--device", "cpu", "--out", str(run)]
+        launch(main, *command, n_processes=n_processes)
         logs.append(list(csv.DictReader((run / "log.csv").open())))
         gradients.append(torch.load(kept, weights_only=True).double())
     assert len(logs[0]) == len(logs[1]) == 3
@@ -684,3 +713,133 @@ def test_two_processes_give_the_losses_and_gradients_of_one(root: Path, tmp_path
     norms = one.norm(dim=1)
     torch.testing.assert_close(norms, torch.full_like(norms, 0.1), atol=1e-4, rtol=0)
     assert ((two - one).norm(dim=1) < 1e-4 * norms).all()
+
+
+FIRST_STEP = """
+import sys
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from rcma.config import ModelSettings
+from rcma.metrics import n_loss_terms, training_loss
+from rcma.model import RCMA
+
+content = torch.load(sys.argv[1], weights_only=True)
+several = len(sys.argv) > 3
+if several:
+    dist.init_process_group("gloo")
+rank = dist.get_rank() if several else None
+found = {}
+for number, batch in enumerate(content["batches"]):
+    for over in ("window", "batch"):
+        for mse_weight in (0.0, 0.3, 1.0):
+            model = RCMA(ModelSettings.model_validate(content["settings"]))
+            model.load_state_dict(content["weights"])
+            model.double().train()
+            # The first process has one window, the second the others.
+            own = batch if not several else {m: x[:1] if rank == 0 else x[1:] for m, x in batch.items()}
+            shared = DistributedDataParallel(model) if several else model
+            loss = training_loss(shared(own), own["labels"], over=over, mse_weight=mse_weight)
+            loss.backward()
+            found[f"{number} {over} {mse_weight}"] = {
+                "loss": loss.detach(), "n_terms": n_loss_terms(own["labels"], over=over),
+                **{name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None},
+            }
+torch.save(found, sys.argv[2] + (str(rank) if several else ""))
+if several:
+    dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_first_step_of_one_in_double_precision(tmp_path: Path) -> None:
+    length, n_windows = 12, 4
+    settings = {
+        "length": length, "text_width": 5, "face": {"kind": "small", "frozen": True},
+        "audio": {"kind": "small", "frozen": True},
+        "tcn": {"face": [6], "audio": [6], "text": [6], "kernel_size": 3, "dropout": 0.0}, "fusion": {"dropout": 0.0},
+    }  # fmt: skip
+    torch.manual_seed(0)
+    model = RCMA(ModelSettings.model_validate(settings))
+    widths = model.embedding_widths
+    batches = []
+    for kind in ("all labelled", "none in the first process", "constant in each process", "none at all"):
+        labels = torch.rand(n_windows, length, 2, dtype=torch.float64) * 2 - 1
+        labels[2, 5:] = torch.nan
+        if kind == "none in the first process":
+            labels[0] = torch.nan
+        elif kind == "constant in each process":
+            labels[0], labels[1:] = 0.25, -0.5
+        elif kind == "none at all":
+            labels[:] = torch.nan
+        inputs = {m: torch.randn(n_windows, length, width, dtype=torch.float64) for m, width in widths.items()}
+        batches.append({**inputs, "labels": labels})
+    torch.save({"settings": settings, "weights": model.state_dict(), "batches": batches}, tmp_path / "given.pt")
+    main = tmp_path / "main.py"
+    main.write_text(FIRST_STEP)
+    launch(main, str(tmp_path / "given.pt"), str(tmp_path / "one"), n_processes=1)
+    launch(main, str(tmp_path / "given.pt"), str(tmp_path / "two"), "several", n_processes=2)
+    one, *two = (torch.load(tmp_path / name, weights_only=True) for name in ("one", "two0", "two1"))
+    assert len(one) == 4 * 2 * 3
+    for case, expected in one.items():
+        for found in two:
+            assert found[case].keys() == expected.keys()
+            for name, value in expected.items():
+                torch.testing.assert_close(found[case][name], value, rtol=1e-9, atol=1e-12, msg=f"{case}: {name}")
+
+
+# Precision.
+
+
+def test_half_precision_stays_close_and_is_recorded(root: Path, tmp_path: Path) -> None:
+    logs = {}
+    for precision in ("float32", "bfloat16"):
+        config = changed(small_config(root), train={"precision": precision, "batch_size": 2})
+        train(config, tmp_path / precision, device="cpu")
+        assert load_run_config(tmp_path / precision).train.precision == precision
+        logs[precision] = [
+            float(row["train_loss"]) for row in csv.DictReader((tmp_path / precision / "log.csv").open())
+        ]
+        weights = load_file(tmp_path / precision / "best.safetensors")
+        assert {value.dtype for value in weights.values()} == {torch.float32, torch.int64}
+    assert logs["bfloat16"] != logs["float32"]
+    assert logs["bfloat16"] == pytest.approx(logs["float32"], abs=0.05)
+    with pytest.raises(InputError, match=r"train\.precision: .* began with 'bfloat16', now it is 'float32'"):
+        train(changed(config, train={"precision": "float32"}), tmp_path / "bfloat16", device="cpu", resume=True)
+    # Resumed as it began: exactly.
+    train(changed(config, train={"epochs": 1}), tmp_path / "parts", device="cpu")
+    train(config, tmp_path / "parts", device="cpu", resume=True)
+    assert (tmp_path / "parts" / "best.safetensors").read_bytes() == (
+        tmp_path / "bfloat16" / "best.safetensors"
+    ).read_bytes()
+
+
+# Data.
+
+
+@pytest.mark.parametrize("change", ["added", "removed", "labels", "frames"])
+def test_resuming_with_other_data_is_refused_by_name(tmp_path: Path, change: str) -> None:
+    config = make_data(tmp_path, n_frames=60)
+    train(changed(config, train={"epochs": 1}), tmp_path / "run", device="cpu")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    labels = make_labels(50 if change == "frames" else 60, seed=9)
+    annotations = tmp_path / "annotations"
+    if change == "removed":
+        shutil.rmtree(tmp_path / "features" / "video1")
+    elif change == "labels":
+        write_annotation(annotations / "Validation_Set" / "video3.txt", labels)
+    else:
+        name = "video1" if change == "frames" else "video9"
+        make_features(tmp_path / "features" / name, labels, seed=9)
+        write_annotation(annotations / "Train_Set" / f"{name}.txt", labels)
+    named = {"added": "video9 .* new", "removed": "video1 .* gone", "labels": "video3 .* other", "frames": "video1"}
+    with pytest.raises(InputError, match=f"began with other data: {named[change]}"):
+        train(config, tmp_path / "run", device="cpu", resume=True)
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+def test_a_run_without_a_record_of_its_data_goes_on(root: Path, tmp_path: Path) -> None:
+    train(small_config(root, epochs=1), tmp_path / "run", device="cpu")
+    (tmp_path / "run" / "last" / "data.json").unlink()
+    assert train(small_config(root, epochs=2), tmp_path / "run", device="cpu", resume=True).epochs == 2
+    assert (tmp_path / "run" / "last" / "data.json").exists()

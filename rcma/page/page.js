@@ -107,6 +107,7 @@
       say();
     };
     slider.max = end;
+    slider.value = 0;
     slider.addEventListener("input", () => { time = Number(slider.value); tell(); }, { signal: ending.signal });
     slider.addEventListener("keydown", keys, { signal: ending.signal });
     play.addEventListener("click", toggle, { signal: ending.signal });
@@ -223,8 +224,36 @@
   /** Curves of one point would not be seen. */
   const mode = () => (data.time.length < 40 ? "lines+markers" : "lines");
 
+  /** Outlines around each stretch of frames on which the models' disagreement is known. */
+  function spreadBand(target) {
+    const [values, spread] = [data.values[target], data.spread[target]];
+    const band = { x: [], y: [] };
+    let [times, upper, lower] = [[], [], []];
+    const close = () => {
+      if (times.length) {
+        band.x.push(...times, ...times.slice().reverse(), times[0], null);
+        band.y.push(...upper, ...lower.slice().reverse(), upper[0], null);
+      }
+      [times, upper, lower] = [[], [], []];
+    };
+    data.time.forEach((time, k) => {
+      if (values[k] == null || spread[k] == null) return close();
+      times.push(time);
+      upper.push(Math.min(1, values[k] + spread[k]));
+      lower.push(Math.max(-1, values[k] - spread[k]));
+    });
+    close();
+    return band;
+  }
+
   function curves() {
     const traces = [];
+    for (const target of data.spread ? TARGETS : []) {
+      traces.push({
+        ...spreadBand(target), mode: "lines", fill: "toself", line: { width: 0 }, fillcolor: colour(target), opacity: 0.22,
+        hoverinfo: "skip",
+      });
+    }
     for (const target of TARGETS) {
       if (data.labels) {
         traces.push({
@@ -451,6 +480,8 @@
     $("frame").textContent = `frame ${data.frame[index] + 1} of ${videos[number].frames}`;
     for (const target of TARGETS) {
       $(`now-${target}`).textContent = fixed(at(data.values, target));
+      const spread = at(data.spread, target);
+      $(`spread-${target}`).textContent = spread == null ? "" : `± ${fixed(spread)}`;
       $(`label-${target}`).textContent = fixed(at(data.labels, target));
     }
     for (const chip of $("modalities").children) {
@@ -541,6 +572,7 @@
     const { name } = videos[number];
     $("chosen").hidden = false;
     $("chosen").classList.toggle("unlabelled", !data.labels);
+    $("chosen").classList.toggle("single", !data.spread);
     $("name").textContent = name;
     $("notes").replaceChildren(...data.notes.map((note) => make("li", { textContent: note })));
     if (data.source?.link) $("notes").append(make("li", { textContent: "The video is not in this page: it is played from where it lies." }));
