@@ -21,7 +21,7 @@ from preprocessing.console import (
     run_command,
 )
 from preprocessing.device import resolve_device
-from preprocessing.errors import InputError
+from preprocessing.errors import InputError, describe_os_error
 from preprocessing.inputs import Source, collect_sources, provided_folders, take_shard
 
 if TYPE_CHECKING:
@@ -171,6 +171,8 @@ def preprocess_and_report(
         for outcome in run(jobs, config, device=device, transcripts=transcripts, engine=engine, status=progress.report):
             progress.finished(outcome)
             outcomes.append(outcome)
+    # Once more: of workers that died on a video.
+    remove_left_overs(out)
     order = {source.video_id: position for position, source in enumerate(sources)}
     worked_on = sorted(outcomes[n_planned:], key=lambda outcome: order[outcome.video_id])
     outcomes.sort(key=lambda outcome: order[outcome.video_id])
@@ -213,7 +215,7 @@ def _inspect(folders: list[Path]) -> int:
             print(picture)
         except (InputError, OSError) as error:
             n_failed += 1
-            print_failure(error)
+            print_failure(describe_os_error(error) if isinstance(error, OSError) else error)
     return EXIT_SOME_FAILED if n_failed else EXIT_DONE
 
 

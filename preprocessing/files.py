@@ -63,7 +63,7 @@ def refuse_foreign_folder(folder: Path, *, marker: str, is_known: Callable[[str]
     if folder.is_symlink() or not folder.is_dir() or not (folder / marker).is_file():
         what = "a link" if folder.is_symlink() else "a folder" if folder.is_dir() else "a file"
         raise InputError(
-            f"{folder}: {what} that is no {kind} of this program is in the way; move it, or give another --out"
+            f"{folder} is {what}, not a {kind} of this program, and is not replaced; move it, or give another place"
         )
     foreign = sorted(
         path.name
@@ -75,7 +75,7 @@ def refuse_foreign_folder(folder: Path, *, marker: str, is_known: Callable[[str]
     )
     if foreign:
         raise InputError(
-            f"{folder}: holds {_some(foreign)}, which this program did not write, and would lose it; move it away"
+            f"{folder} also holds {_some(foreign)}, not written by this program, and is not replaced; move that away"
         )
 
 
@@ -243,9 +243,10 @@ def _visible_names(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         parts = () if error.filename is None else Path(os.fsdecode(error.filename)).parts
-        if error.filename is None or any(part.startswith((_SCRATCH, _LOCK)) for part in parts):
-            error.filename = str(path)
-        raise
+        named = error.filename is not None and not any(part.startswith((_SCRATCH, _LOCK)) for part in parts)
+        if named or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _try_lock(path: Path, *, create: bool = True) -> int | None:

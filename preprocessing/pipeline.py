@@ -326,7 +326,10 @@ def refuse_foreign(folder: Path, source: Source, *, overwrite: bool) -> None:
     may have changed since, or from a file with the same content that was elsewhere. With ``overwrite``, also those of
     another file with the same identifier.
     """
-    made_from = own_source(folder)
+    try:
+        made_from = own_source(folder)
+    except InputError as error:
+        raise InputError(f"{source.path}: {error}") from None
     if made_from is None or _is_same_video(source.path, made_from):
         return
     same_id = Path(made_from["path"]).stem == source.video_id
@@ -349,9 +352,16 @@ def refuse_foreign_before_work(out: Path, source: Source, config: PreprocessConf
     if source.provided_faces is None and config.faces.subjects == "all" and out.is_dir():
         pattern = re.compile(re.escape(source.video_id) + r"_(left|right|\d+)")
         for folder in sorted(path for path in out.iterdir() if pattern.fullmatch(path.name)):
-            made_from = own_source(folder)
-            if made_from is not None and Path(made_from["path"]).stem == source.video_id:
+            if not _is_of_another_video(folder, source):
                 refuse_foreign(folder, source, overwrite=overwrite)
+
+
+def _is_of_another_video(folder: Path, source: Source) -> bool:
+    try:
+        made_from = own_source(folder)
+    except InputError:
+        return False
+    return made_from is not None and Path(made_from["path"]).stem != source.video_id
 
 
 def kept_folders(out: Path, source: Source, config: PreprocessConfig) -> list[str]:

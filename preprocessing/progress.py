@@ -102,6 +102,8 @@ class BatchProgress:
 def _line(outcome: Outcome) -> str:
     if not outcome.done:
         return f"{outcome.video_id}: failed"
+    if outcome.skipped:
+        return f"{outcome.video_id}: done by another run"
     speed = f", {outcome.duration_s / outcome.seconds:.1f} times real time" if outcome.seconds > 0 else ""
     words = f"{outcome.n_frames} frames, {outcome.n_words} words"
     return f"{outcome.video_id}: {words}, {outcome.seconds:.1f} s{speed}"

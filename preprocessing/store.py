@@ -174,8 +174,7 @@ def own_source(folder: Path) -> dict[str, Any] | None:
     except (ValueError, KeyError, TypeError):
         pass
     raise InputError(
-        f"{folder}: its meta.json does not say that this program wrote it, so it is not replaced; move it, "
-        "or give another --out"
+        f"{folder}/meta.json is not of this program, and the folder is not replaced; move it, or give another place"
     )
 
 
