@@ -158,9 +158,7 @@ class FaceDetector:
 class FollowedFaces:
     """All faces of a video through time, with their crops in a file that the caller keeps open."""
 
-    def __init__(
-        self, tracks: Sequence[Track], crops: IO[bytes], times_s: Sequence[float], *, size: int
-    ) -> None:
+    def __init__(self, tracks: Sequence[Track], crops: IO[bytes], times_s: Sequence[float], *, size: int) -> None:
         """Take over what :func:`follow_faces` found; ``size`` is the side of a crop, pixels."""
         self._tracks, self._crops = tracks, crops
         self._n_frames = len(times_s)

@@ -184,9 +184,7 @@ def main_subject(tracks: Sequence[Track], *, spacing_s: float, min_track_s: floa
     return subject
 
 
-def lasting_subjects(
-    tracks: Sequence[Track], *, spacing_s: float, min_track_s: float, n_frames: int
-) -> list[Subject]:
+def lasting_subjects(tracks: Sequence[Track], *, spacing_s: float, min_track_s: float, n_frames: int) -> list[Subject]:
     """Every person whose face is seen in at least a fifth of the frames, the most important one first.
 
     Without recognition of faces, place alone tells who goes on after a gap: a track continues a person where it lies

@@ -166,9 +166,7 @@ class Drawing:
         return float(np.nansum(np.maximum(width, 0) * np.maximum(height, 0)))
 
 
-def letterbox(
-    image: NDArray[np.uint8], width: int, height: int
-) -> tuple[NDArray[np.uint8], float, tuple[int, int]]:
+def letterbox(image: NDArray[np.uint8], width: int, height: int) -> tuple[NDArray[np.uint8], float, tuple[int, int]]:
     """Fit a picture (H,W,3) into (height,width,3), in its own shape, with black bars at its sides.
 
     Returns:
@@ -181,7 +179,8 @@ def letterbox(
     size = max(1, round(own_width * scale)), max(1, round(own_height * scale))
     left, top = (width - size[0]) // 2, (height - size[1]) // 2
     fitted = np.zeros((height, width, 3), np.uint8)
-    fitted[top : top + size[1], left : left + size[0]] = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)
+    resized = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+    fitted[top : top + size[1], left : left + size[0]] = resized
     return fitted, scale, (left, top)
 
 

@@ -109,7 +109,9 @@ def joined(n: int, starts: list[float], *, spacing_s: float = SPACING_S) -> np.n
     return np.concatenate([start + even(n, spacing_s) for start in starts])
 
 
-@pytest.mark.parametrize("starts", [[0, 0, 0], [5, 1, 0], [95443.0, 0, 90000.0], [0, 9000, 100], [100, 99.5, 99.0]], ids=str)
+@pytest.mark.parametrize(
+    "starts", [[0, 0, 0], [5, 1, 0], [95443.0, 0, 90000.0], [0, 9000, 100], [100, 99.5, 99.0]], ids=str
+)
 def test_joined_recordings_go_on(starts: list[float]) -> None:
     packets = stream(joined(50, starts))
     clock = settle_clock(packets).pictures

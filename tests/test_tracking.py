@@ -102,9 +102,7 @@ def people_in(frames: list[Detections]) -> list[dict[int, np.ndarray]]:
     tracker = Tracker()
     for number, found in enumerate(frames):
         tracker.add(number, number / 25, found, size=SIZE)
-    people = lasting_subjects(
-        tracker.tracks, spacing_s=0.04, min_track_s=0.4, n_frames=len(frames)
-    )
+    people = lasting_subjects(tracker.tracks, spacing_s=0.04, min_track_s=0.4, n_frames=len(frames))
     return [{frame: track.boxes[position] for frame, (track, position) in person.items()} for person in people]
 
 
@@ -137,7 +135,5 @@ def test_a_long_video_of_many_cuts_is_quick() -> None:
             tracker.add(13 * scene + n, (13 * scene + n) / 25, faces(box(x, y, 80)), size=SIZE)
     chosen = main_subject(tracker.tracks, spacing_s=0.2, min_track_s=0.4)
     assert len(chosen) == 9000
-    people = lasting_subjects(
-        tracker.tracks, spacing_s=0.2, min_track_s=0.4, n_frames=39000
-    )
+    people = lasting_subjects(tracker.tracks, spacing_s=0.2, min_track_s=0.4, n_frames=39000)
     assert people == []
