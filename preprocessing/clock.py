@@ -42,8 +42,6 @@ class PacketTimes:
     """Usual time from one packet to the next, seconds; above 0."""
     reordered: bool = False
     """Whether packets are stored in another order than they are shown."""
-    decoding_order: bool = False
-    """Whether the times tell when packets are decoded, not when frames are shown."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +66,8 @@ class StreamClock:
     """Where the container's clock starts anew, in order of time."""
     n_wild: int = 0
     """Number of packets whose times were far off the rest."""
-    decoding_order: bool = False
-    """Whether the times tell when packets are decoded: in rising order, they are those of frames as shown."""
+    rising: bool = False
+    """Whether no packet is earlier than the one before it in the file."""
 
 
 @dataclass(frozen=True)
@@ -215,7 +213,8 @@ def _stretches(stream: PacketTimes) -> list[_Stretch]:
     """Runs that no earlier end beats: of these, both ``last_s`` (in ``ends``) and ``gain`` increase."""
     best: int | None = None
     for number, run in enumerate(runs):
-        value, link = 0.0, (None, False)
+        value: float = 0.0
+        link: tuple[int | None, bool] = (None, False)
         if best is not None and gain[best] - _NEW_CLOCK_S > value:
             value, link = gain[best] - _NEW_CLOCK_S, (best, True)
         place = bisect_right(ends, run.first_s + back_s) - 1
@@ -362,8 +361,9 @@ def _placed(stream: PacketTimes, stretches: list[_Stretch], shifts: list[float])
         n_before = int(np.argmax(np.isfinite(time_s)))
         if n_before:
             time_s[0] = stretches[0][0].first_s + shifts[0] - n_before * stream.spacing_s
+    rising = bool(np.all(np.diff(time_s[np.isfinite(time_s)]) >= 0))
     resets = [
         ClockReset(stretch[0].first_s + shift_s, shift_s)
         for stretch, shift_s in zip(stretches[1:], shifts[1:], strict=True)
     ]
-    return StreamClock(time_s, stream.spacing_s, tuple(resets), n_wild, stream.decoding_order)
+    return StreamClock(time_s, stream.spacing_s, tuple(resets), n_wild, rising)

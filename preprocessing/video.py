@@ -247,12 +247,16 @@ class _Shapes:
         self._stream, self._warnings = stream, warnings
         self._coded: Fraction | None = None
         """Shape of pixels of the first frame, as the decoder has it."""
+        self._rotation: int | None = None
         self._seen: dict[tuple[int, int], None] = {}
         self._incredible: set[Fraction] = set()
 
     def shape_of(self, frame: VideoFrame) -> _Shape:
         """The shape of the frame that was decoded last."""
-        shape = _Shape(max(1, round(frame.width * self._pixel_aspect())), frame.height, _quarter_turn(frame))
+        # A stream may tell its rotation with key frames only: it holds until the next one.
+        if frame.key_frame or self._rotation is None:
+            self._rotation = _quarter_turn(frame)
+        shape = _Shape(max(1, round(frame.width * self._pixel_aspect())), frame.height, self._rotation)
         self._seen[shape.upright] = None
         return shape
 
@@ -280,7 +284,7 @@ class _Shapes:
 
 
 def read_clock(path: Path, *, streams: Sequence[int] = ()) -> RecordingClock:
-    """Times of the packets of the streams that :class:`Video` and :func:`read_audio` use.
+    """Times of the packets that :class:`Video` and :func:`read_audio` use; see :mod:`preprocessing.clock`.
 
     The file is read once; nothing is decoded.
 
@@ -320,7 +324,9 @@ class _PacketLog:
             np.array([math.nan if tick is None else tick for tick in ticks]) * tick_s
             for ticks in (self._shown, self._decoded)
         )
-        unshown = not np.isfinite(shown).any()
+        # AVI stores no times of presentation: FFmpeg guesses them for some codecs, and gives a rising count for others.
+        in_avi = stream.container.format.name == "avi"
+        unshown = not np.isfinite(shown).any() or (in_avi and not np.any(np.diff(shown) < 0))
         timed = decoded if np.isfinite(decoded).any() else shown
         steps = np.diff(timed[np.isfinite(timed)])
         rate = stream.average_rate if isinstance(stream, VideoStream) else None
@@ -330,7 +336,6 @@ class _PacketLog:
             position=np.array(self._positions, np.int64),
             spacing_s=spacing_s,
             reordered=bool(np.any(np.diff(shown[np.isfinite(shown)]) < 0)),
-            decoding_order=unshown or bool(np.all(shown == decoded)),
         )
 
 
@@ -539,7 +544,8 @@ def decode_stream(
         note: is shown each packet.
     """
     n_damaged = 0
-    order = _DisplayOrder() if clock is not None and clock.decoding_order and isinstance(stream, VideoStream) else None
+    rising = clock is not None and clock.rising
+    order = _DisplayOrder(stream) if rising and isinstance(stream, VideoStream) else None
     for packet in read_packets(container, stream, warnings, clock=clock):
         if packet is not None:
             note(packet)
@@ -552,25 +558,28 @@ def decode_stream(
             if order is not None and packet is not None:
                 order.drop(packet)
         else:
-            if order is not None:
-                for frame in frames:
-                    order.place(frame, reordered=stream.codec_context.has_b_frames)
-            yield from frames
+            for frame in frames:
+                if order is not None and isinstance(frame, VideoFrame):
+                    order.place(frame)
+                yield frame
     if n_damaged:
         warnings.append(f"{stream.type}: damaged packets were skipped: {n_damaged}")
 
 
 class _DisplayOrder:
-    """Gives frames, as they come in the order of display, the times of their packets in rising order.
+    """Gives frames, which come in the order of display, the times of their packets in rising order.
 
-    For containers that only know when a packet is to be decoded, such as AVI.
+    For containers that only know when a packet is to be decoded, such as AVI: there, packets that are stored out of
+    order have rising times all the same.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stream: VideoStream) -> None:
+        self._stream = stream
         self._ticks: list[int] = []
         """A heap: times of packets that no frame has been given yet."""
 
     def add(self, packet: Packet) -> None:
+        """Take note of a packet before it is decoded."""
         if packet.pts is not None and packet.size:
             heappush(self._ticks, packet.pts)
 
@@ -580,8 +589,9 @@ class _DisplayOrder:
             self._ticks.remove(packet.pts)
             heapify(self._ticks)
 
-    def place(self, frame: VideoFrame, *, reordered: bool) -> None:
-        own = frame.pts
+    def place(self, frame: VideoFrame) -> None:
+        """Give a frame its time."""
+        own, reordered = frame.pts, self._stream.codec_context.has_b_frames
         if own is None:
             return
         # Every packet before a key frame is shown before it, and without B-frames before any frame: what is left of

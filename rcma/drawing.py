@@ -179,7 +179,8 @@ def letterbox(image: NDArray[np.uint8], width: int, height: int) -> tuple[NDArra
     size = max(1, round(own_width * scale)), max(1, round(own_height * scale))
     left, top = (width - size[0]) // 2, (height - size[1]) // 2
     fitted = np.zeros((height, width, 3), np.uint8)
-    fitted[top : top + size[1], left : left + size[0]] = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)
+    resized = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+    fitted[top : top + size[1], left : left + size[0]] = resized
     return fitted, scale, (left, top)
 
 

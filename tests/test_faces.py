@@ -12,7 +12,7 @@ import pytest
 
 from preprocessing.config import FaceSettings
 from preprocessing.faces import FaceDetector, Faces, align_face, cut_face, follow_faces
-from preprocessing.tracking import overlaps
+from preprocessing.tracking import Detections, Tracker, overlaps
 from preprocessing.video import Frame, Video
 
 SETTINGS = FaceSettings()
@@ -182,3 +182,29 @@ def test_cut_to_another_place_is_found_at_once(demo_clips: Path, detector: FaceD
     assert np.ptp(centres[:12]) < 20
     assert np.ptp(centres[12:]) < 20
     assert abs(centres[12] - centres[11]) > 60
+
+
+def test_face_is_found_again_when_the_size_changes(demo_clips: Path, detector: FaceDetector) -> None:
+    """Portrait, then the same person in landscape: boxes are in the pixels of each frame."""
+    with Video(demo_clips / "demo_01.mp4") as video:
+        images = [frame.image for frame in islice(video.frames(), 20)]
+    width = images[0].shape[1]
+    wide = [np.pad(image, ((0, 0), (0, 2 * width), (0, 0))) for image in images]
+    frames = [Frame(image, k / 25) for k, image in enumerate([*images, *wide, *images])]
+    found = find_faces(frames, detector, SETTINGS)
+    there = np.isfinite(found.scores)
+    alone = np.isfinite(find_faces(frames[:20], detector, SETTINGS).scores)
+    assert alone.mean() > 0.9
+    assert there.mean() > 0.9
+    both = there[:20] & there[20:40]
+    # The person has not moved: the picture is wider to the right.
+    iou = [overlaps(found.boxes[None, k], found.boxes[None, 20 + k])[0, 0] for k in np.flatnonzero(both)]
+    assert np.mean(iou) > 0.7
+
+
+def test_nobody_is_followed_from_one_size_to_another() -> None:
+    tracker = Tracker()
+    face = Detections(np.array([[10.0, 10, 50, 50]]), np.array([0.9]), np.zeros((1, 5, 2)))
+    for number, size in enumerate([(64, 48), (64, 48), (48, 64), (48, 64)]):
+        tracker.add(number, number / 25, face, size=size)
+    assert [(track.size, track.frames) for track in tracker.tracks] == [((64, 48), [0, 1]), ((48, 64), [2, 3])]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -14,7 +15,7 @@ from made_features import make_features, make_labels
 from preprocessing.errors import InputError
 from preprocessing.store import Features
 from preprocessing.video import Video, read_audio
-from rcma.drawing import Drawing
+from rcma.drawing import Drawing, letterbox
 from rcma.overlay import write_overlay
 from rcma.prediction import Prediction, present_modalities
 
@@ -193,3 +194,46 @@ def test_unusable_places_are_refused(recording: Path, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=says):
             write_overlay(out, recording, features, predicted(features), on_frame=ignore)
     assert recording.read_bytes() == before
+
+
+def test_pictures_that_change_their_size_are_shown_whole(tmp_path: Path) -> None:
+    """Landscape becomes portrait: black bars, nothing squeezed, and the box stays around the face."""
+    parts = []
+    for width, height in ((320, 240), (240, 320)):
+        part = tmp_path / f"{width}.ts"
+        with av.open(str(part), "w") as container:
+            stream = container.add_stream("libx264", rate=25)
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            for number in range(30):
+                frame = av.VideoFrame.from_ndarray(np.full((height, width, 3), 120, np.uint8), format="rgb24")
+                frame.pts, frame.time_base = number, Fraction(1, 25)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+        parts.append(part.read_bytes())
+    recording = tmp_path / "changes.ts"
+    recording.write_bytes(b"".join(parts))
+    features = of_recording(tmp_path / "features", recording)
+    box = np.array(features.face_box)
+    box[:] = [80, 60, 160, 180]
+    features = dataclasses.replace(features, face_box=box)
+    out = tmp_path / "out.mp4"
+    write_overlay(out, recording, features, predicted(features), on_frame=ignore)
+    with Video(out) as video:
+        pictures = [frame.image.astype(int) for frame in video.frames()]
+    assert {picture.shape for picture in pictures} == {(240, 320, 3)}
+    last = pictures[-1]
+    # 240x320 becomes 180x240, from column 70 on.
+    assert last[120, :60].max() < 30 and last[120, 260:].max() < 30
+    assert abs(last[100, 150].mean() - 120) < 12
+    green = last[..., 1] - last[..., 0]
+    assert green[60:120, 70 + 60 - 4 : 70 + 60 + 4].max() > 60  # the box's left edge, 80 * 0.75
+    assert green[60:120, 70 + 120 - 4 : 70 + 120 + 4].max() > 60  # and its right one
+
+
+def test_letterbox_keeps_the_shape() -> None:
+    picture = np.full((100, 50, 3), 200, np.uint8)
+    fitted, scale, corner = letterbox(picture, 80, 60)
+    assert fitted.shape == (60, 80, 3)
+    assert (scale, corner) == (0.6, (25, 0))
+    assert (fitted[:, 25:55] == 200).all() and not fitted[:, :25].any() and not fitted[:, 55:].any()
+    assert letterbox(picture, 50, 100)[0] is picture

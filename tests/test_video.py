@@ -326,7 +326,7 @@ def write_with_b_frames(path: Path, codec: str, n_frames: int = 60, **options: s
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         packets = []
         for number in range(n_frames):
-            frame = av.VideoFrame.from_ndarray(picture(4 * number), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(picture(2 * number), format="rgb24")
             frame.pts, frame.time_base = number, Fraction(1, 25)
             packets += stream.encode(frame)
         packets += stream.encode()
@@ -354,7 +354,7 @@ def test_frames_without_times_of_their_own_are_even(
         frames = list(video.frames())
     np.testing.assert_allclose([frame.time_s for frame in frames], np.arange(60) / 25, atol=1e-6)
     # ... and each time belongs to its own picture.
-    assert np.all(np.diff([frame.image.mean() for frame in frames]) > 1)
+    np.testing.assert_allclose([frame.image.mean() for frame in frames], 2.0 * np.arange(60), atol=8)
 
 
 def test_damaged_packets_shift_no_later_frame_without_a_time_of_its_own(tmp_path: Path) -> None:
@@ -369,7 +369,7 @@ def test_damaged_packets_shift_no_later_frame_without_a_time_of_its_own(tmp_path
         frames = list(video.frames())
     brightness = {round(frame.time_s * 25): frame.image.mean() for frame in frames}
     for number in (10, 30, 70, 95):
-        assert brightness[number] == pytest.approx(4 * number % 256, abs=6)
+        assert brightness[number] == pytest.approx(2 * number, abs=6)
 
 
 def pieces(path: Path, made: Sequence[Path]) -> Path:
@@ -377,9 +377,7 @@ def pieces(path: Path, made: Sequence[Path]) -> Path:
     return path
 
 
-def piece(
-    path: Path, width: int, height: int, *, aspect: Fraction = Fraction(1), turn: int | None = None, n: int = 30
-) -> Path:
+def piece(path: Path, width: int, height: int, *, aspect: Fraction = Fraction(1), turn: int | None = None) -> Path:
     """H.264 in a transport stream: a picture whose upper left quarter is bright."""
     image = np.full((height, width, 3), 30, np.uint8)
     image[: height // 2, : width // 2] = 220
@@ -388,13 +386,13 @@ def piece(
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.sample_aspect_ratio = aspect
         packets = []
-        for number in range(n):
+        for number in range(30):
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             frame.pts, frame.time_base = number, Fraction(1, 25)
             packets += stream.encode(frame)
         packets += stream.encode()
         if turn is not None:
-            turned = av.BitStreamFilterContext(f"h264_metadata=rotate={turn}", stream)
+            turned = av.BitStreamFilterContext(f"h264_metadata=display_orientation=insert:rotate={turn}", stream)
             packets = [out for packet in packets for out in turned.filter(packet)]
         for packet in packets:
             container.mux(packet)
