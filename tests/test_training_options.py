@@ -278,7 +278,14 @@ def test_a_release_starts_from_the_best_weights_with_a_new_optimizer(releasing: 
 
 @pytest.mark.parametrize(
     ("place", "save_every", "ema"),
-    [((2, 2), 1, None), ((3, 1), 1, None), ((3, 1), 500, None), ((3, 2), 1, 0.9), ((5, 1), 500, 0.9), ((6, 1), 1, None)],
+    [
+        ((2, 2), 1, None),
+        ((3, 1), 1, None),
+        ((3, 1), 500, None),
+        ((3, 2), 1, 0.9),
+        ((5, 1), 500, 0.9),
+        ((6, 1), 1, None),
+    ],
 )
 def test_resume_is_exact_across_a_release(
     releasing: TrainConfig, tmp_path: Path, place: tuple[int, int], save_every: int, ema: float | None
