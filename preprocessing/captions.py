@@ -16,9 +16,9 @@ from itertools import pairwise
 from preprocessing.speech import Word
 from preprocessing.spoken import find_speakers, remove_markup, remove_unspoken, split_words
 
-_TIME = r"-?(?:\d+:)?\d{1,2}:\d{1,2}(?:[.,]\d{1,3})?"
+_TIME = r"-?(?:\d+:)?\d{1,2}:\d{1,2}(?:[.,]\d+)?"
 _TIMES = re.compile(rf"\s*({_TIME})\s*-{{1,2}}>\s*({_TIME})(?:\s.*)?")
-_INLINE_TIME = re.compile(r"<((?:\d+:)?\d{1,2}:\d{1,2}[.,]\d{1,3})>")
+_INLINE_TIME = re.compile(r"<((?:\d+:)?\d{1,2}:\d{1,2}[.,]\d+)>")
 _LANGUAGE = re.compile(r"Language:\s*([\w-]+)\s*")
 """What YouTube writes into the head of a WebVTT file."""
 _FIRST_MARK, _LAST_MARK = 0xE000, 0xF8FF
@@ -60,18 +60,23 @@ def read_captions(text: str, told: Counter[str]) -> tuple[list[Segment], str | N
         told: what had to be mended or was left out is counted here.
 
     Returns:
-        Cues in order of time, none overlapping the next, and the language that the file says it is in, if it does.
-        No cue where the file has no times.
+        Subtitles in order of time, none overlapping the next, and the language that the file says it is in, if it does.
+
+    Raises:
+        ValueError: there is none.
     """
     lines = re.split(r"\r\n|\r|\n", _PRIVATE.sub("", text))
     web = lines[0].startswith("WEBVTT")
     language = next((match[1] for line in lines[:5] if web and (match := _LANGUAGE.fullmatch(line))), None)
-    raw = sorted(_on_the_clock(_parse(lines, web=web), told), key=lambda cue: cue.start_s)
+    cues = _parse(lines, web=web)
+    if not cues:
+        raise ValueError("there is no subtitle with a time in it")
+    raw = sorted((_mended(cue, told) for cue in cues), key=lambda cue: cue.start_s)
     shown = [remove_markup(_INLINE_TIME.sub("", cue.text)) for cue in raw]
     speakers = find_speakers(shown)
-    cues = [Segment(cue.start_s, cue.end_s, tuple(_timed_words(cue, speakers, told))) for cue in raw]
-    cues = _without_duplicates([cue for cue in cues if cue.words], told)
-    return list(_without_overlap(_without_repeats(cues, told))), language
+    read = [Segment(cue.start_s, cue.end_s, tuple(_timed_words(cue, speakers, told))) for cue in raw]
+    unique = _without_duplicates([segment for segment in read if segment.words], told)
+    return list(_without_overlap(_without_repeats(unique, told))), language
 
 
 def _parse(lines: Sequence[str], *, web: bool) -> list[_Cue]:
@@ -85,7 +90,7 @@ def _parse(lines: Sequence[str], *, web: bool) -> list[_Cue]:
                 indexed = above.strip().isdigit()
             elif takes_text and cues[-1][2] and _is_title(above, before, web=web, indexed=indexed):
                 cues[-1][2].pop()
-            cues.append((_seconds(times[1]), _seconds(times[2]), []))
+            cues.append((parse_time(times[1]), parse_time(times[2]), []))
             takes_text = True
         elif web and not line:
             # An empty line ends a cue of WebVTT; above its text, some tools leave one.
@@ -106,27 +111,28 @@ def _is_title(line: str, before: str, *, web: bool, indexed: bool) -> bool:
     return (is_number and (is_apart or indexed)) or (web and is_apart and bool(line.strip()))
 
 
-def _seconds(time: str) -> float:
+def parse_time(time: str) -> float:
     """Seconds of ``[-][hours:]minutes:seconds[,fraction]``."""
     parts = [float(part) for part in time.lstrip("-").replace(",", ".").split(":")]
     seconds = sum(part * 60**power for power, part in enumerate(reversed(parts)))
     return -seconds if time.startswith("-") else seconds
 
 
-def _on_the_clock(cues: Sequence[_Cue], told: Counter[str]) -> Iterator[_Cue]:
-    """Cues whose times can be: each ends after it starts (NaN where it lasts no time), and none starts below zero."""
-    for cue in cues:
-        start, end = cue.start_s, cue.end_s
-        if end < start:
-            told["subtitles that end before they start, times exchanged"] += 1
-            start, end = end, start
-        if end <= 0.0 and start < 0.0:
-            told["subtitles before zero left out"] += 1
-            continue
-        if start < 0.0:
-            told["subtitles that start below zero, cut there"] += 1
-            start = 0.0
-        yield replace(cue, start_s=start, end_s=end if end > start else math.nan)
+def _mended(cue: _Cue, told: Counter[str]) -> _Cue:
+    """A cue with times that can be; the end of one that lasts no time is not known."""
+    start_s, end_s = mend_times(cue.start_s, cue.end_s, told)
+    return replace(cue, start_s=start_s, end_s=end_s if end_s > start_s else math.nan)
+
+
+def mend_times(start_s: float, end_s: float, told: Counter[str]) -> tuple[float, float]:
+    """Times of a part of a transcript, with the start before the end and what can be seen or heard from 0 on."""
+    if end_s < start_s:
+        told["entries that end before they start, times exchanged"] += 1
+        start_s, end_s = end_s, start_s
+    if start_s < 0.0 < end_s:
+        told["entries that start below zero, cut there"] += 1
+        start_s = 0.0
+    return start_s, end_s
 
 
 def _timed_words(cue: _Cue, speakers: frozenset[str], told: Counter[str]) -> Iterator[Word]:
@@ -134,7 +140,7 @@ def _timed_words(cue: _Cue, speakers: frozenset[str], told: Counter[str]) -> Ite
     times: list[float] = []
 
     def mark(match: re.Match[str]) -> str:
-        times.append(_seconds(match[1]))
+        times.append(parse_time(match[1]))
         return chr(_FIRST_MARK + len(times) - 1) if _FIRST_MARK + len(times) <= _LAST_MARK else ""
 
     text = remove_unspoken(remove_markup(_INLINE_TIME.sub(mark, cue.text)), speakers, told)

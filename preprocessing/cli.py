@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     instead.add_argument(
         "--transcripts",
         metavar="DIR",
-        help="folder of VIDEO_ID.srt, .vtt or Whisper's .json that replace speech recognition",
+        help="folder of VIDEO_ID.srt, .vtt or Whisper's .json (also VIDEO_ID.en.srt) that replace speech recognition",
     )
     instead.add_argument(
         "--cropped-aligned",

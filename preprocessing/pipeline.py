@@ -103,7 +103,7 @@ class Preprocessor:
         Args:
             config: settings of every stage.
             device: ``cpu`` or ``cuda``.
-            transcripts: folder of ``<video_id>.srt``, ``.vtt`` or ``.json`` files that replace speech recognition.
+            transcripts: folder of files that replace speech recognition, see :mod:`preprocessing.transcripts`.
 
         Raises:
             InputError: a model cannot be had, or the transcript folder does not exist.
@@ -304,7 +304,7 @@ class Preprocessor:
         self, audio: Audio | None, video_id: str, *, origin_s: float, progress: Progress
     ) -> tuple[Transcript, Any]:
         if self._transcripts is not None:
-            path = find_transcript(self._transcripts, video_id)
+            path = find_transcript(self._transcripts, video_id, language=self.config.speech.language)
             if path is None:
                 missing = f"no transcript for {video_id!r} in {self._transcripts}: no words"
                 return Transcript(words=(), language=None, warnings=(missing,)), None
@@ -415,7 +415,9 @@ def changed_stages(
     described = describe_provided(provided, first_image=source.first_image) if provided is not None else None
     if described != meta["provided_faces"]:
         changed.setdefault("faces", "the provided faces have changed")
-    transcript = find_transcript(transcripts, source.video_id) if transcripts is not None else None
+    transcript = None
+    if transcripts is not None:
+        transcript = find_transcript(transcripts, source.video_id, language=config.speech.language)
     then_read = meta["transcript"]
     if (transcript is None) != (then_read is None) or (transcript and not is_same_file(transcript, then_read)):
         changed.setdefault("speech", "its transcript has changed")

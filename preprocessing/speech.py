@@ -48,8 +48,8 @@ _CHUNK_PAD_S = 0.5
 """More sound around the speech of a chunk: Whisper misses words at its edges. Measured on six GRID clips: 12 of 36
 words wrong with 0.2 s, 8 with 0.3 and more."""
 _LEAD_S = 0.55
-"""Least time before the speech of a chunk, silence where the sound begins later: Whisper misses a word with which its
-sound begins."""
+"""Least time before the speech of a chunk, of silence where the sound begins later: Whisper misses a word that begins
+with its sound."""
 _LONGEST_PAUSE_S = 2.0
 """Longer pauses end a chunk: Whisper fills them with words and stretches the times of the words around them."""
 

@@ -10,25 +10,26 @@ from collections.abc import Iterable, Sequence
 
 _TAG = re.compile(r"</?[a-zA-Z][^<>]*>|\{\\[^{}]*\}")
 """Markup of SubRip and WebVTT (``<i>``, ``<v Name>``) and the commands of SubStation Alpha (``{\\an8}``)."""
-_LINE_BREAK = re.compile(r"\\[Nnh]")
-"""Line breaks and spaces of SubStation Alpha."""
+_LINE_BREAK = re.compile(r"\\[Nnh]|<br ?/?>", re.IGNORECASE)
+"""Line breaks and spaces of SubStation Alpha, and HTML's."""
 _INVISIBLE = re.compile("[\u200b\u200e\u200f\u202a-\u202e\u2060\ufeff]")
 """Marks of direction and width. The joiners U+200C and U+200D belong to words."""
 _SOUND = re.compile(
-    # In brackets, also over several lines; with a colon after them, they hold a speaker's name.
-    r"(?:\[[^\[\]]*\]|\([^()]*\)|（[^（）]*）|【[^【】]*】|〔[^〔〕]*〕)(?!\s?[:：])"
+    # In brackets, also over several lines.
+    r"\[[^\[\]]*\]|\([^()]*\)|（[^（）]*）|【[^【】]*】|〔[^〔〕]*〕"
     # A song: to its closing mark, or else to the end of the line.
     r"|[♩-♬]+[^♩-♬]*[♩-♬]+|[♩-♬]+[^\n]*"
     r"|(?<!\S)\*[^*\n]+\*(?!\w)|(?<!\S)#[^#\n]+#(?!\w)"
 )
 """Descriptions of sounds, and songs: ``(laughs)``, ``[MUSIC]``, ``*sighs*``, ``♪ la la ♪``, ``#music#``."""
-_NAME = re.compile(
-    r"^(?P<turn>[\s>‐-―-]*)(?:\[(?P<square>[^\[\]\n]+)\]|\((?P<round>[^()\n]+)\)|(?P<plain>[^\W\d_][^:：\n]{0,39}?))"
-    r"\s?(?::(?=\s|$|[^\W\d])|：)",
-    re.MULTILINE,
-)
-"""What may be the name of a speaker: up to a colon at the begin of a line."""
+_COLON = r"\s?(?::(?=\s|$|[^\W\d])|：)"
+_BRACKETED_NAME = re.compile(rf"^([\s>‐-―-]*)(?:\[[^\[\]\n]+\]|\([^()\n]+\)){_COLON}", re.MULTILINE)
+"""A speaker's name at the begin of a line: in brackets, before a colon."""
+_NAME = re.compile(rf"^([\s>‐-―-]*)([^\W\d_][^:：\n]{{0,39}}?){_COLON}", re.MULTILINE)
+"""What may be a speaker's name."""
 _MOST_WORDS_OF_A_NAME = 3
+_NUMBERED = re.compile(r"speaker[\s_]?(?:\d+|[A-Z])", re.IGNORECASE)
+"""Names that speaker diarisation gives."""
 _TURN = re.compile(r"^[\s>]*(?:[‐-―-]+(?!\d))?[\s>]*", re.MULTILINE)
 """Marks of a new speaker: ``>>``, ``-``."""
 _CHEVRONS = re.compile(">{2,}")
@@ -64,7 +65,7 @@ def find_speakers(texts: Iterable[str]) -> frozenset[str]:
     """Names of speakers in the lines of a transcript.
 
     A line that begins with up to three words and a colon begins with a name, if they are in capitals (and not
-    everything is), or if they begin two lines or more and each of them has a capital.
+    everything is), if they begin two lines or more and each of them has a capital, or if they are like "Speaker 1".
 
     Args:
         texts: without markup.
@@ -73,7 +74,7 @@ def find_speakers(texts: Iterable[str]) -> frozenset[str]:
     has_small_letters = False
     for text in texts:
         has_small_letters = has_small_letters or any(map(str.islower, text))
-        found.update(match["plain"].strip() for match in _NAME.finditer(_SOUND.sub("", text)) if match["plain"])
+        found.update(match[2].strip() for match in _NAME.finditer(_SOUND.sub("", text)))
     return frozenset(
         name
         for name, times in found.items()
@@ -81,6 +82,7 @@ def find_speakers(texts: Iterable[str]) -> frozenset[str]:
         and (
             (has_small_letters and name.isupper())
             or (times > 1 and not any(word[0].islower() for word in name.split()))
+            or _NUMBERED.fullmatch(name)
         )
     )
 
@@ -94,18 +96,22 @@ def remove_unspoken(text: str, speakers: frozenset[str], removed: Counter[str]) 
         removed: what was taken out is counted here.
     """
 
+    def without_bracketed_name(match: re.Match[str]) -> str:
+        removed["speaker names left out"] += 1
+        return match[1]
+
     def without_sound(match: re.Match[str]) -> str:
         removed["descriptions of sounds left out"] += any(map(str.isalnum, match[0]))
         return " "
 
     def without_name(match: re.Match[str]) -> str:
-        if match["plain"] is not None and match["plain"].strip() not in speakers:
+        if match[2].strip() not in speakers:
             return match[0]
         removed["speaker names left out"] += 1
-        return match["turn"]
+        return match[1]
 
-    spoken = _NAME.sub(without_name, _SOUND.sub(without_sound, text))
-    return _CHEVRONS.sub(" ", _TURN.sub("", spoken))
+    spoken = _SOUND.sub(without_sound, _BRACKETED_NAME.sub(without_bracketed_name, text))
+    return _CHEVRONS.sub(" ", _TURN.sub("", _NAME.sub(without_name, spoken)))
 
 
 def sounds_among(words: Sequence[str]) -> set[int]:
@@ -113,7 +119,7 @@ def sounds_among(words: Sequence[str]) -> set[int]:
     stops = [0]
     for word in words:
         stops.append(stops[-1] + len(word) + 1)
-    spans = [match.span() for match in _SOUND.finditer(" ".join(words))]
+    spans = [match.span() for match in _SOUND.finditer("\n".join(words))]
     return {
         index
         for index in range(len(words))

@@ -16,7 +16,7 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
-from preprocessing.captions import Segment, read_captions
+from preprocessing.captions import Segment, mend_times, parse_time, read_captions
 from preprocessing.errors import InputError
 from preprocessing.speech import WRITTEN_WITHOUT_SPACES, Transcript, Word, in_order, join_pieces
 from preprocessing.spoken import find_speakers, is_said, remove_markup, remove_unspoken, sounds_among, split_words
@@ -103,9 +103,10 @@ def read_transcript(path: Path, *, offset_s: float) -> Transcript:
     if suffix == ".json":
         segments, language = _read_json(path, told)
     else:
-        segments, language = read_captions(_read_text(path), told)
-        if not segments and not told:
-            raise InputError(f"{path}: no subtitle with a time in it; is it a {suffix} file?")
+        try:
+            segments, language = read_captions(_read_text(path), told)
+        except ValueError as error:
+            raise InputError(f"{path}: {error}; is it a {suffix} file?") from None
     words = [word for segment in _with_edges(segments, told) for word in _timed(segment, path, told)]
     words.sort(key=lambda word: word.start_s)
     shifted = [
@@ -142,7 +143,7 @@ def _language_code(name: str | None, told: Counter[str]) -> str | None:
     known = _languages()
     code = known.get(name.lower()) or known.get(re.split("[-_]", name.lower())[0])
     if code is None:
-        told[f"unknown language {name!r}, times"] += 1
+        told[f"unknown language {name!r}"] += 1
     return code
 
 
@@ -167,7 +168,7 @@ def _with_edges(segments: Sequence[Segment], told: Counter[str]) -> Iterator[Seg
     """Segments with a start, where it can be known, and with an end where the next segment or the words tell it."""
     earliest = math.nan
     for number, segment in enumerate(segments):
-        start, end = segment.start_s, segment.end_s
+        start, end = mend_times(segment.start_s, segment.end_s, told)
         if math.isnan(start) and not math.isnan(earliest):
             start = earliest if math.isnan(end) else min(earliest, end)
         if math.isnan(end):
@@ -241,7 +242,7 @@ def _read_json(path: Path, told: Counter[str]) -> tuple[list[Segment], str | Non
     """Segments of what a library for speech recognition wrote, and the language as it names it."""
     try:
         document = json.loads(_read_text(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as JSON ({error})") from None
     if isinstance(document, list):
         document = {"segments": document}
@@ -262,7 +263,7 @@ def _read_json(path: Path, told: Counter[str]) -> tuple[list[Segment], str | Non
                 for word in split_words(remove_unspoken(remove_markup(str(entry.get("text", ""))), speakers, told))
             ]
             segments.append(Segment(_time(entry, "start"), _time(entry, "end"), tuple(words)))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         wrong = f"lacks {error}" if isinstance(error, KeyError) else f"cannot be read ({error})"
         raise InputError(
             f"{path}: segment {len(segments)} {wrong}; Whisper writes start, end, text and words with word, start, end"
@@ -285,9 +286,13 @@ def _entries(document: Mapping[str, Any]) -> list[Any] | None:
 def _time(entry: Mapping[str, Any], edge: str) -> float:
     """Seconds at which something starts or ends; NaN where that is not said, or no finite number."""
     value = entry.get(edge)
-    offsets = entry.get("offsets")  # whisper.cpp: milliseconds
-    if value is None and isinstance(offsets, dict):
-        value = offsets[{"start": "from", "end": "to"}[edge]] / 1000.0
+    if value is None:  # whisper.cpp, which has milliseconds, hours:minutes:seconds, or both
+        edge = {"start": "from", "end": "to"}[edge]
+        offsets, stamps = entry.get("offsets"), entry.get("timestamps")
+        if isinstance(offsets, dict) and edge in offsets:
+            value = offsets[edge] / 1000.0
+        elif isinstance(stamps, dict) and edge in stamps:
+            value = parse_time(stamps[edge])
     time = math.nan if value is None else float(value)
     return time if math.isfinite(time) else math.nan
 
@@ -302,7 +307,7 @@ def _words_with_times(entry: Mapping[str, Any], language: str | None, told: Coun
     if words and not tokens and entry.get("text") and not any(_BARE.search(word.text) for word in words):
         words = _punctuated(words, str(entry["text"]))
     sounds = sounds_among([word.text for word in words])
-    told["descriptions of sounds left out"] += len(sounds)
+    told["words that describe sounds left out"] += sum(is_said(words[index].text) for index in sounds)
     words = [word for index, word in enumerate(words) if index not in sounds and is_said(word.text)]
     told["words without times, placed between their neighbours"] += sum(
         math.isnan(word.start_s) or math.isnan(word.end_s) for word in words
@@ -312,7 +317,7 @@ def _words_with_times(entry: Mapping[str, Any], language: str | None, told: Coun
 
 def _word(entry: Mapping[str, Any]) -> Word:
     """One word, by the names that openai-whisper, WhisperX, whisper-timestamped and whisper.cpp give to its values."""
-    text = next(str(entry[key]) for key in ("word", "text") if key in entry)
+    text = str(entry["word"] if "word" in entry else entry["text"])
     probability = next((entry[key] for key in ("probability", "score", "confidence", "p") if key in entry), None)
     return Word(
         "" if _SPECIAL.fullmatch(text) else text,
