@@ -19,7 +19,7 @@ from preprocessing.inputs import MEDIA_SUFFIXES, Source, collect_sources
 ODD_NAMES = [
     "it's a+b & c?.mp4",
     "-dash.mp4",
-    "два.mp4",
+    os.fsdecode("два.mp4".encode()),
     "two  spaces [x].MOV",
     '"quoted".mkv',
     "100%d.webm",

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from preprocessing.cli import main
 from preprocessing.store import load_features
 
 NO_SPEECH = ["--set", "speech.backend=none", "--device", "cpu"]
-ODD_NAMES = ["it's a+b & c?.mp4", "-dash.mp4", "два.mp4", 'say "x" [1].mp4', "100%d.mp4"]
+ODD_NAMES = ["it's a+b & c?.mp4", "-dash.mp4", os.fsdecode("два.mp4".encode()), 'say "x" [1].mp4', "100%d.mp4"]
 
 
 def test_odd_names_work_and_bad_files_are_named(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 import subprocess
 import sys
@@ -150,7 +151,9 @@ def test_sound_before_the_first_frame_is_cut_off(tmp_path: Path, make_video: Cal
     assert np.argmax(np.abs(audio.samples[:])) / SAMPLE_RATE == pytest.approx(0.6, abs=0.01)
 
 
-@pytest.mark.parametrize("name", ["it's a+b & c?.mp4", "-dash.mp4", "два.mp4", "a:b.mp4", "100%d.mp4", "#1 [x].mp4"])
+@pytest.mark.parametrize(
+    "name", ["it's a+b & c?.mp4", "-dash.mp4", os.fsdecode("два.mp4".encode()), "a:b.mp4", "100%d.mp4", "#1 [x].mp4"]
+)
 def test_any_file_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     shutil.move(write_frames(tmp_path / "plain.mp4", range(3), time_base=Fraction(1, 25)), tmp_path / name)
     monkeypatch.chdir(tmp_path)
