@@ -33,15 +33,14 @@ from measuring import BACKENDS, BUNDLED_CLIP, median_seconds, settings
 from results import write_result
 from torch import Tensor, nn
 
-from preprocessing.align import MEL_RATE
+from preprocessing.features import Features, load_features, save_features
 from preprocessing.inputs import Source
-from preprocessing.pipeline import Preprocessor
-from preprocessing.store import Features, load_features, save_features
-from rcma.backbones import IR50, VGGish
-from rcma.checkpoint import TrainedRCMA
+from preprocessing.media import MEL_RATE
+from preprocessing.run import Preprocessor
 from rcma.config import DataSettings, ModelSettings, TrainConfig
-from rcma.inference import predict_frames
-from rcma.quicker_backbones import quicker_form, quicker_forms
+from rcma.fast_cpu import quicker_form, quicker_forms
+from rcma.model import IR50, TrainedRCMA, VGGish
+from rcma.prediction import predict_frames
 
 LONG_S = 60.0
 TEXT_WIDTH = 384

@@ -21,9 +21,9 @@ from results import write_result
 from preprocessing.config import PreprocessConfig
 from preprocessing.faces import FaceDetector, follow_faces
 from preprocessing.inputs import Source
-from preprocessing.models import load_openai_whisper
-from preprocessing.pipeline import Preprocessor
-from preprocessing.video import Video, read_audio
+from preprocessing.media import Video, read_audio
+from preprocessing.run import Preprocessor
+from preprocessing.speech import load_openai_whisper
 
 
 def detect_on_every_full_frame(path: Path, mtcnn: object) -> None:

@@ -22,10 +22,10 @@ from pathlib import Path
 from playwright.sync_api import Browser, sync_playwright
 from results import write_result
 
-from preprocessing.store import load_features
-from rcma.checkpoint import load_model
-from rcma.inference import predict_frames
-from rcma.report import ReportedVideo, write_report
+from preprocessing.features import load_features
+from rcma.model import load_model
+from rcma.output import ReportedVideo, write_report
+from rcma.prediction import predict_frames
 
 DEMO = Path("demo")
 CLIPS = Path("benchmarks/demo/clips")

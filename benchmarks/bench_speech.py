@@ -41,9 +41,9 @@ from results import write_result
 
 from preprocessing.config import SpeechSettings
 from preprocessing.errors import InputError
-from preprocessing.models import load_openai_whisper
-from preprocessing.speech import SpeechRecogniser, Word
-from preprocessing.video import SAMPLE_RATE, Audio, Video, read_audio
+from preprocessing.features import Word
+from preprocessing.media import SAMPLE_RATE, Audio, Video, read_audio
+from preprocessing.speech import SpeechRecogniser, load_openai_whisper
 
 GRID = {
     "grid_bbaf2n": "bin blue at F two now",

@@ -26,14 +26,11 @@ from results import write_result
 from torch.utils.data import DataLoader
 
 from preprocessing.config import PreprocessConfig
-from preprocessing.speech import Word
-from preprocessing.store import Features, load_features, save_features
-from rcma.backbones import IR50, VGGish
+from preprocessing.features import Features, Word, load_features, save_features
 from rcma.config import ModelSettings
-from rcma.data import SharedBatches, Video, WindowDataset, cut_window
-from rcma.embeddings import Embeddings, embed_videos
+from rcma.data import Embeddings, SharedBatches, Video, WindowDataset, cut_window, embed_videos
 from rcma.metrics import ccc_loss
-from rcma.model import RCMA
+from rcma.model import IR50, RCMA, VGGish
 
 TEXT_WIDTH = 768
 WORDS_PER_MINUTE = 150

@@ -15,11 +15,10 @@ import av
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from preprocessing.inspection import draw_contact_sheet
-from preprocessing.store import load_features
-from rcma.checkpoint import load_model
-from rcma.inference import predict_frames
-from rcma.overlay import write_overlay
+from preprocessing.features import draw_contact_sheet, load_features
+from rcma.model import load_model
+from rcma.output import write_overlay
+from rcma.prediction import predict_frames
 
 DEMO = Path("demo")
 CLIPS = Path("benchmarks/demo/clips")

@@ -56,9 +56,9 @@ from torch import Tensor, nn
 from preprocessing.config import PACKAGED, WordSettings
 from preprocessing.console import error_console, print_table
 from preprocessing.errors import InputError
-from preprocessing.words import WordEncoder
+from preprocessing.speech import WordEncoder
 from rcma.metrics import ccc, ccc_loss
-from rcma.tcn import TemporalConvNet
+from rcma.model import TemporalConvNet
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "omg"
 VARIABLE = "RCMA_OMG"

@@ -25,7 +25,7 @@ from preprocessing.errors import InputError, describe_os_error
 from preprocessing.inputs import Source, collect_sources, provided_folders, take_shard
 
 if TYPE_CHECKING:
-    from preprocessing.batch import Engine, Outcome
+    from preprocessing.run import Engine, Outcome
 
 log = logging.getLogger("rcma.preprocessing")
 
@@ -107,7 +107,7 @@ def _main(args: argparse.Namespace) -> int:
         return _inspect([Path(text) for text in args.inspect])
     if not args.inputs or not args.out:
         raise InputError("give INPUT... and --out FEATURES, or --inspect FOLDER; --help shows examples")
-    from preprocessing.batch import Engine
+    from preprocessing.run import Engine
 
     config = load_config(PreprocessConfig, Path(args.config) if args.config else None, _overrides(args))
     if args.workers is not None and args.workers < 1:
@@ -149,13 +149,12 @@ def preprocess_and_report(
     """Process all ``sources`` with a progress display; print a closing table, and each failure as one line on stderr.
 
     Raises:
-        InputError: the request as a whole cannot be carried out; see :func:`preprocessing.batch.run`.
+        InputError: the request as a whole cannot be carried out; see :func:`preprocessing.run.run`.
         OSError: see there.
     """
     # Imported here: torch and FFmpeg are not needed for --help.
-    from preprocessing.batch import plan, run
     from preprocessing.files import remove_left_overs
-    from preprocessing.progress import BatchProgress
+    from preprocessing.run import BatchProgress, plan, run
 
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out}: is a file; give a folder")
@@ -202,8 +201,7 @@ def _warn_of_unused(cropped_aligned: Path, sources: Sequence[Source]) -> None:
 
 
 def _inspect(folders: list[Path]) -> int:
-    from preprocessing.inspection import describe, draw_contact_sheet
-    from preprocessing.store import load_features
+    from preprocessing.features import describe, draw_contact_sheet, load_features
 
     n_failed = 0
     for folder in folders:
@@ -222,7 +220,7 @@ def _inspect(folders: list[Path]) -> int:
 def _dry_run(
     sources: list[Source], out: Path, config: PreprocessConfig, *, transcripts: Path | None, overwrite: bool
 ) -> int:
-    from preprocessing.batch import look_into, plan
+    from preprocessing.run import look_into, plan
 
     finished, jobs = plan(sources, out, config, transcripts=transcripts, overwrite=overwrite)
     found = {job.source.video_id: look for job, look in look_into(jobs, config)}

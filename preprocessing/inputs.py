@@ -79,7 +79,7 @@ def collect_sources(inputs: Sequence[Path], *, cropped_aligned: Path | None = No
 
     Args:
         inputs: what the user names.
-        cropped_aligned: folder of provided faces, see :mod:`preprocessing.provided_faces`.
+        cropped_aligned: folder of provided faces, see :mod:`preprocessing.faces.provided`.
 
     Raises:
         InputError: nothing can be used, a list is empty, no text or names itself, or two inputs would get the same

@@ -9,22 +9,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rcma import metrics, published
-    from rcma.checkpoint import load_model
-    from rcma.inference import predict
+    from rcma import metrics
+    from rcma.model import load_model, published
+    from rcma.prediction import predict
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load_model", "metrics", "predict", "published"]
 
-_FUNCTIONS = {"load_model": "rcma.checkpoint", "predict": "rcma.inference"}
-_MODULES = ("metrics", "published")
+_FUNCTIONS = {"load_model": "rcma.model.checkpoint", "predict": "rcma.prediction.predictor"}
+_MODULES = {"metrics": "rcma.metrics", "published": "rcma.model.published"}
 
 
 def __getattr__(name: str) -> Any:
     if name in _FUNCTIONS:
         return getattr(importlib.import_module(_FUNCTIONS[name]), name)
     if name in _MODULES:
-        return importlib.import_module(f"rcma.{name}")
+        return importlib.import_module(_MODULES[name])
     raise AttributeError(f"module 'rcma' has no attribute {name!r}")
 
 

@@ -35,13 +35,12 @@ from rcma.config import TARGETS, Target, TrainConfig
 
 if TYPE_CHECKING:
     from rcma.abaw import Format
-    from rcma.checkpoint import TrainedRCMA
     from rcma.config import FaceSource
     from rcma.evaluate import DetailedScores, Disagreement
-    from rcma.outputs import OutputSettings
+    from rcma.model import TrainedRCMA
+    from rcma.output import OutputSettings, ReportedVideo
     from rcma.prediction import SmoothKind
-    from rcma.report import ReportedVideo
-    from rcma.train import TrainingResult
+    from rcma.training import TrainingResult
 
 FOLDS_FILE = "folds.json"
 SCORES_FILE = "scores.json"
@@ -98,8 +97,8 @@ def _train(args: argparse.Namespace) -> int:
 def _train_one(args: argparse.Namespace, run: Path, overrides: list[str]) -> TrainingResult:
     config = load_config(TrainConfig, Path(args.config), [*args.overrides, *overrides])
     # Imported here: torch is not needed for --help or for a mistake in the configuration.
-    from rcma.train import EpochRow
-    from rcma.train import train as run_training
+    from rcma.training import EpochRow
+    from rcma.training import train as run_training
 
     targets = config.model.targets
 
@@ -237,9 +236,9 @@ def _predict(args: argparse.Namespace) -> int:
     settings = _output_settings(args)
     device = resolve_device(args.device)
     from rcma.abaw import require_writable_ids
-    from rcma.checkpoint import load_model
-    from rcma.inference import require_both_targets
-    from rcma.outputs import write_outputs
+    from rcma.model import load_model
+    from rcma.output import write_outputs
+    from rcma.prediction import require_both_targets
 
     checkpoints, inputs = _split_checkpoints(args.checkpoint, args.inputs)
     labels = _find_labels(args.annotations)
@@ -300,7 +299,7 @@ class _Failures:
 def _output_settings(args: argparse.Namespace) -> OutputSettings:
     """What the options ask for; raises InputError where they contradict each other."""
     from rcma.abaw import EDITIONS, read_template
-    from rcma.outputs import SINGLE_FILE, OutputSettings
+    from rcma.output import SINGLE_FILE, OutputSettings
 
     wanted: Format | Literal["none"] | None = args.format
     if args.edition is not None:
@@ -349,7 +348,7 @@ def _parse_smoothing(text: str) -> tuple[SmoothKind, float]:
 
 def _split_checkpoints(given: Sequence[Sequence[str]], inputs: Sequence[str]) -> tuple[list[str], list[str]]:
     """Checkpoints and inputs: ``--checkpoint RUN INPUT ...`` gives the inputs to --checkpoint as well."""
-    from rcma.checkpoint import is_run
+    from rcma.model import is_run
 
     checkpoints, others = [], []
     for first, *more in given:
@@ -393,7 +392,7 @@ def _preprocess(
 ) -> dict[Path, Path]:
     """Feature folders of raw videos, each with its video; one video may give several, and one that fails gives none."""
     from preprocessing.cli import preprocess_and_report
-    from rcma.inference import preprocessing_of
+    from rcma.prediction import preprocessing_of
 
     outcomes = preprocess_and_report(sources, out, preprocessing_of(model), device=device)
     # Named already.
@@ -404,9 +403,9 @@ def _preprocess(
 
 def _usable_folders(models: list[TrainedRCMA], folders: list[Path], failures: _Failures) -> dict[Path, int]:
     """Frames of each folder; one that cannot be used is left out."""
-    from preprocessing.store import load_features
-    from rcma.compatibility import face_source
-    from rcma.inference import check_features, faces_from_elsewhere
+    from preprocessing.features import load_features
+    from rcma.data import face_source
+    from rcma.prediction import check_features, faces_from_elsewhere
 
     n_frames: dict[Path, int] = {}
     sources: dict[str, FaceSource] = {}
@@ -443,12 +442,11 @@ def _predict_folders(
         failures: is told of each folder that cannot be predicted.
         reporter: is told of each video.
     """
-    from preprocessing.store import load_features
+    from preprocessing.features import load_features
     from rcma.abaw import read_annotation
-    from rcma.inference import predict_frames
-    from rcma.quicker_backbones import quicker_forms
-    from rcma.recordings import RecordingFinder
-    from rcma.report import ReportedVideo
+    from rcma.fast_cpu import quicker_forms
+    from rcma.output import RecordingFinder, ReportedVideo
+    from rcma.prediction import predict_frames
 
     finder = RecordingFinder()
     # Of several models, they are made anew for each video: kept, each would take .8 GB.
@@ -499,7 +497,7 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
 def _evaluate(args: argparse.Namespace) -> int:
     from rcma.abaw import find_annotations, read_annotation, read_predictions
     from rcma.evaluate import as_json, compare_disagreement, disagreement_as_json, evaluate_in_detail
-    from rcma.tables import read_spreads
+    from rcma.output import read_spreads
 
     path = Path(args.predictions)
     folder = path if path.is_dir() else path.parent
@@ -609,7 +607,7 @@ def check_submission(argv: Sequence[str] | None = None) -> int:
 
 
 def _check_submission(args: argparse.Namespace) -> int:
-    from rcma.submission import check_submission as check
+    from rcma.abaw import check_submission as check
 
     report = check(Path(args.submission), template=Path(args.template) if args.template else None)
     verdict = "refused" if report.problems else "accepted"
@@ -654,7 +652,7 @@ def _export(args: argparse.Namespace) -> int:
             )
     if args.name is not None and (not args.name.strip() or len(args.name.splitlines()) > 1):
         raise InputError(f"--name {args.name!r}: give one line of text")
-    from rcma.checkpoint import export_model, load_model
+    from rcma.model import export_model, load_model
 
     out = Path(args.out)
     model = load_model(args.checkpoint)

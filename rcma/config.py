@@ -73,7 +73,7 @@ class TCNSettings(Settings):
 
 
 class FusionSettings(Settings):
-    """How modalities are refined against each other; see :mod:`rcma.fusion` for the equations."""
+    """How modalities are refined against each other; see :mod:`rcma.model.fusion` for the equations."""
 
     kind: FusionKind = "rcma"
     """``rcma``: each against the joint of the other two; ``rjcma``: against the joint of all; ``jca``: likewise, with
@@ -140,7 +140,7 @@ class DataSettings(Settings):
     annotations: Path
     """ABAW annotation folder: it, or its subfolder VA_Estimation_Challenge, holds Train_Set and Validation_Set."""
     embeddings: Path | None = None
-    """Folder for the outputs of frozen backbones, computed once; runs may share it, see :mod:`rcma.embeddings`. None:
+    """Folder for the outputs of frozen backbones, computed once; runs may share it, see :mod:`rcma.data`. None:
     they are computed in every step."""
     views: Annotated[int, Field(ge=1)] = 4
     """Random crops and flips of each video for which they are computed; the first is the plain centre."""
@@ -169,7 +169,7 @@ class TrainSettings(Settings):
     learning_rate: Annotated[float, Field(gt=0.0)] = 1e-5
     min_learning_rate: Annotated[float, Field(ge=0.0)] = 1e-8
     """plateau: when the rate falls below, the next group of backbone layers is released, and training ends after the
-    last; cosine: the rate at the end. See :mod:`rcma.schedule`."""
+    last; cosine: the rate at the end. See :mod:`rcma.training.schedule`."""
     schedule: Literal["plateau", "cosine"] = "plateau"
     """After the warm-up: lower the rate when validation does not improve, or along half a cosine to the last epoch."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 1e-3

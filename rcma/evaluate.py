@@ -223,7 +223,7 @@ def compare_disagreement(
     Args:
         predictions: see :func:`evaluate`.
         annotations: see :func:`evaluate`.
-        spreads: the predictions once more, and their standard deviations, see :func:`rcma.tables.read_spreads`.
+        spreads: the predictions once more, and their standard deviations, see :func:`rcma.output.table.read_spreads`.
 
     Returns:
         Of each target that has such frames; and warnings, one line for each video whose predictions are not those that

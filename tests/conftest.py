@@ -83,7 +83,7 @@ def make_video() -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def short_clip(demo_clips: Path, make_video: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The first 12 frames of a bundled clip, with half a second of its sound."""
-    from preprocessing.video import Video, read_audio
+    from preprocessing.media.video import Video, read_audio
 
     source = min(demo_clips.glob("*.mp4"))
     with Video(source) as video:

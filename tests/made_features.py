@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from preprocessing.align import frame_word
-from preprocessing.audio import HOP_LENGTH
 from preprocessing.config import PreprocessConfig
-from preprocessing.speech import Word
-from preprocessing.store import Features, save_features
+from preprocessing.features.align import frame_word
+from preprocessing.features.folder import Features, Word, save_features
+from preprocessing.media.audio import HOP_LENGTH
 from rcma.config import TrainConfig
 
 RATE = 25

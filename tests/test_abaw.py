@@ -9,7 +9,7 @@ import pytest
 
 from preprocessing.errors import InputError
 from preprocessing.files import WRITTEN
-from rcma.abaw import (
+from rcma.abaw.files import (
     Location,
     fill_template,
     find_annotations,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from preprocessing.align import MEL_RATE, PATCH_ROWS, cut_patches, frame_word, patch_start
+from preprocessing.features.align import PATCH_ROWS, cut_patches, frame_word, patch_start
+from preprocessing.media.audio import MEL_RATE
 
 
 def test_words_land_on_the_frames_of_the_half_open_interval():

@@ -8,9 +8,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from preprocessing import audio as audio_module
-from preprocessing.align import cut_patches, patch_start
-from preprocessing.audio import (
+from preprocessing.features.align import cut_patches, patch_start
+from preprocessing.media import audio as audio_module
+from preprocessing.media.audio import (
     HOP_LENGTH,
     MEL_RATE,
     N_MELS,
@@ -21,7 +21,7 @@ from preprocessing.audio import (
     waveform_blocks,
     waveform_on_clock,
 )
-from preprocessing.video import Audio, Video, read_audio
+from preprocessing.media.video import Audio, Video, read_audio
 
 
 def slow_log_mel(samples, row):

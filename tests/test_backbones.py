@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from preprocessing.errors import InputError
-from rcma.backbones import (
+from rcma.model.backbones import (
     IR50,
     HFVision,
     SmallAudioNet,

@@ -18,14 +18,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from preprocessing.batch import Engine, plan, run
 from preprocessing.cli import main
 from preprocessing.config import FaceSettings, PreprocessConfig, SpeechSettings
 from preprocessing.errors import InputError
+from preprocessing.features.folder import load_features, load_meta
 from preprocessing.inputs import Source, collect_sources, take_shard
-from preprocessing.store import load_features, load_meta
-from preprocessing.video import Video
-from rcma.data import cut_window, open_training_data
+from preprocessing.media.video import Video
+from preprocessing.run.many_videos import Engine, plan, run
+from rcma.data.windows import cut_window, open_training_data
 
 SILENT = PreprocessConfig(speech=SpeechSettings(backend="none"))
 NO_SPEECH = ["--set", "speech.backend=none", "--device", "cpu"]

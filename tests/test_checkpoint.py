@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 import rcma
 from preprocessing.errors import InputError
-from rcma.checkpoint import (
+from rcma.config import TrainConfig
+from rcma.model.checkpoint import (
     TrainedRCMA,
     is_run,
     load_model,
@@ -21,7 +22,6 @@ from rcma.checkpoint import (
     save_weights,
     shareable,
 )
-from rcma.config import TrainConfig
 
 
 @pytest.fixture

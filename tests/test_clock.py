@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from preprocessing.clock import FrameClock, PacketTimes, RecordingClock, settle_clock
+from preprocessing.media.clock import FrameClock, PacketTimes, RecordingClock, settle_clock
 
 SPACING_S = 0.04
 N_FRAMES = 150

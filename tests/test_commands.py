@@ -15,8 +15,8 @@ import yaml
 from made_features import make_data, make_features, make_labels
 
 from preprocessing.cli import main as preprocess
+from preprocessing.features.folder import load_features
 from preprocessing.files import WRITTEN
-from preprocessing.store import load_features
 from rcma import cli
 from rcma.metrics import ccc
 

@@ -16,15 +16,15 @@ import rcma
 from preprocessing import cli as preprocessing_cli
 from preprocessing.config import FaceSettings, PreprocessConfig
 from preprocessing.errors import InputError
-from preprocessing.faces import FaceDetector, align_face
-from preprocessing.store import load_features
-from preprocessing.video import Video
+from preprocessing.faces.detect import FaceDetector, align_face
+from preprocessing.features.folder import load_features
+from preprocessing.media.video import Video
 from rcma import cli
-from rcma.checkpoint import TrainedRCMA, load_model, save_config, save_weights
 from rcma.config import FaceSource
-from rcma.data import open_training_data
-from rcma.inference import preprocessing_of
-from rcma.train import train
+from rcma.data.windows import open_training_data
+from rcma.model.checkpoint import TrainedRCMA, load_model, save_config, save_weights
+from rcma.prediction.predictor import preprocessing_of
+from rcma.training.loop import train
 
 ALIGNED = PreprocessConfig(faces=FaceSettings(alignment="similarity", margin=0.0))
 PROVIDED = {"path": "cropped_aligned/video", "n_images": 70, "size": 1}

@@ -35,7 +35,7 @@ def shown(*, module: str, category: type[Warning], level: str = "warning") -> bo
 
 def test_pytorch_says_when_results_cannot_be_repeated() -> None:
     """``torch.use_deterministic_algorithms(True, warn_only=True)`` warns from wherever the operation was called."""
-    for module in ("torch.autograd.graph", "torch.nn.functional", "rcma.model", "__main__"):
+    for module in ("torch.autograd.graph", "torch.nn.functional", "rcma.model.network", "__main__"):
         assert shown(module=module, category=UserWarning)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from preprocessing.cli import main
-from preprocessing.store import load_features
+from preprocessing.features.folder import load_features
 
 N_FILES = int(os.environ.get("DAMAGED_FILES", "24"))
 

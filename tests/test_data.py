@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader
 
 from preprocessing.config import AudioSettings, FaceSettings, PreprocessConfig, WordSettings
 from preprocessing.errors import InputError
-from preprocessing.store import load_features
+from preprocessing.features.folder import load_features
 from rcma.config import ModelSettings
-from rcma.data import (
+from rcma.data.windows import (
     FeatureReader,
     SharedBatches,
     Video,

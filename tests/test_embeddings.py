@@ -14,12 +14,12 @@ from made_features import make_data, make_features, make_labels, small_config
 from torch import nn
 
 from preprocessing.errors import InputError
-from rcma.backbones import SmallAudioNet, SmallFaceNet
 from rcma.config import ModelSettings, TrainConfig
-from rcma.data import Video
-from rcma.embeddings import Embeddings, embed_videos
-from rcma.model import RCMA
-from rcma.train import train
+from rcma.data.embeddings import Embeddings, embed_videos
+from rcma.data.windows import Video
+from rcma.model.backbones import SmallAudioNet, SmallFaceNet
+from rcma.model.network import RCMA
+from rcma.training.loop import train
 
 N_FRAMES, N_VIEWS = 40, 3
 

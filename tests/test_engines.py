@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from preprocessing.engines import Lost
 from preprocessing.errors import InputError
-from preprocessing.processes import run_on_processes, separate_process
-from preprocessing.ray_engine import run_on_ray, workers_on_node
+from preprocessing.run.processes import run_on_processes, separate_process
+from preprocessing.run.ray_engine import run_on_ray, workers_on_node
+from preprocessing.run.workers import Lost
 
 
 class Square:

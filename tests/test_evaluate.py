@@ -10,7 +10,7 @@ import scipy.stats
 
 from preprocessing.errors import InputError
 from rcma import cli
-from rcma.abaw import write_per_video
+from rcma.abaw.files import write_per_video
 from rcma.evaluate import (
     MIN_VIDEOS_FOR_INTERVALS,
     Measures,
@@ -22,8 +22,8 @@ from rcma.evaluate import (
     resampled_ccc,
 )
 from rcma.metrics import ccc
-from rcma.prediction import Prediction
-from rcma.tables import open_table
+from rcma.output.table import open_table
+from rcma.prediction.postprocess import Prediction
 
 Arrays = dict[str, np.ndarray]
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from preprocessing.config import FaceSettings
-from preprocessing.faces import FaceDetector, Faces, align_face, cut_face, follow_faces
-from preprocessing.tracking import Detections, Tracker, overlaps
-from preprocessing.video import Frame, Video
+from preprocessing.faces.detect import FaceDetector, Faces, align_face, cut_face, follow_faces
+from preprocessing.faces.track import Detections, Tracker, overlaps
+from preprocessing.media.video import Frame, Video
 
 SETTINGS = FaceSettings()
 EVERY_FRAME = FaceSettings(detect_every_s=0.0, follow_every_s=0.0)

@@ -13,8 +13,8 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from preprocessing.config import WordSettings
 from preprocessing.errors import InputError
-from preprocessing.words import WordEncoder
-from rcma.backbones import HFSpeech, HFVision, speech_config, vision_config
+from preprocessing.speech.words import WordEncoder
+from rcma.model.backbones import HFSpeech, HFVision, speech_config, vision_config
 
 CODE = """
 from pathlib import Path

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rcma.config import MODALITIES, FusionSettings, Modality
-from rcma.fusion import CrossModalAttentionStep, Fusion
+from rcma.model.fusion import CrossModalAttentionStep, Fusion
 
 WIDTHS: dict[Modality, int] = {"face": 5, "audio": 3, "text": 4}
 LENGTH = 7

@@ -10,16 +10,16 @@ import torch
 from made_features import WIDTH, make_features, make_labels, small_config
 
 import rcma
-from preprocessing.align import Alignment
 from preprocessing.config import FaceSettings, PreprocessConfig, SpeechSettings, WordSettings
 from preprocessing.errors import InputError
-from preprocessing.store import Features, load_features
-from rcma.checkpoint import TrainedRCMA
+from preprocessing.features.align import Alignment
+from preprocessing.features.folder import Features, load_features
 from rcma.config import FusionSettings, ModelSettings
-from rcma.data import cut_window, windows
-from rcma.inference import predict_frames, predict_video, require_both_targets, to_abaw_columns
-from rcma.model import RCMA
-from rcma.prediction import present_modalities
+from rcma.data.windows import cut_window, windows
+from rcma.model.checkpoint import TrainedRCMA
+from rcma.model.network import RCMA
+from rcma.prediction.postprocess import present_modalities
+from rcma.prediction.predictor import predict_frames, predict_video, require_both_targets, to_abaw_columns
 
 LENGTH = 32
 
@@ -68,7 +68,7 @@ def with_signal(n_frames: int) -> tuple[Features, np.ndarray]:
 @pytest.mark.parametrize("n_frames", [1, 5, 31, 32, 33, 70, 129])
 @pytest.mark.parametrize("hop", [1, 20, 32])
 def test_overlap_average_undoes_windowing(monkeypatch: pytest.MonkeyPatch, n_frames: int, hop: int):
-    monkeypatch.setattr("rcma.inference._FRAMES_AT_ONCE", 50)
+    monkeypatch.setattr("rcma.prediction.predictor._FRAMES_AT_ONCE", 50)
     video, signal = with_signal(n_frames)
     predicted = predict_video(Echo(), video, hop=hop, audio_alignment="start", batch_size=3)
     assert predicted.dtype == np.float32 and predicted.shape == (n_frames, 2)
@@ -94,7 +94,7 @@ def by_plain_windows(model: RCMA, features: Features, *, hop: int, alignment: Al
 def test_a_frame_gets_the_mean_of_its_windows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_frames: int, hop: int, at_once: int
 ):
-    monkeypatch.setattr("rcma.inference._FRAMES_AT_ONCE", at_once)
+    monkeypatch.setattr("rcma.prediction.predictor._FRAMES_AT_ONCE", at_once)
     model = make_model(tmp_path)
     video = make_features(tmp_path / "video", make_labels(n_frames, 0), seed=0)
     predicted = predict_video(model, video, hop=hop, audio_alignment="end", batch_size=2)

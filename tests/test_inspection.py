@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from preprocessing import inspection
+from preprocessing.features import inspect as inspection
+from preprocessing.features.folder import Features, Word
+from preprocessing.features.inspect import describe, draw_contact_sheet
 from preprocessing.files import WRITTEN
-from preprocessing.inspection import describe, draw_contact_sheet
-from preprocessing.speech import Word
-from preprocessing.store import Features
 
 RATE = 25
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rcma.config import MODALITIES, ModelSettings
 from rcma.metrics import ccc_loss
-from rcma.model import RCMA
+from rcma.model.network import RCMA
 
 LENGTH = 12
 TEXT_WIDTH = 6
@@ -187,7 +187,7 @@ def test_a_frozen_ir50_keeps_its_statistics() -> None:
 
 
 def test_backbones_see_present_frames_only_and_in_bounded_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rcma.model.CHUNK", 5)
+    monkeypatch.setattr("rcma.model.network.CHUNK", 5)
     model = small_model().eval()
     sizes: list[int] = []
     model.backbone["face"].register_forward_pre_hook(lambda _module, args: sizes.append(len(args[0])))

@@ -15,10 +15,10 @@ from huggingface_hub import ModelCard
 from made_features import make_data, small_config
 
 import rcma
-from rcma.checkpoint import TrainedRCMA, load_model
 from rcma.config import TrainConfig
-from rcma.model_card import ValidationScores, model_card
-from rcma.train import train
+from rcma.model.checkpoint import TrainedRCMA, load_model
+from rcma.model.model_card import ValidationScores, model_card
+from rcma.training.loop import train
 
 SCORES = ValidationScores(
     split="validation",

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from preprocessing import models
 from preprocessing.errors import InputError
+from preprocessing.speech.recognise import models as models
 
 HAS_PACKAGED = all(
     importlib.util.find_spec(name)
@@ -249,7 +249,7 @@ def test_folders_that_are_no_ctranslate2_model_are_named(tmp_path):
 
 def test_heavy_packages_are_not_imported_with_the_modules():
     script = (
-        "import sys, preprocessing.models, preprocessing.speech, preprocessing.words\n"
+        "import sys, preprocessing.speech.models, preprocessing.speech.recognise, preprocessing.speech.words\n"
         "heavy = {'torch', 'whisper', 'transformers', 'faster_whisper', 'silero_vad', 'huggingface_hub'}\n"
         "print(*sorted(heavy & set(sys.modules)))"
     )

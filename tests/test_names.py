@@ -14,11 +14,11 @@ from made_features import make_data, make_features, make_labels, write_annotatio
 
 from preprocessing.cli import main
 from preprocessing.errors import InputError
+from preprocessing.features.folder import load_features
 from preprocessing.inputs import collect_sources
 from preprocessing.names import as_video_id, by_video_id, video_id_of
-from preprocessing.store import load_features
-from rcma.abaw import find_annotations, read_predictions, read_template, write_per_video, write_single_file
-from rcma.data import open_training_data
+from rcma.abaw.files import find_annotations, read_predictions, read_template, write_per_video, write_single_file
+from rcma.data.windows import open_training_data
 
 NO_SPEECH = ["--set", "speech.backend=none", "--device", "cpu", "--workers", "1"]
 NAME = "première_Ängström_한국"

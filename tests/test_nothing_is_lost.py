@@ -19,13 +19,13 @@ import yaml
 from made_features import make_data, make_features, make_labels
 from PIL import Image
 
-from preprocessing.batch import plan
 from preprocessing.cli import main as preprocess
 from preprocessing.config import PreprocessConfig
 from preprocessing.errors import InputError
+from preprocessing.features.folder import load_features, own_source, save_features
 from preprocessing.files import WRITTEN, lock, remove_left_overs, replace_own, whole_or_nothing
 from preprocessing.inputs import Source
-from preprocessing.store import load_features, own_source, save_features
+from preprocessing.run.many_videos import plan
 from rcma import cli
 
 SILENT = {"speech": {"backend": "none"}}
@@ -409,7 +409,7 @@ def test_a_lock_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
 REPLACE = """
 import ctypes, sys
 from pathlib import Path
-from preprocessing.store import load_features, save_features
+from preprocessing.features.folder import load_features, save_features
 if sys.argv[2] == "two steps":
     ctypes.CDLL = lambda *_, **__: None  # as where the C library cannot exchange names
 features = load_features(Path(sys.argv[1]))

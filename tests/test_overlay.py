@@ -13,11 +13,11 @@ import pytest
 from made_features import make_features, make_labels
 
 from preprocessing.errors import InputError
-from preprocessing.store import Features
-from preprocessing.video import Video, read_audio
-from rcma.drawing import Drawing, letterbox
-from rcma.overlay import write_overlay
-from rcma.prediction import Prediction, present_modalities
+from preprocessing.features.folder import Features
+from preprocessing.media.video import Video, read_audio
+from rcma.output.drawing import Drawing, letterbox
+from rcma.output.overlay import write_overlay
+from rcma.prediction.postprocess import Prediction, present_modalities
 
 N_FRAMES = 50
 

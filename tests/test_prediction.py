@@ -8,8 +8,8 @@ import pytest
 from made_features import WIDTH, make_features, make_labels
 from scipy.ndimage import gaussian_filter1d, median_filter
 
-from rcma.data import cut_window
-from rcma.prediction import Prediction, finish, present_modalities, smooth
+from rcma.data.windows import cut_window
+from rcma.prediction.postprocess import Prediction, finish, present_modalities, smooth
 
 
 @pytest.mark.parametrize("alignment", ["start", "centre", "end"])

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from preprocessing.cli import main
-from preprocessing.store import load_features
+from preprocessing.features.folder import load_features
 
 NO_SPEECH = ["--set", "speech.backend=none", "--device", "cpu"]
 ODD_NAMES = ["it's a+b & c?.mp4", "-dash.mp4", os.fsdecode("два.mp4".encode()), 'say "x" [1].mp4', "100%d.mp4"]

@@ -13,9 +13,9 @@ from PIL import Image
 
 from preprocessing.cli import main
 from preprocessing.errors import InputError
+from preprocessing.faces.provided import read_provided
+from preprocessing.features.folder import load_features
 from preprocessing.inputs import collect_sources
-from preprocessing.provided_faces import read_provided
-from preprocessing.store import load_features
 
 SIZE = 48
 LEFT, RIGHT = (200, 60, 20), (10, 120, 240)

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from preprocessing.errors import InputError
-from rcma import published
 from rcma.config import MODALITIES
-from rcma.model import RCMA
+from rcma.model.network import RCMA
+from rcma.model.network import published as published
 
 Shapes = dict[str, tuple[int, ...]]
 

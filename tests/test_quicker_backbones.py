@@ -7,12 +7,12 @@ from made_features import WIDTH, make_features, make_labels
 from torch import Tensor, nn
 
 from rcma import inference, quicker_backbones
-from rcma.backbones import IR50, SmallFaceNet, VGGish
 from rcma.config import AudioBackbone, FaceBackbone, ModelSettings, TCNSettings
-from rcma.inference import predict_video
-from rcma.model import RCMA
-from rcma.prediction import present_modalities
-from rcma.quicker_backbones import QuickerVGGish, overlapping_patches, quicker_form, quicker_forms
+from rcma.fast_cpu.backbones import QuickerVGGish, overlapping_patches, quicker_form, quicker_forms
+from rcma.model.backbones import IR50, SmallFaceNet, VGGish
+from rcma.model.network import RCMA
+from rcma.prediction.postprocess import present_modalities
+from rcma.prediction.predictor import predict_video
 
 
 def like_a_trained_one(network: nn.Module) -> nn.Module:

@@ -68,7 +68,7 @@ def test_links_lead_somewhere() -> None:
 def test_python_example_runs(tmp_path: Path, short_clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from made_features import WIDTH, small_config
 
-    from rcma.checkpoint import TrainedRCMA, save_config, save_weights
+    from rcma.model.checkpoint import TrainedRCMA, save_config, save_weights
 
     config = small_config(tmp_path)
     config = config.model_copy(

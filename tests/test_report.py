@@ -17,11 +17,11 @@ import pytest
 from made_features import RATE, make_features, make_labels
 
 from preprocessing.errors import InputError
-from preprocessing.store import load_features, save_features
-from preprocessing.video import Video, read_audio
-from rcma import report
-from rcma.prediction import Prediction, present_modalities
-from rcma.report import ReportedVideo, write_report
+from preprocessing.features.folder import load_features, save_features
+from preprocessing.media.video import Video, read_audio
+from rcma.output import report as report
+from rcma.output.report import ReportedVideo, write_report
+from rcma.prediction.postprocess import Prediction, present_modalities
 
 CHROMIUM = Path("/usr/bin/chromium")
 N_FRAMES = 70

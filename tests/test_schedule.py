@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rcma.config import TrainSettings
-from rcma.schedule import EpochPlan, best_epoch, plan_epoch
+from rcma.training.schedule import EpochPlan, best_epoch, plan_epoch
 
 NAN = math.nan
 

@@ -28,8 +28,8 @@ from safetensors.torch import load_file, save_file
 import rcma
 from preprocessing.errors import InputError
 from rcma import cli
-from rcma.checkpoint import TrainedRCMA, load_model, shareable
-from rcma.train import train
+from rcma.model.checkpoint import TrainedRCMA, load_model, shareable
+from rcma.training.loop import train
 
 LAYOUT = ["README.md", "config.json", "model.safetensors"]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -153,7 +153,7 @@ def test_export_is_whole_or_not_there(run: Path, tmp_path: Path, monkeypatch: py
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(TrainedRCMA, "generate_model_card", full)
-    from rcma.checkpoint import export_model
+    from rcma.model.checkpoint import export_model
 
     with pytest.raises(OSError, match="No space left on device"):
         export_model(model, tmp_path / "out")
@@ -254,7 +254,7 @@ def test_a_network_that_cannot_be_built_is_one_line(exported: Path, tmp_path: Pa
 ASK = """
 import hashlib, json, sys
 from preprocessing.errors import InputError
-from rcma.checkpoint import load_model
+from rcma.model.checkpoint import load_model
 answers = {}
 for name in sys.argv[1:]:
     try:

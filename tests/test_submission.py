@@ -11,8 +11,8 @@ import pytest
 
 from preprocessing.errors import InputError
 from rcma import cli
-from rcma.abaw import read_predictions, read_template, write_per_video, write_single_file
-from rcma.submission import MAX_CONSTANT_FRAMES, SubmissionReport, check_submission
+from rcma.abaw.files import read_predictions, read_template, write_per_video, write_single_file
+from rcma.abaw.submission import MAX_CONSTANT_FRAMES, SubmissionReport, check_submission
 
 HEADER = "image_location,valence,arousal\n"
 N_FRAMES = {"video7": 40, "video12_left": 30, "video9": 12}

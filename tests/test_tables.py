@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from preprocessing.errors import InputError
-from rcma.prediction import Prediction
-from rcma.tables import open_table, read_spreads
+from rcma.output.table import open_table, read_spreads
+from rcma.prediction.postprocess import Prediction
 
 
 def make(video_id: str, n_frames: int) -> Prediction:

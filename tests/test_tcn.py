@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rcma.tcn import TemporalConvNet
+from rcma.model.tcn import TemporalConvNet
 
 
 def network(in_channels: int = 3, channels: tuple[int, ...] = (4, 4, 4, 4), dropout: float = 0.0) -> TemporalConvNet:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from preprocessing.tracking import Detections, Tracker, interpolate, lasting_subjects, main_subject, match, overlaps
+from preprocessing.faces.track import Detections, Tracker, interpolate, lasting_subjects, main_subject, match, overlaps
 
 SIZE = (640, 480)
 

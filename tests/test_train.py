@@ -20,12 +20,12 @@ from safetensors.torch import load_file, save_file
 import rcma
 from preprocessing.config import PreprocessConfig
 from preprocessing.errors import InputError
-from preprocessing.store import load_features
-from rcma.abaw import read_annotation
-from rcma.checkpoint import load_run_config, load_state
+from preprocessing.features.folder import load_features
+from rcma.abaw.files import read_annotation
 from rcma.config import TrainConfig
 from rcma.metrics import ccc
-from rcma.train import TrainingResult, train
+from rcma.model.checkpoint import load_run_config, load_state
+from rcma.training.loop import TrainingResult, train
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -137,7 +137,7 @@ from pathlib import Path
 import torch
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from made_features import small_config
-from rcma.train import train
+from rcma.training.loop import train
 
 def die(epoch, done, total):
     if (epoch, done) == (3, 1):

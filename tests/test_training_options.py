@@ -21,12 +21,11 @@ from safetensors.torch import load_file
 
 import rcma
 from preprocessing.errors import InputError
-from preprocessing.store import load_features
+from preprocessing.features.folder import load_features
 from rcma import cli
-from rcma.backbones import IR50, VGGish
-from rcma.checkpoint import load_run_config, load_state
 from rcma.config import ModelSettings, TrainConfig
-from rcma.data import (
+from rcma.data.embeddings import embed_videos
+from rcma.data.windows import (
     EMPTY_WINDOW,
     SharedBatches,
     WindowDataset,
@@ -37,11 +36,12 @@ from rcma.data import (
     labels_at,
     open_training_data,
 )
-from rcma.embeddings import embed_videos
-from rcma.inference import predict_frames, predict_video, to_abaw_columns
 from rcma.metrics import ccc, n_loss_terms, training_loss
-from rcma.model import BACKBONES, RCMA
-from rcma.train import train
+from rcma.model.backbones import IR50, VGGish
+from rcma.model.checkpoint import load_run_config, load_state
+from rcma.model.network import BACKBONES, RCMA
+from rcma.prediction.predictor import predict_frames, predict_video, to_abaw_columns
+from rcma.training.loop import train
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -722,7 +722,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from rcma.config import ModelSettings
 from rcma.metrics import n_loss_terms, training_loss
-from rcma.model import RCMA
+from rcma.model.network import RCMA
 
 content = torch.load(sys.argv[1], weights_only=True)
 several = len(sys.argv) > 3

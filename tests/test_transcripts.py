@@ -10,7 +10,7 @@ from itertools import pairwise
 import pytest
 
 from preprocessing.errors import InputError
-from preprocessing.transcripts import find_transcript, read_transcript
+from preprocessing.speech.transcripts import find_transcript, read_transcript
 
 SRT = """1
 00:00:01,000 --> 00:00:03,000

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rcma.winograd import WinogradConvolution, cook_toom
+from rcma.fast_cpu.winograd import WinogradConvolution, cook_toom
 
 
 @pytest.mark.parametrize("m", [1, 2, 3, 4, 5, 6])

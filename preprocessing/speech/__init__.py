@@ -1,0 +1,17 @@
+"""In: sound, or a transcript file.
+Out: words with times, and one vector a word.
+"""
+
+from preprocessing.speech.models import load_openai_whisper
+from preprocessing.speech.recognise import SpeechRecogniser, Transcript
+from preprocessing.speech.transcripts import find_transcript, read_transcript
+from preprocessing.speech.words import WordEncoder
+
+__all__ = [
+    "SpeechRecogniser",
+    "Transcript",
+    "WordEncoder",
+    "find_transcript",
+    "load_openai_whisper",
+    "read_transcript",
+]

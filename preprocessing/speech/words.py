@@ -1,0 +1,168 @@
+"""One vector per word from a BERT-like encoder, read sentence by sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from preprocessing.config import PACKAGED, WordSettings
+from preprocessing.errors import InputError
+from preprocessing.speech.models import word_model_folder
+
+_SENTENCE_ENDS = (".", "?", "!", "…", "。", "？", "！", "｡", "．", "؟", "।", "۔")
+_CLOSING = "\"'”’»)]}」』）】》〉"
+"""Marks that may follow the end of a sentence."""
+_LAYERS = 4
+"""Last hidden layers that are summed."""
+_BATCH = 32
+"""Sentences encoded at a time."""
+
+
+class WordEncoder:
+    """Turns the words of a transcript into contextual vectors; the model is loaded once.
+
+    Source: the text features of arXiv 2403.13659: per sentence the sum of the last four hidden layers of
+    bert-base-uncased, sub-words averaged to words.
+    """
+
+    width: int
+    """D, values in a vector: the model's hidden size."""
+
+    def __init__(self, settings: WordSettings, *, device: str) -> None:
+        """Load the encoder and its tokenizer.
+
+        Args:
+            settings: names the model.
+            device: a torch device such as ``cpu`` or ``cuda``.
+
+        Raises:
+            InputError: (naming ``words.model``) the model cannot be had, or is no text encoder with a fast tokenizer.
+        """
+        from transformers import AutoModel, AutoTokenizer
+        from transformers.utils import logging
+
+        folder = word_model_folder(settings.model)
+        problem = f"words.model: {settings.model} cannot be used"
+        verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        # A checkpoint's pooler or language-modelling head is not needed; the table of what was left out only confuses.
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        try:
+            # The name may come with a trained model: code that lies beside an encoder is never run, nor asked about.
+            local = {"local_files_only": True, "trust_remote_code": False}
+            # Byte-level tokenizers take words only when told that each begins with a space; others ignore it.
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, add_prefix_space=True, **local)
+            self._model = AutoModel.from_pretrained(folder, dtype="float32", **local)
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"{problem}: {reason[:200]}; give a BERT-like encoder, or {PACKAGED!r}") from error
+        finally:
+            logging.set_verbosity(verbosity)
+            if bars:
+                logging.enable_progress_bar()
+        if not self._tokenizer.is_fast or self._tokenizer.unk_token is None:
+            raise InputError(f"{problem}: it needs a fast tokenizer with an unknown token, such as BERT's")
+        if getattr(self._model.config, "is_encoder_decoder", False):
+            raise InputError(f"{problem}: it is an encoder with a decoder; give an encoder such as BERT")
+        self._model.to(device).eval()
+        self._device = device
+        self.width = int(self._model.config.hidden_size)
+        self._longest = self._longest_input()
+        self._piece_length = self._longest - self._tokenizer.num_special_tokens_to_add()
+
+    def encode(self, words: Sequence[str]) -> npt.NDArray[np.float16]:
+        """Vectors of the words of one transcript.
+
+        Sentences are told by the words' own final punctuation; one that is too long for the model is cut in pieces.
+        A word of which the tokenizer leaves nothing gets the vector of the unknown token in its place.
+
+        Args:
+            words: in order, with their punctuation.
+
+        Returns:
+            float16 (W, D), finite.
+
+        Raises:
+            InputError: (naming ``words.model``) a value is too large for float16.
+        """
+        vectors = np.zeros((len(words), self.width), np.float32)
+        if not words:
+            return vectors.astype(np.float16)
+        known, lengths = self._known_words(words)
+        pieces = [piece for sentence in sentences(words) for piece in self._pieces(lengths, sentence)]
+        # Neighbours in length share a batch, so that little of it is padding.
+        pieces.sort(key=len)
+        for first in range(0, len(pieces), _BATCH):
+            batch = pieces[first : first + _BATCH]
+            for piece, encoded in zip(batch, self._encode_batch(known, batch), strict=True):
+                vectors[piece.start : piece.stop] = encoded
+        # The negation catches NaN too.
+        if not np.all(np.abs(vectors) <= np.finfo(np.float16).max):
+            raise InputError("words.model: its vectors are too large for float16 or not finite; give another model")
+        return vectors.astype(np.float16)
+
+    def _longest_input(self) -> int:
+        """Tokens that the model takes, special ones included."""
+        positions = getattr(self._model.config, "max_position_embeddings", None)
+        if positions is None:
+            return int(self._tokenizer.model_max_length)
+        # Models of the RoBERTa family number positions from the padding token's number plus one.
+        reserved = (self._tokenizer.pad_token_id or 0) + 1
+        return int(min(self._tokenizer.model_max_length, positions - reserved))
+
+    def _pieces(self, lengths: Sequence[int], sentence: range) -> Iterator[range]:
+        """Cut a sentence so that each piece fits the model; a longer single word is left to truncation."""
+        first, total = sentence.start, 0
+        for word in sentence:
+            if total + lengths[word] > self._piece_length and word > first:
+                yield range(first, word)
+                first, total = word, 0
+            total += lengths[word]
+        yield range(first, sentence.stop)
+
+    def _known_words(self, words: Sequence[str]) -> tuple[list[str], list[int]]:
+        """Words with the unknown token for those that the tokenizer drops, and the number of sub-words of each."""
+        encoding = self._tokenizer(list(words), is_split_into_words=True, add_special_tokens=False, verbose=False)
+        lengths = [0] * len(words)
+        for word in encoding.word_ids():
+            lengths[word] += 1
+        known = [word if n else self._tokenizer.unk_token for word, n in zip(words, lengths, strict=True)]
+        return known, [max(n, 1) for n in lengths]
+
+    def _encode_batch(self, words: Sequence[str], pieces: Sequence[range]) -> Iterator[npt.NDArray[np.float32]]:
+        """float32 (len(piece), D) for each piece."""
+        import torch
+
+        inputs = self._tokenizer(
+            [[words[word] for word in piece] for piece in pieces],
+            is_split_into_words=True,
+            padding=True,
+            truncation=True,
+            max_length=self._longest,
+            return_tensors="pt",
+        )
+        with torch.inference_mode():
+            output = self._model(**inputs.to(self._device), output_hidden_states=True)
+            # hidden_states[0] is the embedding layer's output; a small model has fewer than four layers after it.
+            summed = torch.stack(output.hidden_states[1:][-_LAYERS:]).sum(dim=0).cpu().numpy()
+        for index, piece in enumerate(pieces):
+            word_of_token = np.array([-1 if word is None else word for word in inputs.word_ids(index)])
+            yield np.stack([summed[index, word_of_token == word].mean(axis=0) for word in range(len(piece))])
+
+
+def sentences(words: Sequence[str]) -> list[range]:
+    """Split a transcript after each word that ends a sentence; what is left at the end is a sentence too.
+
+    Returns:
+        Indices of the words of each sentence; together they are all indices, in order.
+    """
+    found, first = [], 0
+    for index, word in enumerate(words):
+        if word.rstrip(_CLOSING).endswith(_SENTENCE_ENDS):
+            found.append(range(first, index + 1))
+            first = index + 1
+    if first < len(words):
+        found.append(range(first, len(words)))
+    return found

@@ -1,0 +1,37 @@
+"""In: annotations, sample files and submissions of the ABAW challenge.
+Out: arrays over frames; files in the challenge's formats; every problem of a submission.
+"""
+
+from rcma.abaw.files import (
+    EDITIONS,
+    Format,
+    Location,
+    find_annotations,
+    find_split,
+    per_video_file,
+    read_annotation,
+    read_predictions,
+    read_template,
+    reconcile,
+    require_writable_ids,
+    write_per_video,
+    write_single_file,
+)
+from rcma.abaw.submission import check_submission
+
+__all__ = [
+    "EDITIONS",
+    "Format",
+    "Location",
+    "check_submission",
+    "find_annotations",
+    "find_split",
+    "per_video_file",
+    "read_annotation",
+    "read_predictions",
+    "read_template",
+    "reconcile",
+    "require_writable_ids",
+    "write_per_video",
+    "write_single_file",
+]

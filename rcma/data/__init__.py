@@ -1,0 +1,41 @@
+"""In: feature folders and labels.
+Out: windows of tensors, folds, and embeddings that are computed once.
+"""
+
+from rcma.data.compatibility import check_like_training, face_source, other_source, settings_for_raw_videos
+from rcma.data.embeddings import Embeddings, embed_videos
+from rcma.data.windows import (
+    SharedBatches,
+    TrainingData,
+    Video,
+    WindowDataset,
+    check_face_size,
+    check_sound,
+    cut_window,
+    drop_modalities,
+    fit_normalisation,
+    labels_at,
+    open_training_data,
+    windows,
+)
+
+__all__ = [
+    "Embeddings",
+    "SharedBatches",
+    "TrainingData",
+    "Video",
+    "WindowDataset",
+    "check_face_size",
+    "check_like_training",
+    "check_sound",
+    "cut_window",
+    "drop_modalities",
+    "embed_videos",
+    "face_source",
+    "fit_normalisation",
+    "labels_at",
+    "open_training_data",
+    "other_source",
+    "settings_for_raw_videos",
+    "windows",
+]

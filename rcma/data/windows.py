@@ -1,0 +1,752 @@
+"""From feature folders and annotations to windows of tensors; labels stay at their frames, NaN where there is none."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.model_selection import GroupKFold
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from preprocessing.config import PreprocessConfig, build_config
+from preprocessing.errors import InputError
+from preprocessing.features import PATCH_ROWS, Alignment, Features, cut_patches, load_features, patch_start
+from preprocessing.media import HOP_LENGTH, N_MELS
+from preprocessing.names import as_video_id, by_video_id
+from preprocessing.text import read_text
+from rcma.abaw import find_split, read_annotation
+from rcma.config import MODALITIES, TARGETS, AudioInput, FaceSource, Modality, ModelSettings, Target
+from rcma.data.compatibility import check_alike, some
+from rcma.model import IR50
+
+N_FOLDS = 5
+"""Beside the official split."""
+CROP_OF_FACE = (5, 6)
+"""The network sees this fraction of the stored face's side: 40 of 48 pixels, as published."""
+EMPTY_WINDOW = -1
+"""Index of a window without content."""
+_MEL_ROWS_AT_ONCE = 1 << 16
+_LEAST_STD = 1e-3
+
+
+class _MappedArray(NamedTuple):
+    """Where an array lies in a file, to map it again without reading the file's header."""
+
+    path: Path
+    dtype: np.dtype[Any]
+    offset: int
+    shape: tuple[int, ...]
+    n_bytes: int
+    """Size of the file."""
+
+    def open(self) -> NDArray[Any]:
+        try:
+            if self.path.stat().st_size == self.n_bytes:
+                return np.memmap(self.path, self.dtype, "r", self.offset, self.shape)
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be read any more: {error.strerror}") from None
+        raise InputError(f"{self.path}: another size than when it was opened; start again with the new features")
+
+
+class FeatureReader:
+    """Gives the features of a folder again and again, and parses its JSON files only the first time.
+
+    Between two calls no file stays open: hundreds of videos, seven memory-mapped files each, would exceed the number of
+    open files that a process may have. Arrays of a few bytes a frame stay in memory, 16 bytes a frame in all. A reader
+    can be sent to other processes, with what it knows already.
+    """
+
+    _IN_MEMORY = ("time_s", "face_score", "frame_word")
+    _MAPPED = ("faces", "face_box", "log_mel", "waveform", "word_vectors")
+
+    def __init__(self, folder: Path) -> None:
+        """Nothing is read yet."""
+        self._folder = folder
+        self._features: Features | None = None
+        self._mapped: dict[str, _MappedArray] = {}
+
+    def features(self) -> Features:
+        """Features whose large arrays are memory-mapped.
+
+        Raises:
+            InputError: see :func:`preprocessing.features.load_features`; or a file has gone or changed its size since.
+        """
+        if self._features is None:
+            self._features = self._read()
+        mapped: dict[str, Any] = {name: array.open() for name, array in self._mapped.items()}
+        return replace(self._features, **mapped)
+
+    def _read(self) -> Features:
+        features = load_features(self._folder)
+        kept: dict[str, Any] = {name: np.array(getattr(features, name)) for name in self._IN_MEMORY}
+        for name in self._MAPPED:
+            array = getattr(features, name)
+            if isinstance(array, np.memmap):
+                path = Path(str(array.filename))
+                self._mapped[name] = _MappedArray(
+                    path, array.dtype, array.offset, array.shape, n_bytes=path.stat().st_size
+                )
+                kept[name] = np.empty((0, *array.shape[1:]), array.dtype)
+        return replace(features, **kept)
+
+
+@dataclass(frozen=True)
+class Video:
+    """A feature folder and the labels of its T decoded frames."""
+
+    folder: Path
+    labels: NDArray[np.float32]
+    """(T,2) valence and arousal in [-1,1], NaN where there is none."""
+    reader: FeatureReader = field(default=None, repr=False, compare=False)  # type: ignore[assignment]
+    """Of the folder; made where none is given."""
+
+    def __post_init__(self) -> None:
+        """Make the reader, if none is given."""
+        if self.reader is None:
+            object.__setattr__(self, "reader", FeatureReader(self.folder))
+
+    @property
+    def video_id(self) -> str:
+        """Name of the feature folder."""
+        return as_video_id(self.folder.name)
+
+    def features(self) -> Features:
+        """Features of the video; see :meth:`FeatureReader.features`."""
+        return self.reader.features()
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Videos that have both features and annotations."""
+
+    train: tuple[Video, ...]
+    validation: tuple[Video, ...]
+    preprocessing: PreprocessConfig
+    """What the features were made with."""
+    face_source: FaceSource
+    """Whether their faces were detected or provided."""
+    text_width: int | None
+    """D, width of a word vector; None when no video has a word."""
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Statistics of the training videos, float32; a deviation is 1 where nothing varies or nothing is known."""
+
+    audio_mean: Tensor
+    """(64,) of each mel band; zeros for a backbone that takes log-mel as it is."""
+    audio_std: Tensor
+    """(64,); ones for a backbone that takes log-mel as it is."""
+    text_mean: Tensor
+    """() over all frames and all dimensions of their word vectors, with zeros where no word is spoken (published)."""
+    text_std: Tensor
+    """()"""
+
+
+def windows(n_frames: int, length: int, hop: int) -> list[int]:
+    """First frames of the windows that cover a video.
+
+    Args:
+        n_frames: T, at least 1.
+        length: L, frames in a window.
+        hop: frames between two starts, from 1 to ``length``.
+
+    Returns:
+        Rising starts; the last window ends with the video. One window at 0, longer than the video, when T < L.
+
+    Raises:
+        ValueError: a number outside its range.
+    """
+    if n_frames < 1 or not 1 <= hop <= length:
+        raise ValueError(f"{n_frames} frames, windows of {length}, hop {hop}: 1 <= hop <= length is right")
+    if n_frames <= length:
+        return [0]
+    last = n_frames - length
+    return [*range(0, last, hop), last]
+
+
+def open_training_data(
+    features: Path,
+    annotations: Path,
+    *,
+    fold: int = 0,
+    folds: Literal["published", "subject-disjoint"] = "published",
+    subjects: Path | None = None,
+    label_delay_s: float = 0.0,
+) -> TrainingData:
+    """Match feature folders with the annotations of the training and validation splits.
+
+    Fold 0 is the official split. The published folds 1 to 5 are those of the authors' code: the official training
+    videos in sorted order make five contiguous blocks; fold 1 validates on the last block, fold 5 on the first, and the
+    other blocks and the official validation videos are for training. The 356 videos of Aff-Wild2 give blocks of 71, 71,
+    71, 71 and 72. ``VIDEO_left`` and ``VIDEO_right`` are neighbours in that order; a boundary between them moves before
+    both, with a warning. Subject-disjoint folds 1 to 5 divide all videos into five parts (scikit-learn's GroupKFold),
+    no subject in two of them.
+
+    Args:
+        features: folder of feature folders.
+        annotations: see :func:`rcma.abaw.find_split`.
+        fold: 0 to 5.
+        folds: how folds 1 to 5 are made.
+        subjects: CSV file with columns ``video`` and ``subject``; None: people in one raw video are one subject.
+        label_delay_s: labels of the training videos are taken from that much later.
+
+    Raises:
+        InputError: a split has no video with both, a video is in both splits, an annotation is damaged, or the training
+            videos were made with different settings. Damaged features are named in the warnings and left out.
+    """
+    folders = _feature_folders(features)
+    train_files, validation_files = find_split(annotations, "train"), find_split(annotations, "validation")
+    both = sorted(train_files.keys() & validation_files.keys())
+    if both:
+        raise InputError(f"{annotations}: {', '.join(both)} in Train_Set and in Validation_Set; keep each video in one")
+    train_files, validation_files, warnings = divide(
+        train_files, validation_files, fold=fold, folds=folds, subjects=subjects
+    )
+    if not folders.keys() & (train_files.keys() | validation_files.keys()):
+        raise InputError(
+            f"{features} and {annotations} have no video in common; a feature folder is named like its annotation"
+        )
+    unused = sorted(folders.keys() - train_files.keys() - validation_files.keys())
+    if unused:
+        warnings.append(f"{features}: no annotation for {some(unused)}: not used")
+    splits: dict[str, list[Video]] = {}
+    described: list[tuple[Path, dict[str, Any]]] = []
+    widths: dict[int, Path] = {}
+    for split, files in (("training", train_files), ("validation", validation_files)):
+        without = sorted(files.keys() - folders.keys())
+        if without:
+            warnings.append(f"{annotations}: no features for {some(without)} of the {split} split: not used")
+        splits[split] = []
+        for video_id in sorted(files.keys() & folders.keys()):
+            reader = FeatureReader(folders[video_id])
+            try:
+                opened = reader.features()
+            except InputError as error:
+                warnings.append(f"{error}: not used")
+                continue
+            labels, warning = _labels_of_frames(read_annotation(files[video_id]), opened.n_frames, files[video_id])
+            warnings += warning
+            if split == "training" and label_delay_s:
+                labels = labels_at(opened.time_s, opened.time_s + label_delay_s, labels)
+            splits[split].append(Video(folders[video_id], labels, reader))
+            described.append((folders[video_id], opened.meta))
+            if len(opened.words):
+                widths.setdefault(opened.word_vectors.shape[1], folders[video_id])
+        if not any(np.isfinite(video.labels).any() for video in splits[split]):
+            raise InputError(f"{annotations}: no annotated frame of the {split} split has features in {features}")
+    if len(widths) > 1:
+        (one, first), (other, second) = list(widths.items())[:2]
+        raise InputError(f"{first} has word vectors of width {one}, {second} of width {other}; preprocess them alike")
+    source = check_alike(described)
+    any_folder, meta = described[0]
+    return TrainingData(
+        train=tuple(splits["training"]),
+        validation=tuple(splits["validation"]),
+        preprocessing=build_config(PreprocessConfig, meta["settings"], source=f"{any_folder}/meta.json"),
+        face_source=source,
+        text_width=next(iter(widths), None),
+        warnings=tuple(warnings),
+    )
+
+
+def check_face_size(settings: ModelSettings, size: int) -> None:
+    """Refuse stored faces that the face backbone cannot take.
+
+    Raises:
+        InputError: naming ``faces.size`` and what fits.
+    """
+    side, kind = face_side(size), settings.face.kind
+    if kind == "hf":
+        return  # it enlarges its pictures itself
+    if (side != IR50.side) if kind == "ir50" else (side % 8 != 0):
+        wanted = str(IR50.side) if kind == "ir50" else "multiples of 8"
+        raise InputError(
+            f"faces.size: {size} gives crops of {side} pixels, but model.face.kind {kind} takes {wanted}; use 48"
+        )
+
+
+def check_sound(settings: ModelSettings, features: Features) -> None:
+    """Refuse features that lack what the audio backbone takes.
+
+    Raises:
+        InputError: naming the video.
+    """
+    if settings.audio_input == "waveform":
+        _waveform_rows(features)
+
+
+def face_side(size: int) -> int:
+    """Side of the crop that the network sees, for a stored face of ``size`` pixels."""
+    shown, of = CROP_OF_FACE
+    return size * shown // of
+
+
+def cut_window(
+    features: Features,
+    start: int,
+    *,
+    length: int,
+    text_width: int,
+    audio_alignment: Alignment,
+    audio: AudioInput = "log_mel",
+    crop: tuple[int, int] | None = None,
+    flip: bool = False,
+    embeddings: Mapping[Modality, NDArray[np.float16]] | None = None,
+) -> dict[str, Tensor]:
+    """Cut one window of L frames out of a video of T frames; what lies beyond its end is padding.
+
+    Args:
+        features: the video.
+        start: first frame, below T.
+        length: L.
+        text_width: D; a video without words may have vectors of any width.
+        audio_alignment: see :func:`preprocessing.features.patch_start`.
+        audio: what is cut of the sound; see :attr:`rcma.config.ModelSettings.audio_input`.
+        crop: upper and left edge, in pixels, of the part of the stored face to take; None for the centre.
+        flip: mirror the faces.
+        embeddings: (T,d) of face and audio, to be cut instead of crops and log-mel; NaN where there is none.
+
+    Returns:
+        ``face`` (L,3,s,s) in [-1,1], s = 40 for stored faces of 48; ``audio`` (L,96,64) log-mel, or the (L,96,160)
+        samples of the same rows; ``text`` (L,D); all float32, zeros where there is nothing. ``face_mask``,
+        ``audio_mask``, ``text_mask`` bool (L,), True where the modality is there; ``frame_mask`` bool (L,), False in
+        padding.
+
+    Raises:
+        InputError: the waveform is wanted, and was not stored.
+    """
+    frames = slice(start, min(start + length, features.n_frames))
+    n = frames.stop - frames.start
+    text, text_mask = _cut_words(features, frames, length=length, text_width=text_width)
+    common = {"text": text, "text_mask": text_mask, "frame_mask": np.arange(length) < n}
+    if embeddings is not None:
+        return _to_tensors(common | _cut_embeddings(embeddings, frames, length=length))
+    size = features.faces.shape[1]
+    side = face_side(size)
+    top, left = crop if crop is not None else ((size - side) // 2, (size - side) // 2)
+
+    face = np.zeros((length, 3, side, side), np.float32)
+    face_mask = np.zeros(length, np.bool_)
+    # Not the box: that of a provided face is not known.
+    face_mask[:n] = np.isfinite(features.face_score[frames])
+    pixels = features.faces[frames, top : top + side, left : left + side]  # (n,s,s,3)
+    if flip:
+        pixels = pixels[:, :, ::-1]
+    face[:n] = (pixels.transpose(0, 3, 1, 2) / np.float32(255.0) - 0.5) / 0.5
+    face[~face_mask] = 0.0
+
+    rows = features.log_mel if audio == "log_mel" else _waveform_rows(features)
+    patches = np.zeros((length, PATCH_ROWS, rows.shape[1]), np.float32)
+    audio_mask = np.zeros(length, np.bool_)
+    patches[:n], audio_mask[:n] = cut_patches(rows, patch_start(features.time_s[frames], audio_alignment))
+
+    return _to_tensors(common | {"face": face, "audio": patches, "face_mask": face_mask, "audio_mask": audio_mask})
+
+
+def _waveform_rows(features: Features) -> NDArray[np.float16]:
+    """(M,160): the samples under each row of log-mel."""
+    if features.waveform is None:
+        raise InputError(
+            f"{features.video_id}: its features hold no waveform; preprocess it with --set audio.waveform=true"
+        )
+    return features.waveform.reshape(-1, HOP_LENGTH)
+
+
+def _cut_words(
+    features: Features, frames: slice, *, length: int, text_width: int
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    text = np.zeros((length, text_width), np.float32)
+    mask = np.zeros(length, np.bool_)
+    word = np.asarray(features.frame_word[frames])
+    mask[: len(word)] = word >= 0
+    if mask.any():
+        text[mask] = features.word_vectors[word[word >= 0]]
+    return text, mask
+
+
+def _cut_embeddings(
+    embeddings: Mapping[Modality, NDArray[np.float16]], frames: slice, *, length: int
+) -> dict[str, NDArray[Any]]:
+    arrays: dict[str, NDArray[Any]] = {}
+    for m, values in embeddings.items():
+        cut = np.full((length, values.shape[1]), np.nan, np.float32)
+        cut[: frames.stop - frames.start] = values[frames]
+        arrays[f"{m}_mask"] = ~np.isnan(cut[:, 0])
+        arrays[m] = np.nan_to_num(cut)
+    return arrays
+
+
+def _to_tensors(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def drop_modalities(masks: Mapping[str, Tensor], probability: float, random: np.random.Generator) -> dict[str, Tensor]:
+    """Take whole modalities away from a window, each with the given probability, never all of them.
+
+    Args:
+        masks: (L,) bool of each modality.
+        probability: for each modality.
+        random: two numbers are drawn for each window, whatever the probability.
+
+    Returns:
+        The masks, all False for a modality that is dropped.
+    """
+    dropped = random.random(len(masks)) < probability
+    spared = random.integers(len(masks))
+    if dropped.all():
+        dropped[spared] = False
+    return {name: mask & (not gone) for (name, mask), gone in zip(masks.items(), dropped, strict=True)}
+
+
+class EmbeddingReader(Protocol):
+    """What :class:`rcma.data.embeddings.Embeddings` is used for here."""
+
+    @property
+    def n_views(self) -> int:
+        """Views of each video."""
+
+    def read(self, video_id: str, view: int) -> dict[Modality, NDArray[np.float16]]:
+        """Embeddings (T,d) of each modality with a backbone."""
+
+
+class WindowDataset(Dataset[dict[str, Tensor]]):
+    """Training windows with random crop and flip, the same for all frames of a window.
+
+    What item i looks like depends on (seed, epoch, i) alone: not on the order of reading, not on the number of workers.
+    Windows in which no target has two labels teach nothing and are left out.
+
+    Each item is what :func:`cut_window` gives, with ``labels`` float32 (L,n_targets), NaN where there is none, and
+    ``window`` int64 (), the item's index.
+    """
+
+    def __init__(
+        self,
+        videos: Sequence[Video],
+        *,
+        targets: Sequence[Target],
+        length: int,
+        hop: int,
+        text_width: int,
+        audio_alignment: Alignment,
+        seed: int,
+        audio: AudioInput = "log_mel",
+        modalities: Sequence[Modality] = MODALITIES,
+        modality_dropout: float = 0.0,
+        embeddings: EmbeddingReader | None = None,
+    ) -> None:
+        """Lay windows over the videos; nothing is read yet."""
+        self._embeddings = embeddings
+        self.seed = seed
+        self._modalities, self._modality_dropout = tuple(modalities), modality_dropout
+        self.epoch = 0
+        self._videos = tuple(videos)
+        self._columns = [TARGETS.index(target) for target in targets]
+        self._length, self._text_width = length, text_width
+        self._audio, self._audio_alignment = audio, audio_alignment
+        self._places = [
+            (number, start)
+            for number, video in enumerate(self._videos)
+            for start in windows(len(video.labels), length, hop)
+            if (np.isfinite(video.labels[start : start + length, self._columns]).sum(axis=0) >= 2).any()
+        ]
+
+    def __len__(self) -> int:
+        """Number of windows."""
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """Read one window; :data:`EMPTY_WINDOW` is nothing but padding, without labels."""
+        if index == EMPTY_WINDOW:
+            padding = {name: torch.zeros_like(value) for name, value in self[0].items()}
+            return padding | {"labels": torch.full_like(padding["labels"], torch.nan), "window": torch.tensor(index)}
+        number, start = self._places[index]
+        video = self._videos[number]
+        features = video.features()
+        random = np.random.default_rng((self.seed, self.epoch, index))
+        size = features.faces.shape[1]
+        top, left = random.integers(0, size - face_side(size) + 1, size=2)
+        flip = bool(random.random() < 0.5)
+        embedded = None
+        if self._embeddings is not None:
+            embedded = self._embeddings.read(video.video_id, int(random.integers(self._embeddings.n_views)))
+        item = cut_window(
+            features,
+            start,
+            length=self._length,
+            text_width=self._text_width,
+            audio_alignment=self._audio_alignment,
+            audio=self._audio,
+            crop=(int(top), int(left)),
+            flip=flip,
+            embeddings=embedded,
+        )
+        if self._modality_dropout:
+            masks = {f"{m}_mask": item[f"{m}_mask"] for m in self._modalities}
+            item |= drop_modalities(masks, self._modality_dropout, random)
+        labels = np.full((self._length, len(self._columns)), np.nan, np.float32)
+        known = video.labels[start : start + self._length, self._columns]
+        labels[: len(known)] = known
+        return {**item, "labels": torch.from_numpy(labels), "window": torch.tensor(index)}
+
+    # Not named set_epoch: Accelerate calls a method of that name with its own count, which starts anew on resuming.
+    def start_epoch(self, epoch: int) -> None:
+        """Draw other crops, flips and another order from now on."""
+        self.epoch = epoch
+
+    def name(self, index: int) -> str:
+        """Video and frames of a window, for messages."""
+        if index == EMPTY_WINDOW:
+            return "nothing"
+        number, start = self._places[index]
+        return f"{self._videos[number].video_id} from frame {start}"
+
+
+class SharedBatches(Sampler[list[int]]):
+    """All windows of a dataset in batches that several processes share; their order depends on (seed, epoch) alone.
+
+    However many processes there are, together they see the same batches. Where the last batch has fewer windows than
+    there are processes, the rest of them get :data:`EMPTY_WINDOW`.
+    """
+
+    def __init__(self, dataset: WindowDataset, batch_size: int, *, process: int = 0, n_processes: int = 1) -> None:
+        """Shuffle ``dataset``, each epoch in another way.
+
+        Args:
+            dataset: windows.
+            batch_size: windows in a batch of all processes together.
+            process: which of the processes this is, from 0.
+            n_processes: how many share a batch.
+        """
+        self._dataset, self._batch_size = dataset, batch_size
+        self._process, self._n_processes = process, n_processes
+        self.n_done = 0
+        """Batches at the start of the epoch that are left out, because they are done."""
+
+    def __len__(self) -> int:
+        """Number of batches, those that are done included."""
+        return math.ceil(len(self._dataset) / self._batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Indices of the windows of this process in each batch."""
+        random = np.random.default_rng((self._dataset.seed, self._dataset.epoch))
+        order = random.permutation(len(self._dataset)).tolist()
+        for first in range(self.n_done * self._batch_size, len(order), self._batch_size):
+            batch = order[first : first + self._batch_size]
+            yield batch[self._process :: self._n_processes] or [EMPTY_WINDOW]
+
+
+def fit_normalisation(videos: Sequence[Video], *, log_mel: bool) -> Normalisation:
+    """Mean and standard deviation over the training videos, read piece by piece; never give it validation videos.
+
+    Args:
+        videos: the training videos.
+        log_mel: whether log-mel is standardised; see :attr:`rcma.config.ModelSettings.standardises_log_mel`.
+
+    Raises:
+        InputError: a word vector is not finite.
+    """
+    audio = _Moments(N_MELS)
+    for video in videos if log_mel else ():
+        rows_of_video = video.features().log_mel
+        for start in range(0, len(rows_of_video), _MEL_ROWS_AT_ONCE):
+            rows = rows_of_video[start : start + _MEL_ROWS_AT_ONCE].astype(np.float64)
+            audio.add(rows[np.isfinite(rows).all(axis=1)])
+    return Normalisation(*audio.mean_and_std(), *_text_mean_and_std(videos))
+
+
+def _text_mean_and_std(videos: Sequence[Video]) -> tuple[Tensor, Tensor]:
+    """Scalars over the values (T,D) of all frames of all videos; a frame without a word has D zeros."""
+    n_frames_of_all, width, total, squares = 0, 1, 0.0, 0.0
+    for video in videos:
+        features = video.features()
+        n_frames_of_all += features.n_frames
+        if not len(features.words):
+            continue
+        width = features.word_vectors.shape[1]
+        vectors = features.word_vectors.astype(np.float64)  # (W,D)
+        if not np.isfinite(vectors).all():
+            raise InputError(
+                f"{features.video_id}: word_vectors.npy holds values that are not finite; preprocess it again"
+            )
+        word = np.asarray(features.frame_word)
+        n_frames = np.bincount(word[word >= 0], minlength=len(vectors))  # (W,) frames of each word
+        total += float(n_frames @ vectors.sum(axis=1))
+        squares += float(n_frames @ np.square(vectors).sum(axis=1))
+    n_values = n_frames_of_all * width
+    mean = total / n_values
+    std = math.sqrt(max(squares / n_values - mean**2, 0.0))
+    return torch.tensor(mean), torch.tensor(std if std >= _LEAST_STD else 1.0)
+
+
+class _Moments:
+    """Mean and variance of rows that come in pieces, in float64 (Chan, Golub and LeVeque, 1983)."""
+
+    def __init__(self, width: int) -> None:
+        self._n = 0
+        self._mean = np.zeros(width)
+        self._squares = np.zeros(width)
+
+    def add(self, rows: NDArray[np.float64]) -> None:
+        if not len(rows):
+            return
+        n = self._n + len(rows)
+        mean = rows.mean(axis=0)
+        shift = mean - self._mean
+        self._squares += np.square(rows - mean).sum(axis=0) + np.square(shift) * self._n * len(rows) / n
+        self._mean += shift * len(rows) / n
+        self._n = n
+
+    def mean_and_std(self) -> tuple[Tensor, Tensor]:
+        std = np.sqrt(self._squares / max(self._n, 1))
+        # Dividing by next to nothing would blow up the first sound that differs from a silent training set.
+        std[std < _LEAST_STD] = 1.0
+        return torch.tensor(self._mean, dtype=torch.float32), torch.tensor(std, dtype=torch.float32)
+
+
+def _feature_folders(features: Path) -> dict[str, Path]:
+    if not features.is_dir():
+        raise InputError(f"data.features: {features}: no such folder; rcma-preprocess --out makes it")
+    folders = (path for path in sorted(features.iterdir()) if path.is_dir() and not path.name.startswith("."))
+    found = by_video_id((as_video_id(path.name), path) for path in folders)
+    if not found:
+        raise InputError(f"data.features: {features}: no feature folders in it; rcma-preprocess --out makes them")
+    return found
+
+
+def labels_at(
+    time_s: NDArray[np.float64], wanted_s: NDArray[np.float64], values: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Values of the frames nearest to other times.
+
+    Args:
+        time_s: (T,) times of the frames, rising.
+        wanted_s: (n,) times to look at.
+        values: (T,K).
+
+    Returns:
+        (n,K); NaN where a time lies outside the video by more than half the mean distance of two frames.
+    """
+    middles = (time_s[1:] + time_s[:-1]) / 2
+    found = values[np.searchsorted(middles, wanted_s)]
+    slack = (time_s[-1] - time_s[0]) / max(len(time_s) - 1, 1) / 2
+    outside = (wanted_s > time_s[-1] + slack) | (wanted_s < time_s[0] - slack)
+    return np.where(outside[:, None], np.float32(np.nan), found)
+
+
+def divide(
+    train: dict[str, Path],
+    validation: dict[str, Path],
+    *,
+    fold: int,
+    folds: Literal["published", "subject-disjoint"] = "published",
+    subjects: Path | None = None,
+) -> tuple[dict[str, Path], dict[str, Path], list[str]]:
+    """Annotation files of a fold's training and validation videos, and warnings; see :func:`open_training_data`.
+
+    Args:
+        train: annotation file of each video of the official training split.
+        validation: of the official validation split.
+        fold: 0 to 5.
+        folds: how folds 1 to 5 are made.
+        subjects: for subject-disjoint folds.
+
+    Raises:
+        InputError: there are too few videos or subjects, or ``subjects`` cannot be used.
+    """
+    if fold == 0:
+        return train, validation, []
+    everything = train | validation
+    warnings: list[str] = []
+    if folds == "published":
+        blocks, warnings = _contiguous_blocks(sorted(train))
+        # The authors roll (block 1, ..., block 5, official validation) by the number of the fold; the last is held out.
+        held_out = set(blocks[N_FOLDS - fold])
+    else:
+        names = sorted(everything)
+        groups = _subjects_of(names, subjects)
+        if len(set(groups)) < N_FOLDS:
+            raise InputError(f"data.folds: {len(set(groups))} subjects cannot be divided into {N_FOLDS} folds")
+        parts = list(GroupKFold(N_FOLDS).split(names, groups=groups))
+        held_out = {names[index] for index in parts[fold - 1][1]}
+    return (
+        {name: path for name, path in everything.items() if name not in held_out},
+        {name: path for name, path in everything.items() if name in held_out},
+        warnings,
+    )
+
+
+def _contiguous_blocks(names: Sequence[str]) -> tuple[list[Sequence[str]], list[str]]:
+    """Five blocks of sorted names, as equal as can be, and warnings where people of one raw video are kept together."""
+    if len(names) < N_FOLDS:
+        raise InputError(f"data.fold: {len(names)} videos of Train_Set cannot be divided into {N_FOLDS} parts")
+    raw_videos = [re.sub(r"_(left|right)$", "", name) for name in names]
+    edges, warnings = [0], []
+    for number in range(1, N_FOLDS):
+        edge = wanted = number * len(names) // N_FOLDS
+        while edge > edges[-1] and raw_videos[edge - 1] == raw_videos[edge]:
+            edge -= 1
+        if edge != wanted:
+            warnings.append(
+                f"data.fold: {names[wanted - 1]} and {names[wanted]} stay in one part, so parts {number} and "
+                f"{number + 1} are not exactly the published ones"
+            )
+        edges.append(edge)
+    edges.append(len(names))
+    return [names[start:end] for start, end in itertools.pairwise(edges)], warnings
+
+
+def _subjects_of(videos: Sequence[str], table: Path | None) -> list[str]:
+    if table is None:
+        return [re.sub(r"_(left|right|\d)$", "", video) for video in videos]
+    subject_of = _read_subjects(table)
+    missing = [video for video in videos if not subject_of.get(video)]
+    if missing:
+        raise InputError(f"data.subjects: {table} names no subject for {some(missing)}")
+    return [subject_of[video] for video in videos]
+
+
+def _read_subjects(table: Path) -> dict[str, str]:
+    """The subject of each video_id, from a table as spreadsheets write it: columns apart by comma, semicolon or tab."""
+    try:
+        text = read_text(table)
+        header = text.partition("\n")[0]
+        rows = csv.reader(io.StringIO(text), delimiter=max(",;\t", key=header.count))
+        columns = [name.strip().lower().removesuffix("_id") for name in next(rows, [])]
+        if not {"video", "subject"} <= set(columns):
+            raise InputError(f"{table}: columns video and subject are needed, but line 1 is {header[:60]!r}")
+        video, subject = columns.index("video"), columns.index("subject")
+        subject_of: dict[str, str] = {}
+        for row in rows:
+            if len(row) <= max(video, subject):
+                continue  # a blank line, or a video without a subject, which is named later
+            video_id, name = as_video_id(row[video].strip()), row[subject].strip()
+            if subject_of.setdefault(video_id, name) != name:
+                raise InputError(f"{table}, line {rows.line_num}: {video_id} has a second subject, {name}")
+    except (InputError, csv.Error) as error:
+        raise InputError(f"data.subjects: {error}") from None
+    return subject_of
+
+
+def _labels_of_frames(
+    annotation: NDArray[np.float32], n_frames: int, path: Path
+) -> tuple[NDArray[np.float32], list[str]]:
+    labels = np.full((n_frames, 2), np.nan, np.float32)
+    known = annotation[:n_frames]
+    labels[: len(known)] = known
+    if len(annotation) == n_frames:
+        return labels, []
+    done = "surplus rows are left out" if len(annotation) > n_frames else "the last frames have no label"
+    return labels, [f"{path}: {len(annotation)} rows for {n_frames} decoded frames: {done}"]

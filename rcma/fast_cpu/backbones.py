@@ -1,0 +1,269 @@
+"""IR-50 and VGGish for prediction on a CPU: the same embeddings but for rounding, in about a third of the time.
+
+Four things are done otherwise. Convolutions are :class:`WinogradConvolution`. What surrounds them,
+BatchNorm, activation and residual, goes into their weights or is done tile by tile. What neighbouring frames have in
+common of their sound is computed once. And each core has images of its own: the products of a tile are small, and
+threads that share one wait for each other longer than they work.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rcma.fast_cpu.winograd import Place, WinogradConvolution
+from rcma.model import IR50, RCMA, IRUnit, VGGish
+
+_IMAGES_AT_ONCE = 32
+"""Enough for the matrix products to be quick, few enough for what is done to a tile of them to stay in the cache."""
+_LARGE_MAPS_AT_ONCE = 8
+_PATCHES_WORTH_SHARING = 4
+_MOST_ROWS_APART = 16
+"""From one patch to the next; at more, the strip is hardly shorter than the patches."""
+_FACE_TILE = (5, 5)
+"""Divides all maps of IR-50: 40, 20, 10, 5."""
+_PATCH_TILE = (6, 4)
+"""Divides all maps of VGGish: 48x32, 24x16, 12x8."""
+_PATCH_TILE_OF_FOURTH = (4, 4)
+"""Divides the eight rows that the fourth convolution gets of the ends of patches, too."""
+
+Embed = Callable[[Tensor], Tensor]
+
+
+def quicker_forms(model: RCMA) -> dict[str, Embed]:
+    """Of those backbones of a model that run in float32 on the CPU and have one; see :func:`quicker_form`."""
+    if next(model.parameters()).device.type != "cpu":
+        return {}
+    plain = {m: network for m, network in model.backbone.items() if getattr(model.settings, m).precision == "float32"}
+    forms = {m: quicker_form(network) for m, network in plain.items()}
+    return {m: form for m, form in forms.items() if form is not None}
+
+
+@torch.no_grad()
+def quicker_form(network: nn.Module) -> Embed | None:
+    """What gives a network's embeddings more quickly; None where there is no such form.
+
+    Args:
+        network: float32 on the CPU, in evaluation mode. Weights that change later do not change the form.
+    """
+    if isinstance(network, IR50):
+        return QuickerIR50(network)
+    return QuickerVGGish(network) if isinstance(network, VGGish) else None
+
+
+class QuickerIR50:
+    """See :class:`rcma.model.backbones.IR50`."""
+
+    def __init__(self, network: IR50) -> None:
+        """Transform the weights, which takes six times their memory."""
+        convolution, norm, activation = cast("tuple[nn.Conv2d, nn.BatchNorm2d, nn.PReLU]", tuple(network.input_layer))
+        scale, self._shift = _scale_and_shift(norm)
+        self._weight = (convolution.weight * scale[:, None, None, None]).permute(2, 3, 1, 0).flatten(0, 2)  # (9*3,64)
+        self._slope, self._output = activation.weight, network.output_layer
+        self._units = []
+        side = network.side
+        for unit in network.body:
+            assert isinstance(unit, IRUnit)
+            self._units.append(_QuickerIRUnit(unit, side))
+            side //= self._units[-1].stride
+
+    def __call__(self, faces: Tensor) -> Tensor:
+        """Crops (N,3,40,40) RGB in [-1,1] -> embeddings (N,512) of length 1."""
+        return F.normalize(self._output(_share_out(self._body, faces)), dim=1)
+
+    def _body(self, faces: Tensor) -> Tensor:
+        # Three channels are too few for Winograd's form: one product of all pixels with their neighbours.
+        around = _to_maps(F.pad(faces, (1, 1, 1, 1))).unfold(0, 3, 1).unfold(1, 3, 1)  # (40,40,N,3,3,3)
+        neighbours = around.permute(0, 1, 2, 4, 5, 3)
+        maps = F.prelu(torch.addmm(self._shift, neighbours.reshape(-1, len(self._weight)), self._weight), self._slope)
+        maps = maps.view(*neighbours.shape[:3], -1)
+        for unit in self._units:
+            maps = unit(maps)
+        return maps.permute(2, 3, 0, 1)
+
+
+class _QuickerIRUnit:
+    def __init__(self, unit: IRUnit, side: int) -> None:
+        layers = cast("tuple[nn.BatchNorm2d, nn.Conv2d, nn.PReLU, nn.Conv2d, nn.BatchNorm2d]", tuple(unit.res_layer))
+        norm, convolution, activation, strided, last_norm = layers
+        self.stride = strided.stride[0]
+        scale, shift = _scale_and_shift(norm)
+        self._first = WinogradConvolution(convolution.weight * scale[:, None, None], tile=_FACE_TILE)
+        # The border is zero after BatchNorm, not before: what its shift adds is less there, and no single bias.
+        shifts = shift[:, None, None].expand(1, -1, side, side)
+        self._bias = _to_maps(F.conv2d(shifts, convolution.weight, padding=1))  # (side,side,1,K)
+        self._slope = activation.weight
+        scale, shift = _scale_and_shift(last_norm)
+        self._projection = None
+        if isinstance(unit.shortcut_layer, nn.Sequential):
+            pointwise, shortcut_norm = cast("tuple[nn.Conv2d, nn.BatchNorm2d]", tuple(unit.shortcut_layer))
+            shortcut_scale, shortcut_shift = _scale_and_shift(shortcut_norm)
+            self._projection = (pointwise.weight.flatten(1) * shortcut_scale[:, None]).T  # (C,K)
+            shift = shift + shortcut_shift
+        weight = strided.weight * scale[:, None, None, None]
+        self._second = WinogradConvolution(weight, shift, stride=self.stride, tile=_FACE_TILE)
+
+    def __call__(self, maps: Tensor) -> Tensor:
+        def activate(values: Tensor, place: Place, into: Tensor) -> None:
+            values += self._bias[place]
+            into.copy_(F.prelu(values.flatten(0, 2), self._slope).view_as(values))
+
+        shortcut = maps[:: self.stride, :: self.stride]
+        if self._projection is not None:
+            shortcut = shortcut @ self._projection
+
+        def add(values: Tensor, place: Place, into: Tensor) -> None:
+            torch.add(values, shortcut[place], out=into)
+
+        return self._second(self._first(maps, activate), add)
+
+
+class QuickerVGGish:
+    """See :class:`rcma.model.backbones.VGGish`.
+
+    Patches of neighbouring frames are mostly the same rows of log-mel: 92 of 96 at 25 frames per second. What lies
+    further than a few rows from the ends of a patch, where the border of zeros reaches, is the same as well, and is
+    computed once for all patches up to the third pooling; there, those ends are half of the patch.
+    """
+
+    def __init__(self, network: VGGish) -> None:
+        """Transform the weights, which takes five times the memory of those of the convolutions."""
+        self._first, self._output = network.features[0], network.embeddings
+        convolutions = [layer for layer in network.features[3:] if isinstance(layer, nn.Conv2d)]
+        tiles = _PATCH_TILE, _PATCH_TILE, _PATCH_TILE_OF_FOURTH, _PATCH_TILE, _PATCH_TILE
+        self._second, self._third, self._fourth, self._fifth, self._sixth = map(
+            _ConvolutionAndReLU, convolutions, tiles
+        )
+
+    def __call__(self, patches: Tensor) -> Tensor:
+        """Log-mel patches (N,96,64) -> embeddings (N,128)."""
+        return torch.as_tensor(self._output(_share_out(self._features, patches)))
+
+    def _features(self, patches: Tensor) -> Tensor:
+        stretches = []
+        for first, starts in overlapping_patches(patches):
+            members = patches[first : first + len(starts)]
+            together = len(starts) >= _PATCHES_WORTH_SHARING
+            stretches.append(
+                self._early_layers_of_overlapping(members, starts) if together else self._early_layers(members)
+            )
+        maps = _halve(self._sixth(self._fifth(torch.cat(stretches, dim=2))))
+        return maps.permute(2, 0, 1, 3).flatten(1)  # (N,6*4*512), channels last
+
+    def _early_layers(self, patches: Tensor) -> Tensor:
+        """Patches (N,96,64) -> maps (12,8,N,256) after the third pooling."""
+        # The maps of the first layer are large: those of a few patches stay in the cache.
+        few_at_once = patches[:, None].split(_LARGE_MAPS_AT_ONCE)
+        maps = torch.cat([_halve(_to_maps(self._first(few)).relu_()) for few in few_at_once], dim=2)
+        return _halve(self._fourth(self._third(_halve(self._second(maps)))))
+
+    def _early_layers_of_overlapping(self, patches: Tensor, starts: Tensor) -> Tensor:
+        """The same for patches that are the rows from ``starts`` (N,) on of one strip."""
+        # A row after the second pooling stands for four of the strip: patches with the same remainder share theirs.
+        phases, phase = (starts % 4).unique(return_inverse=True)
+        strip = torch.cat([patches[0], *(patch[96 - d :] for patch, d in zip(patches[1:], starts.diff(), strict=True))])
+        height = -len(strip) % 4 + len(strip)
+        strips = torch.stack([F.pad(strip[p:], (0, 0, 0, height - len(strip) + p)) for p in phases.tolist()])
+        # Each convolution carries the border of zeros one row further in, each pooling halves how far it came: these
+        # outer rows are had for each patch, from themselves and the rows next to them.
+        edges = torch.cat([patches[:, :4], patches[:, 92:]], dim=1)
+
+        def rows_of_each(inner: Tensor, rows: list[int], *, n_rows: int) -> Tensor:
+            """Rows of each patch, of ``n_rows``, (len(rows),W,N,C)."""
+            of_strip = starts // 4 * (n_rows // 24) + torch.tensor(rows)[:, None] % n_rows
+            return inner.transpose(1, 2)[of_strip, phase].transpose(1, 2)
+
+        def with_neighbours(edges: Tensor, inner: Tensor, k: int, *, n_rows: int) -> Tensor:
+            """Edges, and the k rows that lie next to each of them."""
+            n = len(edges) // 2
+            above, below = range(n, n + k), range(-n - k, -n)
+            between = rows_of_each(inner, [*above, *below], n_rows=n_rows)
+            return torch.cat([edges[:n], between, edges[n:]])
+
+        inner, edges = (_halve(_to_maps(self._first(part[:, None])).relu_()) for part in (strips, edges))
+        edges = self._second(with_neighbours(_outer(edges, 1), inner, 2, n_rows=48))
+        inner, edges = _halve(self._second(inner)), _halve(_outer(edges, 2))
+        edges = _outer(self._third(with_neighbours(edges, inner, 2, n_rows=24)), 2)
+        inner = self._third(inner)
+        edges = _outer(self._fourth(with_neighbours(edges, inner, 2, n_rows=24)), 3)
+        inner = self._fourth(inner)
+        edges = _halve(with_neighbours(edges, inner, 1, n_rows=24))
+        inner = rows_of_each(_halve_from_any_row(inner), list(range(4, 20, 2)), n_rows=24)
+        return torch.cat([edges[:2], inner, edges[2:]])
+
+
+def overlapping_patches(patches: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Stretches of patches (N,R,C) each of which is the one before, moved on by a few rows.
+
+    Yields:
+        The first patch, and the row (n,) at which it and those that follow begin in a strip that holds them all.
+    """
+    first, starts = 0, [0]
+    for k in range(1, len(patches)):
+        before, patch = patches[k - 1 : k + 1]
+        distances = range(_MOST_ROWS_APART + 1)
+        distance = next((d for d in distances if torch.equal(before[d:], patch[: len(patch) - d])), None)
+        if distance is None:
+            yield first, torch.tensor(starts)
+            first, starts = k, [0]
+        else:
+            starts.append(starts[-1] + distance)
+    yield first, torch.tensor(starts)
+
+
+class _ConvolutionAndReLU:
+    def __init__(self, layer: nn.Conv2d, tile: tuple[int, int]) -> None:
+        assert layer.bias is not None
+        self._convolution = WinogradConvolution(layer.weight, layer.bias, tile=tile)
+
+    def __call__(self, maps: Tensor) -> Tensor:
+        return self._convolution(maps, lambda values, _, into: torch.clamp_min(values, 0.0, out=into))
+
+
+def _halve(maps: Tensor) -> Tensor:
+    """Maps (H,W,N,C) -> (H/2,W/2,N,C), the largest of four pixels."""
+    rows = torch.maximum(maps[::2], maps[1::2])
+    return torch.maximum(rows[:, ::2], rows[:, 1::2])
+
+
+def _halve_from_any_row(maps: Tensor) -> Tensor:
+    """Maps (H,W,N,C) -> (H-1,W/2,N,C): row k is what :func:`_halve` makes of rows k and k + 1."""
+    rows = torch.maximum(maps[:-1], maps[1:])
+    return torch.maximum(rows[:, ::2], rows[:, 1::2])
+
+
+def _outer(maps: Tensor, k: int) -> Tensor:
+    """The first k rows of maps (H,W,N,C), and the last."""
+    return torch.cat([maps[:k], maps[-k:]])
+
+
+def _scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """What BatchNorm multiplies by and then adds in evaluation mode, (C,) each."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    return scale, norm.bias - norm.running_mean * scale
+
+
+def _to_maps(images: Tensor) -> Tensor:
+    """(N,C,H,W) -> (H,W,N,C)."""
+    return images.permute(2, 3, 0, 1).contiguous()
+
+
+def _share_out(work: Embed, images: Tensor) -> Tensor:
+    """Work on pieces of a batch (N,...), one in each thread at a time, all of about the same size."""
+    n_threads = torch.get_num_threads()
+    n_rounds = math.ceil(len(images) / (_IMAGES_AT_ONCE * n_threads))
+    n_pieces = min(n_rounds * n_threads, len(images))
+    torch.set_num_threads(1)  # holds for the new threads
+    try:
+        with ThreadPoolExecutor(n_threads) as pool:
+            return torch.cat(list(pool.map(torch.no_grad()(work), images.tensor_split(n_pieces))))
+    finally:
+        torch.set_num_threads(n_threads)

@@ -1,0 +1,440 @@
+"""One self-contained HTML page per run: the videos beside what is predicted of them, from disk and without a network.
+
+The page is ``page/page.html``, filled in. What belongs to a video stands in script blocks that no browser runs: its
+numbers as JSON, its preview as base64. A browser reads them when the video is chosen, so that many videos stay quick.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import math
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from importlib.resources import files
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TextIO
+from urllib.parse import quote
+
+import av
+import numpy as np
+from av.audio.stream import AudioStream
+from av.container.output import OutputContainer
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+from PIL import Image
+
+from preprocessing.errors import InputError
+from preprocessing.features import Features, load_features
+from preprocessing.files import replace_own
+from preprocessing.media import SAMPLE_RATE, Audio, Frame, Video, read_audio
+from preprocessing.run import Status, separate_process
+from rcma.config import TARGETS
+from rcma.metrics import ccc
+from rcma.output.drawing import letterbox
+from rcma.prediction import Prediction
+
+PREVIEW_BYTES = 64 * 2**20
+"""Most bytes of all previews of a page, as base64; half an hour of video takes about that much. A browser still opens
+such a page in a second or two."""
+
+_PREVIEW_WIDTH, _PREVIEW_HEIGHT = 640, 320
+"""Pixels that a preview has at most."""
+_PICTURES = {"preset": "veryfast", "profile": "baseline", "crf": "28", "g": "50"}
+"""H.264 that every browser plays, small, with a key frame about every two seconds so that seeking is quick."""
+_SOUND = {"b": "32000"}
+_TICKS = 90_000
+"""Of the preview's clock, Hz: fine enough that frames keep the times and the order they have."""
+
+_MOST_POINTS = 6000
+"""Frames that are drawn of a video; of longer ones, those with the extremes."""
+_THUMBNAILS = 40
+_FACES_IN_PLACE_OF_VIDEO = 240
+_FACE_COLUMNS, _MOST_FACE_PIXELS = 20, 64
+_USUAL_FRAME_S = 0.04
+"""How long a lone frame is taken to last."""
+
+
+@dataclass(frozen=True)
+class ReportedVideo:
+    """A video of T frames as the page shows it."""
+
+    prediction: Prediction
+    features: Path
+    """Its feature folder: faces and words; opened only while this video is worked on."""
+    video: Path | None
+    """The recording, see :class:`.recordings.RecordingFinder`: all of it is shown. None: the page shows faces."""
+    labels: NDArray[np.float32] | None = None
+    """(n,2) valence and arousal of the first n frames, NaN where not annotated; n may differ from T."""
+
+
+def write_report(
+    path: Path, videos: Iterable[ReportedVideo], *, title: str, on_video: Callable[[str], None]
+) -> tuple[str, ...]:
+    """Write the page, whole or not at all; memory does not grow with the number of videos, nor with their length.
+
+    Of every video that can be read, a small preview is put into the page, up to :data:`PREVIEW_BYTES` in all. Beyond
+    that the page plays the recording from where it lies, by a path relative to the page.
+
+    Args:
+        path: the file to write.
+        videos: in the order of the page; asked for one by one.
+        title: heading of the page.
+        on_video: called with the name of each video when it is in the page.
+
+    Returns:
+        Warnings, one line each: recordings that are gone or cannot be read, previews that were left out.
+
+    Raises:
+        InputError: plotly is not installed, a feature folder cannot be used, or a file is there that this program did
+            not write.
+    """
+    plotly = _plotly()
+    page = files("rcma.output") / "page"
+    rows: list[dict[str, Any]] = []
+    with (
+        # Decoding may crash its process.
+        separate_process() as call,
+        replace_own(path) as new,
+        new.open("w", encoding="utf-8") as file,
+    ):
+        previews = _Previews(path, call)
+        for text, gap in _template((page / "page.html").read_text(encoding="utf-8")):
+            file.write(text)
+            if gap == "title":
+                file.write(html.escape(_well_formed(title)))
+            elif gap == "style":
+                file.write(f"<style>\n{(page / 'page.css').read_text(encoding='utf-8')}</style>")
+            elif gap == "videos":
+                for number, video in enumerate(videos):
+                    rows.append(_write_video(file, number, video, previews))
+                    on_video(video.prediction.video_id)
+                _write_block(file, "summary", rows)
+            elif gap == "scripts":
+                file.write(f"<script>{plotly}</script>\n<script>\n")
+                file.write(f"{(page / 'page.js').read_text(encoding='utf-8')}</script>")
+    return tuple(previews.warnings)
+
+
+def _plotly() -> str:
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError:
+        raise InputError(
+            '--report: plotly, which draws the curves, is not installed; run pip install "rcma[report]"'
+        ) from None
+    return str(get_plotlyjs())
+
+
+def _template(text: str) -> Iterator[tuple[str, str]]:
+    """Pieces of the page, each with the name of the gap ``<!-- name -->`` after it; the last one has none."""
+    pieces = [*re.split(r"<!-- (\w+) -->", text), ""]
+    yield from zip(pieces[::2], pieces[1::2], strict=True)
+
+
+def _well_formed(text: str) -> str:
+    """Names of files may hold bytes that are no text; a page may not."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _write_block(file: TextIO, name: str, content: object) -> None:
+    # Without "<", nothing in it can end the block.
+    text = json.dumps(content, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    file.write(f'<script type="application/json" id="{name}">{text}</script>\n')
+
+
+def _write_video(file: TextIO, number: int, video: ReportedVideo, previews: _Previews) -> dict[str, Any]:
+    """Write all blocks of one video; gives its row of the table."""
+    prediction = video.prediction
+    features = load_features(video.features)
+    labels = None if video.labels is None else _labels_of_frames(video.labels, len(prediction.time_s))
+    source = previews.add(file, video, features)
+    _write_block(file, f"video-{number}", _content(video, features, labels, source))
+    return _row(prediction, labels)
+
+
+def _labels_of_frames(labels: NDArray[np.float32], n_frames: int) -> NDArray[np.float32]:
+    """(n,2) to (T,2): rows beyond the video are left out, frames beyond the labels are not annotated."""
+    given = np.full((n_frames, len(TARGETS)), np.nan, np.float32)
+    given[: len(labels)] = labels[:n_frames]
+    return given
+
+
+def _row(prediction: Prediction, labels: NDArray[np.float32] | None) -> dict[str, Any]:
+    """What the table says of a video."""
+    values = prediction.values
+    return {
+        "name": _well_formed(prediction.video_id),
+        "duration": _number(_end_s(prediction.time_s)),
+        "frames": len(values),
+        "mean": {target: _number(_mean(values[:, k])) for k, target in enumerate(TARGETS)},
+        "present": {name: _number(100 * float(there.mean())) for name, there in prediction.present.items()},
+        "ccc": None
+        if labels is None
+        else {target: _number(ccc(values[:, k], labels[:, k])) for k, target in enumerate(TARGETS)},
+    }
+
+
+def _content(
+    video: ReportedVideo, features: Features, labels: NDArray[np.float32] | None, source: Mapping[str, object] | None
+) -> dict[str, Any]:
+    """All that the page shows of a video."""
+    prediction = video.prediction
+    time_s, end_s = prediction.time_s, _end_s(prediction.time_s)
+    others = [part for part in (prediction.spread, labels) if part is not None]
+    columns = [prediction.values, *prediction.changes.values(), *others]
+    shown = _frames_to_draw(np.concatenate(columns, axis=1), most=_MOST_POINTS)
+    notes = []
+    if len(shown) < len(time_s):
+        notes.append(
+            f"{len(shown)} of {len(time_s)} frames are drawn: the highest and the lowest of each stretch. "
+            "The table counts all of them."
+        )
+    if video.labels is not None and len(video.labels) != len(time_s):
+        notes.append(f"{len(video.labels)} labels for {len(time_s)} frames: label i belongs to frame i.")
+    embedded = source is not None and "block" in source
+    return {
+        "end": _number(end_s),
+        "frame": shown.tolist(),
+        "time": _numbers(time_s[shown]),
+        "values": _by_target(prediction.values[shown]),
+        "spread": None if prediction.spread is None else _by_target(prediction.spread[shown]),
+        "labels": None if labels is None else _by_target(labels[shown]),
+        "missing": {name: _missing_spans(there, time_s, end_s) for name, there in prediction.present.items()},
+        "words": [
+            [_well_formed(word.text), _number(word.start_s), _number(word.end_s), _number(word.probability)]
+            for word in features.words
+        ],
+        "changes": {
+            name: [
+                {"mean": _number(_mean(change[:, step])), "values": _numbers(change[shown, step])}
+                for step in range(change.shape[1])
+            ]
+            for name, change in prediction.changes.items()
+        },
+        "faces": _faces(features, most=_THUMBNAILS if embedded else _FACES_IN_PLACE_OF_VIDEO),
+        "source": source,
+        "notes": notes,
+    }
+
+
+# Numbers.
+
+
+def _end_s(time_s: NDArray[np.float64]) -> float:
+    """When the last frame has been shown as long as frames are, seconds."""
+    spacing_s = float(np.median(np.diff(time_s))) if len(time_s) > 1 else _USUAL_FRAME_S
+    return float(time_s[-1]) + spacing_s
+
+
+def _mean(values: NDArray[np.floating]) -> float:
+    known = values[np.isfinite(values)]
+    return float(known.mean(dtype=np.float64)) if len(known) else math.nan
+
+
+def _number(value: float) -> float | None:
+    return round(value, 4) if math.isfinite(value) else None
+
+
+def _numbers(values: NDArray[np.floating]) -> list[float | None]:
+    return [_number(value) for value in values.tolist()]
+
+
+def _by_target(values: NDArray[np.floating]) -> dict[str, list[float | None]]:
+    return {target: _numbers(values[:, k]) for k, target in enumerate(TARGETS)}
+
+
+def _frames_to_draw(columns: NDArray[np.floating], *, most: int) -> NDArray[np.intp]:
+    """Frames by which the curves look as by all of them.
+
+    Args:
+        columns: (T,C) curves over T frames, NaN where there is nothing.
+        most: frames to give.
+
+    Returns:
+        (n,) indices, rising, n at most ``most``: all T if they are not more; otherwise of each of many stretches of
+        equal length the frames where a curve is highest or lowest, and the ends.
+    """
+    n_frames, n_columns = columns.shape
+    if n_frames <= most:
+        return np.arange(n_frames)
+    edges = np.linspace(0, n_frames, (most - 2) // (2 * n_columns) + 1).astype(int)
+    highest, lowest = np.nan_to_num(columns, nan=-np.inf), np.nan_to_num(columns, nan=np.inf)
+    chosen = [np.array([0, n_frames - 1])]
+    for start, stop in pairwise(edges):
+        chosen += [start + highest[start:stop].argmax(axis=0), start + lowest[start:stop].argmin(axis=0)]
+    return np.unique(np.concatenate(chosen))
+
+
+def _missing_spans(
+    there: NDArray[np.bool_], time_s: NDArray[np.float64], end_s: float
+) -> list[tuple[float | None, float | None]]:
+    """Start and end in seconds of each run of frames without something; a frame lasts until the next one."""
+    bounds = np.flatnonzero(np.diff(np.concatenate([[True], there, [True]])))
+    until = np.append(time_s, end_s)
+    return [(_number(until[a]), _number(until[b])) for a, b in zip(bounds[::2], bounds[1::2], strict=True)]
+
+
+# Faces.
+
+
+def _faces(features: Features, *, most: int) -> dict[str, Any]:
+    """Crops at even distances as one picture, row by row, with their times; none is drawn where there is no face."""
+    index = np.unique(np.linspace(0, features.n_frames - 1, min(features.n_frames, most)).round().astype(int))
+    there = np.isfinite(features.face_score[index])
+    side = min(features.faces.shape[1], _MOST_FACE_PIXELS)
+    n_rows = -(-len(index) // _FACE_COLUMNS)
+    sheet = Image.new("RGB", (min(len(index), _FACE_COLUMNS) * side, n_rows * side))
+    for place, frame in enumerate(index):
+        if there[place]:
+            crop = Image.fromarray(features.faces[frame]).resize((side, side))
+            sheet.paste(crop, (place % _FACE_COLUMNS * side, place // _FACE_COLUMNS * side))
+    stream = io.BytesIO()
+    sheet.save(stream, "JPEG", quality=85)
+    return {
+        "picture": f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}" if there.any() else None,
+        "columns": min(len(index), _FACE_COLUMNS),
+        "rows": n_rows,
+        "time": _numbers(features.time_s[index]),
+        "there": there.tolist(),
+    }
+
+
+# Previews.
+
+
+class _Previews:
+    """Puts previews into the page as long as there is room."""
+
+    warnings: list[str]
+
+    def __init__(self, page: Path, call: Callable[..., Any]) -> None:
+        """Prepare for a page without previews.
+
+        Args:
+            page: where the page will lie; links start from its folder.
+            call: decodes recordings; see :func:`preprocessing.run.processes.separate_process`.
+        """
+        self.warnings = []
+        self._call = call
+        self._folder = page.absolute().parent
+        self._room = PREVIEW_BYTES
+        self._sources: dict[Path, dict[str, object]] = {}
+        """What is done already: two people of one recording share its preview."""
+
+    def add(self, file: TextIO, video: ReportedVideo, features: Features) -> dict[str, object] | None:
+        """Where the page finds the recording: ``block``, or ``link`` and ``offset``; None if it cannot be played."""
+        name = video.prediction.video_id
+        if video.video is None:
+            return None
+        if not video.video.is_file():
+            self.warnings.append(f"{name}: {video.video} is gone; the page shows its faces only")
+            return None
+        recording = video.video.absolute()
+        if recording not in self._sources:
+            streams = features.meta["settings"].get("streams", ())
+            try:
+                self._sources[recording] = self._embed(file, recording, streams) or self._link(name, recording, streams)
+            except InputError as error:
+                self.warnings.append(f"{name}: no video in the page: {error}")
+                return None
+        return self._sources[recording]
+
+    def _embed(self, file: TextIO, recording: Path, streams: Sequence[int]) -> dict[str, object] | None:
+        with tempfile.TemporaryDirectory() as temporary:
+            preview = Path(temporary) / "preview.mp4"
+            if not self._call(recording, _encode, recording, preview, streams, self._room * 3 // 4):
+                return None
+            block = f"preview-{len(self._sources)}"
+            file.write(f'<script type="text/plain" id="{block}">')
+            with preview.open("rb") as encoded:
+                while piece := encoded.read(3 * 2**18):
+                    self._room -= file.write(base64.b64encode(piece).decode())
+            file.write("</script>\n")
+        return {"block": block}
+
+    def _link(self, name: str, recording: Path, streams: Sequence[int]) -> dict[str, object]:
+        self.warnings.append(
+            f"{name}: no preview: all of them would take more than {PREVIEW_BYTES / 2**20:.0f} MB of the page; "
+            f"it plays {recording.name} from where it lies"
+        )
+        relative = os.path.relpath(recording, self._folder)
+        offset_s = self._call(recording, _shown_start_s, recording, streams)
+        return {"link": quote(os.fsencode(relative.replace(os.sep, "/"))), "offset": _number(offset_s)}
+
+
+def _shown_start_s(recording: Path, streams: Sequence[int], *, status: Status) -> float:
+    """Time of the first frame in a browser, whose clock starts with whatever comes first, be it sound; seconds."""
+    with Video(recording, streams=streams) as video:
+        first_s = video.start_s
+    with av.open(f"file:{recording}", metadata_errors="replace", options={"protocol_whitelist": "file"}) as container:
+        return first_s if container.start_time is None else first_s - container.start_time / av.time_base
+
+
+def _encode(recording: Path, preview: Path, streams: Sequence[int], most_bytes: int, *, status: Status) -> bool:
+    """Write a small MP4 whose frames, upright, have the times of the recording's; its sound is on the same clock.
+
+    Returns:
+        Whether it is there: False if it would be larger than ``most_bytes``.
+
+    Raises:
+        InputError: the recording cannot be read.
+    """
+    with Video(recording, streams=streams) as video, av.open(f"file:{preview}", "w", format="mp4") as container:
+        sound = read_audio(recording, origin_s=video.start_s, streams=streams, clock=video.clock)
+        pictures = _add_pictures(container, video)
+        heard = None if sound is None else container.add_stream("aac", SAMPLE_RATE, options=_SOUND, layout="mono")
+        reformatter = VideoReformatter()
+        size, times_s = 0, [0.0, 0.0]
+        for frame in video.frames():
+            times_s = [times_s[-1], frame.time_s]
+            for packet in pictures.encode(_picture(frame, video, pictures, reformatter)):
+                size += packet.size
+                container.mux(packet)
+            status(f"preview: {video.share_read:.0%}")
+            if size > most_bytes:
+                return False
+        container.mux(pictures.encode())
+        if sound is not None and heard is not None:
+            _encode_sound(container, heard, sound, end_s=2 * times_s[-1] - times_s[0])
+    return preview.stat().st_size <= most_bytes
+
+
+def _add_pictures(container: OutputContainer, video: Video) -> VideoStream:
+    scale = min(1.0, _PREVIEW_WIDTH / video.width, _PREVIEW_HEIGHT / video.height)
+    stream = container.add_stream("libx264", 25, options=_PICTURES)
+    # Colour has half the resolution: sides are even.
+    stream.width, stream.height = (max(2, 2 * round(side * scale / 2)) for side in (video.width, video.height))
+    stream.pix_fmt = "yuv420p"
+    stream.codec_context.time_base = Fraction(1, _TICKS)
+    return stream
+
+
+def _picture(frame: Frame, video: Video, stream: VideoStream, reformatter: VideoReformatter) -> av.VideoFrame:
+    image, _, _ = letterbox(frame.image, video.width, video.height)
+    picture = av.VideoFrame.from_ndarray(image, format="rgb24")
+    picture = reformatter.reformat(picture, stream.width, stream.height, stream.pix_fmt)
+    picture.pts, picture.time_base = round(frame.time_s * _TICKS), Fraction(1, _TICKS)
+    return picture
+
+
+def _encode_sound(container: OutputContainer, stream: AudioStream, sound: Audio, *, end_s: float) -> None:
+    """From time zero, with silence where there is none yet, up to the end of the pictures."""
+    first, stop = round(sound.start_s * SAMPLE_RATE), round(end_s * SAMPLE_RATE)
+    for start in range(0, min(stop, first + len(sound.samples)), SAMPLE_RATE):
+        end = min(start + SAMPLE_RATE, stop, first + len(sound.samples))
+        samples = np.zeros((1, end - start), np.float32)
+        heard = sound.samples[max(0, start - first) : max(0, end - first)]
+        samples[0, len(samples[0]) - len(heard) :] = heard
+        frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
+        frame.sample_rate, frame.pts, frame.time_base = SAMPLE_RATE, start, Fraction(1, SAMPLE_RATE)
+        container.mux(stream.encode(frame))
+    container.mux(stream.encode())

@@ -1,0 +1,196 @@
+"""One tidy table for all videos, one row a frame: CSV for everything, Parquet for much.
+
+Columns: ``video``; ``frame``, counted from 1 as in the challenge's files; ``time_s``, presentation time in seconds;
+``valence`` and ``arousal`` in [-1,1], empty where there is none; ``face``, ``audio``, ``text``: whether the frame had
+it, 1 or 0 in CSV, and empty where the model does not use it. Where several models predicted, ``valence_sd`` and
+``arousal_sd``: the standard deviation of their predictions, see :attr:`rcma.prediction.postprocess.Prediction.spread`.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from preprocessing.errors import InputError
+from preprocessing.files import replace_own
+from rcma.config import MODALITIES, TARGETS
+from rcma.prediction import Prediction
+
+TableKind = Literal["csv", "parquet"]
+
+TABLE = "frames"
+"""Name of the table's file, without its ending."""
+SPREADS = tuple(f"{target}_sd" for target in TARGETS)
+_COLUMNS = ("video", "frame", "time_s", *TARGETS, *MODALITIES)
+
+
+@contextmanager
+def open_table(path: Path, kind: TableKind) -> Iterator[Callable[[Prediction], None]]:
+    """Give a function that appends a video's rows; the file is there when the block ends, or not at all.
+
+    Whether there are columns for the spread of several models, the first video decides.
+
+    Raises:
+        InputError: Parquet without the package that writes it, or a file is there that this program did not write.
+    """
+    with replace_own(path) as new, (_open_csv if kind == "csv" else _open_parquet)(new) as append:
+        yield append
+
+
+def read_spreads(folder: Path) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """Read what several models predicted, and how far they disagree, from the table in a folder.
+
+    Returns:
+        (T,2) valence and arousal, and (T,2) their standard deviations, of each video; NaN where there is none. Empty
+        where there is no table, or none of several models.
+
+    Raises:
+        InputError: the table is damaged, or Parquet and the package that reads it is not installed.
+    """
+    names = ["video", *TARGETS, *SPREADS]
+    for path, read in ((folder / f"{TABLE}.csv", _read_csv), (folder / f"{TABLE}.parquet", _read_parquet)):
+        if path.is_file():
+            try:
+                columns = read(path, names)
+                if not columns["video"]:
+                    return {}
+                numbers = np.array([[_number(cell) for cell in columns[name]] for name in names[1:]], np.float32)
+            except KeyError:
+                return {}
+            except (OSError, ValueError, IndexError, csv.Error) as error:
+                raise InputError(f"{path}: cannot be read as rcma-predict's table: {error}") from None
+            videos, of_rows = np.unique(np.array(columns["video"], dtype=str), return_inverse=True)
+            order = np.argsort(of_rows, kind="stable")
+            parts = np.split(numbers[:, order], np.cumsum(np.bincount(of_rows))[:-1], axis=1)
+            n = len(TARGETS)
+            return {str(name): (part[:n].T, part[n:].T) for name, part in zip(videos, parts, strict=True)}
+    return {}
+
+
+def _read_csv(path: Path, names: list[str]) -> dict[str, list[Any]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = csv.reader(file)
+        header = next(rows, [])
+        if not set(names) <= set(header):
+            raise KeyError
+        places = [header.index(name) for name in names]
+        cells = [[row[place] for place in places] for row in rows if row]
+    return {name: [row[k] for row in cells] for k, name in enumerate(names)}
+
+
+def _read_parquet(path: Path, names: list[str]) -> dict[str, list[Any]]:
+    pa, pq = _pyarrow(path.name)
+    try:
+        schema = pq.read_schema(path)
+        if not set(names) <= set(schema.names):
+            raise KeyError
+        return dict(pq.read_table(path, columns=names).to_pydict())
+    except pa.ArrowInvalid as error:
+        raise ValueError(str(error)) from None
+
+
+def _number(cell: str | float | None) -> float:
+    return float(cell) if cell not in (None, "") else np.nan
+
+
+@contextmanager
+def _open_csv(path: Path) -> Iterator[Callable[[Prediction], None]]:
+    # Without newline="" every row would end twice on Windows.
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        header: list[str] = []
+
+        def append(prediction: Prediction) -> None:
+            if not header:
+                header.extend(_columns(prediction))
+                writer.writerow(header)
+            writer.writerows(_csv_rows(prediction))
+
+        yield append
+        if not header:
+            writer.writerow(_COLUMNS)
+
+
+def _columns(prediction: Prediction) -> tuple[str, ...]:
+    return _COLUMNS if prediction.spread is None else (*_COLUMNS, *SPREADS)
+
+
+def _csv_rows(prediction: Prediction) -> Iterator[list[str]]:
+    not_used = [""] * len(prediction.time_s)
+    columns = [
+        [f"{time:.6f}" for time in prediction.time_s],
+        *([_decimal(value) for value in values] for values in prediction.values.T),
+        *(not_used if mask is None else [str(int(there)) for there in mask] for mask in _masks(prediction)),
+        *([_decimal(value) for value in values] for values in _spreads(prediction)),
+    ]
+    for frame, cells in enumerate(zip(*columns, strict=True), start=1):
+        yield [prediction.video_id, str(frame), *cells]
+
+
+def _decimal(value: float) -> str:
+    return "" if np.isnan(value) else f"{value:.6f}"
+
+
+def _masks(prediction: Prediction) -> list[NDArray[np.bool_] | None]:
+    return [prediction.present.get(m) for m in MODALITIES]
+
+
+def _spreads(prediction: Prediction) -> list[NDArray[np.float32]]:
+    return [] if prediction.spread is None else list(prediction.spread.T)
+
+
+def _pyarrow(what: str) -> tuple[Any, Any]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise InputError(f'{what}: pyarrow is not installed; pip install "rcma[parquet]"') from None
+    return pa, pq
+
+
+@contextmanager
+def _open_parquet(path: Path) -> Iterator[Callable[[Prediction], None]]:
+    pa, pq = _pyarrow("--table parquet")
+    kinds = {
+        "video": pa.string(),
+        "frame": pa.int32(),
+        "time_s": pa.float64(),
+        **dict.fromkeys((*TARGETS, *SPREADS), pa.float32()),
+        **dict.fromkeys(MODALITIES, pa.bool_()),
+    }
+
+    def schema_of(columns: tuple[str, ...]) -> Any:
+        return pa.schema([(name, kinds[name]) for name in columns])
+
+    with ExitStack() as stack:
+        writers: list[Any] = []
+
+        def append(prediction: Prediction) -> None:
+            schema = schema_of(_columns(prediction))
+            if not writers:
+                writers.append(stack.enter_context(pq.ParquetWriter(path, schema)))
+            n = len(prediction.time_s)
+            columns = [
+                [prediction.video_id] * n,
+                np.arange(1, n + 1, dtype=np.int32),
+                prediction.time_s,
+                *prediction.values.T,
+                *(mask if mask is not None else pa.nulls(n, pa.bool_()) for mask in _masks(prediction)),
+                *_spreads(prediction),
+            ]
+            # from_pandas: NaN is no value, not a number of its own.
+            arrays = [
+                column if isinstance(column, pa.Array) else pa.array(column, type=kind, from_pandas=True)
+                for column, kind in zip(columns, schema.types, strict=True)
+            ]
+            writers[0].write_table(pa.Table.from_arrays(arrays, schema=schema))
+
+        yield append
+        if not writers:
+            stack.enter_context(pq.ParquetWriter(path, schema_of(_COLUMNS)))

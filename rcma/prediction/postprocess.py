@@ -1,0 +1,157 @@
+"""What is predicted of one video, frame by frame, what from, and what may be done to it before it is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from preprocessing.features import PATCH_ROWS, Alignment, Features, patch_start
+from rcma.config import Modality
+
+SmoothKind = Literal["median", "gaussian"]
+FillKind = Literal["nearest", "neutral", "nan"]
+
+NEUTRAL = 0.0
+"""The middle of both scales."""
+_REACH = 4.0
+"""Standard deviations at which the Gaussian ends."""
+_ROUNDING_S = 1e-6
+"""Times that differ by less are the same: a window that ends on a frame takes it in everywhere, or nowhere."""
+_BLOCK = 4096
+"""Frames that are smoothed at once; bounds the memory."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Valence and arousal of a video of T decoded frames."""
+
+    video_id: str
+    time_s: NDArray[np.float64]
+    """(T,) presentation time of each frame, seconds."""
+    values: NDArray[np.float32]
+    """(T,2) valence and arousal in [-1,1]; NaN where nothing is predicted."""
+    present: Mapping[Modality, NDArray[np.bool_]]
+    """(T,) of each modality that the model uses: whether the frame had it."""
+    changes: Mapping[Modality, NDArray[np.float32]] = field(default_factory=dict)
+    """(T,S) of each modality: how far each of S fusion steps moved its features X_m, as the norm of the change over the
+    norm of X_m before the step, >= 0. Empty where the model does not refine features step by step."""
+    spread: NDArray[np.float32] | None = None
+    """(T,2) how much several models disagree on valence and arousal: the standard deviation of their predictions
+    (divided by n - 1), >= 0, in the unit of the values. It is not a probability: the truth may lie far outside. NaN for
+    a target that fewer than two models predict; None where that holds for both."""
+
+
+def present_modalities(features: Features, *, audio_alignment: Alignment) -> dict[Modality, NDArray[np.bool_]]:
+    """Which modalities each frame of a video has.
+
+    Args:
+        features: the video, of T frames.
+        audio_alignment: where the 0.96 s patch of a frame lies, see :func:`preprocessing.features.patch_start`.
+
+    Returns:
+        (T,) bool of each modality. ``face``: one was found. ``audio``: the sound of the whole patch is there, be it
+        silence. ``text``: a word is being spoken.
+    """
+    # Up to each row; rows are NaN whole.
+    n_missing = np.concatenate([[0], np.cumsum(np.isnan(features.log_mel[:, 0]))])
+    first = patch_start(features.time_s, audio_alignment)
+    inside = (first >= 0) & (first + PATCH_ROWS <= len(features.log_mel))
+    audio = np.zeros(features.n_frames, np.bool_)
+    audio[inside] = n_missing[first[inside] + PATCH_ROWS] == n_missing[first[inside]]
+    return {
+        "face": np.isfinite(features.face_score),
+        "audio": audio,
+        "text": np.asarray(features.frame_word) >= 0,
+    }
+
+
+def finish(prediction: Prediction, *, fill: FillKind, smoothing: tuple[SmoothKind, float] | None = None) -> Prediction:
+    """Make a prediction ready to be written.
+
+    Frames without any modality are guesses: they take no part in smoothing and get what ``fill`` says. Values are then
+    clipped to [-1,1].
+
+    The spread of several models is smoothed in the same way; of a Gaussian mean that is at least the spread of the
+    models' smoothed predictions. A frame that gets the nearest frame's values gets its spread, too; one that gets 0, or
+    nothing, has none.
+
+    Args:
+        prediction: left as it is.
+        fill: what frames without any modality get: ``nearest``: the values of the nearest frame in time that has one
+            (``neutral`` where no frame has); ``neutral``: 0; ``nan``: none.
+        smoothing: kind and extent, seconds; see :func:`smooth`.
+    """
+    empty = ~np.any(list(prediction.present.values()), axis=0)
+
+    def finished(columns: NDArray[np.float32], neutral: float) -> NDArray[np.float32]:
+        columns = columns.copy()
+        columns[empty] = np.nan
+        if smoothing is not None:
+            kind, extent_s = smoothing
+            columns = smooth(columns, prediction.time_s, kind=kind, extent_s=extent_s)
+        if fill == "nearest" and not empty.all():
+            columns[empty] = columns[~empty][_nearest(prediction.time_s[~empty], prediction.time_s[empty])]
+        elif fill != "nan":
+            columns[empty] = neutral
+        return columns
+
+    spread = None if prediction.spread is None else finished(prediction.spread, np.nan)
+    return replace(prediction, values=finished(prediction.values, NEUTRAL).clip(-1.0, 1.0), spread=spread)
+
+
+def smooth(
+    values: NDArray[np.float32], time_s: NDArray[np.float64], *, kind: SmoothKind, extent_s: float
+) -> NDArray[np.float32]:
+    """Smooth over time; frames need not be evenly spaced.
+
+    Args:
+        values: (T,n); a NaN takes no part and stays.
+        time_s: (T,) seconds, rising.
+        kind: ``median``: of the frames at most half of ``extent_s`` away; ``gaussian``: mean weighted by a Gaussian of
+            the distance in time, with ``extent_s`` as its standard deviation, cut off at 4 of them.
+        extent_s: seconds, > 0.
+
+    Returns:
+        float32 (T,n).
+
+    Raises:
+        ValueError: ``extent_s`` is not positive.
+    """
+    if not extent_s > 0:
+        raise ValueError(f"smoothing over {extent_s} s: must be more than 0 s")
+    smoothed = np.full_like(values, np.nan)
+    reach_s = (extent_s / 2 if kind == "median" else _REACH * extent_s) + _ROUNDING_S
+    for frames, around in _neighbours(time_s, reach_s):
+        near = values[around]  # (b,w,n)
+        distance_s = time_s[around] - time_s[frames, None]
+        weight = np.where(np.abs(distance_s) <= reach_s, 1.0, 0.0)[..., None] * ~np.isnan(near)  # (b,w,n)
+        if kind == "gaussian":
+            weight *= np.exp(-0.5 * (distance_s / extent_s) ** 2)[..., None]
+            total = (weight * np.nan_to_num(near)).sum(axis=1)
+            smoothed[frames] = total / np.maximum(weight.sum(axis=1), np.finfo(np.float64).tiny)
+        else:
+            smoothed[frames] = np.ma.median(np.ma.array(near, mask=weight == 0), axis=1).filled(np.nan)
+    return np.where(np.isnan(values), np.float32(np.nan), smoothed)
+
+
+def _neighbours(time_s: NDArray[np.float64], reach_s: float) -> Iterator[tuple[slice, NDArray[np.int64]]]:
+    """Blocks of frames (b,), and for each the indices (b,w) of all frames within reach, and some more."""
+    first = np.searchsorted(time_s, time_s - reach_s)
+    width = int((np.searchsorted(time_s, time_s + reach_s, side="right") - first).max())
+    first = np.minimum(first, len(time_s) - width)
+    for start in range(0, len(time_s), _BLOCK):
+        frames = slice(start, min(start + _BLOCK, len(time_s)))
+        yield frames, first[frames, None] + np.arange(width)
+
+
+def _nearest(times_s: NDArray[np.float64], wanted_s: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Index of the nearest of some rising times, the earlier one of two as near."""
+    after = np.searchsorted(times_s, wanted_s).clip(1, max(1, len(times_s) - 1))
+    before = after - 1
+    if len(times_s) == 1:
+        return np.zeros(len(wanted_s), np.int64)
+    return np.where(wanted_s - times_s[before] <= times_s[after] - wanted_s, before, after)
