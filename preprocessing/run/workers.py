@@ -1,7 +1,7 @@
 """Worker processes that do one job after another; a job that crashes its process takes no other job along.
 
-:func:`distribute` hands out the jobs of every engine. The processes of this machine are in :mod:`.processes`, those of a
-Ray cluster in :mod:`.ray_engine`; :class:`JobLoop` is what runs in each of them.
+:func:`distribute` hands out the jobs of every engine. The processes of this machine are in :mod:`.processes`, those of
+a Ray cluster in :mod:`.ray_engine`; :class:`JobLoop` is what runs in each of them.
 """
 
 from __future__ import annotations
