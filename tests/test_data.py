@@ -212,7 +212,7 @@ def test_normalisation_of_what_does_not_vary_divides_by_one(tmp_path: Path):
 def test_videos_are_matched_and_the_others_reported(tmp_path: Path):
     make_data(tmp_path)
     make_features(tmp_path / "features" / "spare", make_labels(9, 0), seed=0)
-    (tmp_path / "features" / ".partial-x").mkdir()
+    (tmp_path / "features" / ".rcma-unfinished-x").mkdir()
     write_annotation(tmp_path / "annotations" / "Train_Set" / "nowhere_left.txt", make_labels(9, 0))
     write_annotation(tmp_path / "annotations" / "Train_Set" / "video0.txt", make_labels(N_FRAMES + 2, 0))
     write_annotation(tmp_path / "annotations" / "Validation_Set" / "video3.txt", make_labels(N_FRAMES - 3, 3))

@@ -161,7 +161,7 @@ def test_export_is_whole_or_not_there(run: Path, tmp_path: Path, monkeypatch: py
 
     def meddle(self: TrainedRCMA, **options: str | None) -> ModelCard:
         """As a disk that does not keep what was written."""
-        (path,) = tmp_path.glob(".partial-out/model.safetensors")
+        (path,) = tmp_path.rglob("model.safetensors")
         weights = load_file(path)
         weights["head.bias"] += 1
         save_file(weights, path)
