@@ -6,8 +6,12 @@ import importlib.util
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
+from fractions import Fraction
+from itertools import pairwise
 
+import av
 import numpy as np
 import pytest
 
@@ -20,9 +24,9 @@ from preprocessing.speech import (
     _chunks,
     _clamp_to_speech,
     _Heard,
-    _join_pieces,
     _why_not_words,
     in_order,
+    join_pieces,
 )
 from preprocessing.video import Audio, Video, read_audio
 
@@ -101,9 +105,18 @@ def test_in_order_drops_words_only_where_there_is_no_time_at_all():
 def test_pieces_of_a_word_are_joined():
     pieces = said((" in", 0, 1), (" D", 1, 2), (".C.", 2, 3), (" 20", 3, 4), ("-year", 4, 5))
     pieces[2] = replace(pieces[2], probability=0.5)
-    joined = _join_pieces(pieces)
+    joined = join_pieces(pieces, "en")
     assert [word.text for word in joined] == [" in", " D.C.", " 20-year"]
     assert joined[1] == Word(" D.C.", 1, 3, 0.5)
+
+
+def test_signs_stay_with_their_letter_where_words_have_no_spaces():
+    """As Whisper's tokeniser cuts Thai: between any two code points."""
+    joined = join_pieces(said(*[(letter, n, n + 1) for n, letter in enumerate("เก่าน้ำ")]), "th")
+    assert [word.text for word in joined] == ["เก่า", "น้ำ"]
+    assert times(joined) == [(0, 4), (4, 7)]
+    chinese = said(("我", 0, 1), ("沒有", 1, 2))
+    assert join_pieces(chinese, "zh") == chinese
 
 
 def test_chunks_fit_the_window_and_end_at_long_pauses():
@@ -225,9 +238,71 @@ def test_english_comes_out_as_it_is_said(recogniser, media, clip, quoted, tolera
     assert transcript.warnings == ()
     heard = plain(" ".join(word.text for word in transcript.words))
     assert misses(plain(quoted), heard) <= tolerance, heard
+    if clip == "videoretalking_1.mp4":  # it begins with speech, at the very start of the sound
+        assert heard[0] == "my"
     check_times(transcript, audio)
     assert transcript.words[-1].text.endswith((".", ","))
     assert all(word.text == word.text.strip() and 0.0 < word.probability <= 1.0 for word in transcript.words)
+
+
+def faster(samples: np.ndarray, factor: float) -> np.ndarray:
+    """The same sound in less time, at the same pitch."""
+    graph = av.filter.Graph()
+    source = graph.add_abuffer(sample_rate=SAMPLE_RATE, format="flt", layout="mono", time_base=Fraction(1, SAMPLE_RATE))
+    tempo, sink = graph.add("atempo", str(factor)), graph.add("abuffersink")
+    source.link_to(tempo)
+    tempo.link_to(sink)
+    graph.configure()
+    frame = av.AudioFrame.from_ndarray(samples[None], format="flt", layout="mono")
+    frame.sample_rate = SAMPLE_RATE
+    source.push(frame)
+    source.push(None)
+    parts = []
+    with suppress(av.error.EOFError, av.error.BlockingIOError):
+        while True:
+            parts.append(sink.pull().to_ndarray()[0])
+    return np.concatenate(parts)
+
+
+def test_fast_speech_is_heard_to_its_end(recogniser, media):
+    samples = faster(sound(media / "edtalk_uncrop_Obama.mp4").samples[:], 1.8)
+    transcript = recogniser.transcribe(Audio(samples=samples, start_s=0.0))
+    heard = plain(" ".join(word.text for word in transcript.words))
+    assert misses(plain("an oil spill that is assaulting our shores and our citizens"), heard) <= 1
+    assert misses(plain("lives 17 others"), heard[-3:]) <= 1
+
+
+def test_what_whisper_passes_over_is_decoded_by_itself(recogniser, media, monkeypatch):
+    audio = sound(media / "sadtalker_WDA_KatieHill.mp4")
+    recognise = recogniser._whisper.recognise
+    monkeypatch.setattr(recogniser, "_settings", recogniser._settings.model_copy(update={"language": "en"}))
+
+    def without_the_rest(samples, language):
+        heard = recognise(samples, language)
+        if len(samples) > 6 * SAMPLE_RATE:
+            last.append(heard.words[8])
+            return replace(heard, words=heard.words[:9])
+        # The end of the last word may be heard again.
+        return replace(heard, words=(replace(last[-1], start_s=0.0, end_s=0.1), *heard.words))
+
+    last: list[Word] = []
+    monkeypatch.setattr(recogniser._whisper, "recognise", without_the_rest)
+    transcript = recogniser.transcribe(audio)
+    heard = plain(" ".join(word.text for word in transcript.words))
+    assert misses(plain(KATIE_HILL), heard) <= 3
+    assert all(one != next_one for one, next_one in pairwise(heard))
+    check_times(transcript, audio)
+    assert transcript.warnings == ()
+
+    def nothing_of_the_rest(samples, language):
+        heard = without_the_rest(samples, language)
+        return heard if len(samples) > 6 * SAMPLE_RATE else replace(heard, words=())
+
+    monkeypatch.setattr(recogniser._whisper, "recognise", nothing_of_the_rest)
+    cut_short = recogniser.transcribe(audio)
+    assert 0 < len(cut_short.words) <= 9
+    assert len(cut_short.warnings) == 1
+    assert re.fullmatch(r"speech from [1-4]\.\d to [78]\.\d s gave no words", cut_short.warnings[0])
 
 
 def test_chinese_is_recognised_as_such(recogniser, media):
