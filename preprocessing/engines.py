@@ -74,7 +74,9 @@ class JobLoop:
             if self._worker is None:
                 self._worker = self._setup()
         except Exception as error:
-            reason = str(error) if isinstance(error, InputError) else f"a worker cannot be set up: {_in_one_line(error)}"
+            reason = (
+                str(error) if isinstance(error, InputError) else f"a worker cannot be set up: {_in_one_line(error)}"
+            )
             return pickle.dumps(_SetupFailed(reason, traceback.format_exc()))
         try:
             result = None if job is None else self._worker(pickle.loads(job), status=self._report)

@@ -28,6 +28,15 @@ def media() -> Path:
 
 
 @pytest.fixture(scope="session")
+def cases(media: Path) -> Path:
+    """Folder of small inputs with faults of many kinds, beside the real recordings."""
+    folder = media.parent / "cases"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def whisper_dir() -> Path:
     """Folder with the real Whisper base: ``base.pt`` for openai-whisper, ``ct2/`` for faster-whisper."""
     return _folder_from_environment("RCMA_TEST_WHISPER", "Whisper base as base.pt and ct2/")
@@ -91,3 +100,16 @@ def short_clip(demo_clips: Path, make_video: Callable[..., Path], tmp_path_facto
     audio = read_audio(source, origin_s=0.0)
     assert audio is not None
     return make_video(tmp_path_factory.mktemp("short") / "short.mp4", images, samples=audio.samples[:8000])
+
+
+@pytest.fixture(scope="session")
+def two_people(demo_clips: Path, make_video: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recording with a face on the left and another one on the right."""
+    from preprocessing.video import Video
+
+    with Video(demo_clips / "demo_01.mp4") as one, Video(demo_clips / "demo_04.mp4") as other:
+        images = [
+            np.concatenate([a.image, b.image], axis=1)
+            for a, b, _ in zip(one.frames(), other.frames(), range(30), strict=False)
+        ]
+    return make_video(tmp_path_factory.mktemp("two") / "talk.mp4", images)

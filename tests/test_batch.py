@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import multiprocessing
 import os
 import resource
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from preprocessing.batch import Engine, plan, run
+from preprocessing.batch import Engine, Report, plan, run
 from preprocessing.cli import main
 from preprocessing.config import FaceSettings, PreprocessConfig, SpeechSettings
 from preprocessing.errors import InputError
 from preprocessing.inputs import Source, collect_sources, take_shard
 from preprocessing.store import load_features, load_meta
-from preprocessing.video import Video
 from rcma.data import cut_window, open_training_data
 
 SILENT = PreprocessConfig(speech=SpeechSettings(backend="none"))
@@ -99,17 +99,6 @@ def test_changed_transcript_spares_the_faces(short_clip: Path, tmp_path: Path) -
     assert plan(sources, out, config, transcripts=subtitles)[1][0].stages == ("speech", "words")
     process(sources, out, config, transcripts=subtitles)
     assert [word.text for word in load_features(out / "short").words] == ["Good", "day."]
-
-
-@pytest.fixture(scope="module")
-def two_people(demo_clips: Path, make_video: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A face on the left and another one on the right."""
-    with Video(demo_clips / "demo_01.mp4") as one, Video(demo_clips / "demo_04.mp4") as other:
-        images = [
-            np.concatenate([a.image, b.image], axis=1)
-            for a, b, _ in zip(one.frames(), other.frames(), range(30), strict=False)
-        ]
-    return make_video(tmp_path_factory.mktemp("two") / "talk.mp4", images)
 
 
 def test_two_people_get_folders_of_their_own(two_people: Path, tmp_path: Path) -> None:
@@ -253,6 +242,21 @@ def test_dry_run_says_what_would_be_done_and_does_nothing(
     assert contents(out) == before
 
 
+def test_planning_and_waiting_for_workers_do_without_torch(short_clip: Path, tmp_path: Path) -> None:
+    """Importing it takes seconds, and the process that waits for the workers would do it for nothing."""
+    arguments = [str(short_clip), "--out", str(tmp_path / "out"), *NO_SPEECH]
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys\n"
+        "from preprocessing.cli import main\n"
+        "if __name__ == '__main__':\n"
+        "    assert main([*sys.argv[1:], '--dry-run']) == main(sys.argv[1:]) == 0\n"
+        "    assert 'torch' not in sys.modules\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    subprocess.run([sys.executable, str(program), *arguments], check=True, env=environment, timeout=120)
+
+
 def test_inspect_prints_and_draws(short_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(short_clip), "--out", str(tmp_path), "--workers", "1", *NO_SPEECH]) == 0
     capsys.readouterr()
@@ -325,17 +329,64 @@ def test_file_that_vanishes_midway_fails_alone(short_clip: Path, tmp_path: Path)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a"]
 
 
-def test_file_that_changes_while_it_is_read_is_not_taken(short_clip: Path, tmp_path: Path) -> None:
+def test_file_that_changes_while_it_is_read_is_not_taken(demo_clips: Path, tmp_path: Path) -> None:
     clip = tmp_path / "a.mp4"
-    shutil.copy(short_clip, clip)
+    shutil.copy(demo_clips / "demo_01.mp4", clip)
+    over = threading.Event()
 
-    def touch(_: str) -> None:
-        os.utime(clip, ns=(1, 1))
+    def touch() -> None:
+        while not over.wait(0.01):
+            os.utime(clip)
 
     _, jobs = plan([Source("a", clip)], tmp_path / "out", SILENT)
-    (outcome,) = run(jobs, SILENT, device="cpu", engine=Engine(workers=1), status=touch)
+    thread = threading.Thread(target=touch)
+    thread.start()
+    try:
+        (outcome,) = run(jobs, SILENT, device="cpu", engine=Engine(workers=1))
+    finally:
+        over.set()
+        thread.join()
     assert "changed while it was read" in outcome.problem
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_video_that_kills_its_process_fails_alone(short_clip: Path, demo_clips: Path, tmp_path: Path) -> None:
+    for name, clip in {"a": short_clip, "b": demo_clips / "demo_01.mp4", "c": short_clip}.items():
+        shutil.copy(clip, tmp_path / f"{name}.mp4")
+    _, jobs = plan(collect_sources([tmp_path]), tmp_path / "out", SILENT)
+    killed: set[int] = set()
+
+    def kill(report: str) -> None:
+        if Report.from_text(report).video_id == "b":
+            for child in multiprocessing.active_children():
+                child.kill()
+                killed.add(child.pid or 0)
+
+    outcomes = {
+        outcome.video_id: outcome
+        for outcome in run(jobs, SILENT, device="cpu", engine=Engine(workers=1), status=kill)
+    }
+    assert len(killed) >= 2, "a video whose process died is tried once more"
+    assert not outcomes["b"].done
+    assert "b.mp4" in outcomes["b"].problem and "SIGKILL" in outcomes["b"].problem
+    assert outcomes["a"].done and outcomes["c"].done
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a", "c"]
+
+
+def test_decoder_that_crashes_fails_alone(
+    cases: Path, short_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """8-channel PCM in MOV: some versions of PyAV free its channel layout twice. Where they do not, it is done."""
+    crashing = cases / "eight_channels.mov"
+    out = tmp_path / "out"
+    arguments = [str(crashing), str(short_clip), "--out", str(out), *NO_SPEECH]
+    code = main([*arguments, "--workers", "1"])
+    said = capsys.readouterr()
+    assert (out / "short").is_dir()
+    assert code == (0 if (out / "eight_channels").is_dir() else 1)
+    assert ("eight_channels.mov: " in said.err) == bool(code)
+    assert main([*arguments, "--dry-run", "--overwrite"]) in (0, 1)
+    assert "all stages" in capsys.readouterr().out
 
 
 N_KILLS = int(os.environ.get("KILLS", "4"))

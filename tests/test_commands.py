@@ -239,6 +239,24 @@ def test_options_that_contradict_each_other_are_one_line(
     assert not out.exists()
 
 
+def test_failures_are_counted_where_one_video_gives_two_people(
+    project: Project, two_people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, out = tmp_path / "run", tmp_path / "out"
+    shutil.copytree(project.run, run)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["preprocessing"]["speech"]["backend"] = "none"
+    config["preprocessing"]["faces"]["subjects"] = "all"
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    inputs = [str(two_people), str(tmp_path / "broken.mp4")]
+    assert cli.predict([*inputs, "--checkpoint", str(run), "--out", str(out), "--device", "cpu"]) == 1
+    said = capsys.readouterr()
+    assert sorted(path.name for path in out.glob("*.txt")) == ["talk_left.txt", "talk_right.txt"]
+    assert said.err.count("failed: ") == 1 and "broken.mp4" in said.err
+    assert "of 2 videos are in" in said.out and "; 1 failed" in said.out
+
+
 def test_report_and_overlay_of_a_raw_clip(
     project: Project, short_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
