@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from preprocessing.errors import InputError
-from preprocessing.speech.recognise import models as models
+from preprocessing.speech import models
 
 HAS_PACKAGED = all(
     importlib.util.find_spec(name)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from preprocessing.errors import InputError
 from rcma.config import MODALITIES
+from rcma.model import published
 from rcma.model.network import RCMA
-from rcma.model.network import published as published
 
 Shapes = dict[str, tuple[int, ...]]
 

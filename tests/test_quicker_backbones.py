@@ -6,11 +6,12 @@ import torch
 from made_features import WIDTH, make_features, make_labels
 from torch import Tensor, nn
 
-from rcma import inference, quicker_backbones
 from rcma.config import AudioBackbone, FaceBackbone, ModelSettings, TCNSettings
+from rcma.fast_cpu import backbones as quicker_backbones
 from rcma.fast_cpu.backbones import QuickerVGGish, overlapping_patches, quicker_form, quicker_forms
 from rcma.model.backbones import IR50, SmallFaceNet, VGGish
 from rcma.model.network import RCMA
+from rcma.prediction import predictor as inference
 from rcma.prediction.postprocess import present_modalities
 from rcma.prediction.predictor import predict_video
 

@@ -10,7 +10,7 @@ import torch
 
 from preprocessing.config import WordSettings
 from preprocessing.errors import InputError
-from preprocessing.speech.recognise import words as words_module
+from preprocessing.speech import words as words_module
 from preprocessing.speech.words import WordEncoder, sentences
 
 SENTENCES = ["Hello, unbelievable world!", 'She said: "no."', "我 叫 做 。", "and no end"]

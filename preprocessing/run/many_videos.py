@@ -21,7 +21,7 @@ from preprocessing.errors import DISK_FULL, InputError
 from preprocessing.features import load_features
 from preprocessing.files import lock
 from preprocessing.inputs import Source
-from preprocessing.media import Video, decode_first_sound
+from preprocessing.media import decode_first_sound, picture_size
 from preprocessing.run.one_video import (
     STAGES,
     Preprocessor,
@@ -292,12 +292,11 @@ class _Inspector:
 
     def __call__(self, job: Job, *, status: Status) -> Look:
         try:
-            with Video(job.source.path, streams=self._streams) as video:
-                picture = f"{video.width}x{video.height}"
+            width, height = picture_size(job.source.path, streams=self._streams)
             decode_first_sound(job.source.path, streams=self._streams)
         except InputError as error:
             return Look(problem=str(error))
-        return Look(picture)
+        return Look(f"{width}x{height}")
 
 
 class _Teller:
