@@ -227,10 +227,10 @@ def _dry_run(
 
 def _look_into(source: Source, config: PreprocessConfig) -> str:
     """Size of a video's pictures; raises InputError when it cannot be read."""
-    from preprocessing.video import Video
+    from preprocessing.video import picture_size
 
-    with Video(source.path, streams=config.streams) as video:
-        return f"{video.width}x{video.height}"
+    width, height = picture_size(source.path, streams=config.streams)
+    return f"{width}x{height}"
 
 
 def _print_closing_table(outcomes: list[Outcome], out: Path) -> None:

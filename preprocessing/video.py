@@ -162,7 +162,7 @@ class Video:
             self._decoded = self._shaped_frames()
             first = next(self._decoded, None)
             if first is None:
-                raise InputError(f"{path}: no video frame can be decoded; give a file that plays in a video player")
+                raise _no_frames(path)
         except BaseException:
             self._container.close()
             raise
@@ -279,6 +279,20 @@ class _Shapes:
         return [
             f"video: the size of its pictures changes ({sizes}); each frame keeps its own, with boxes in its pixels"
         ]
+
+
+def picture_size(path: Path, *, streams: Sequence[int] = ()) -> tuple[int, int]:
+    """Width and height of :class:`Video`, from the start of the file alone; raises the same errors."""
+    with open_recording(path) as container:
+        stream = _video_stream(container, path, streams, [])
+        shapes = _Shapes(stream, [])
+        for frame in decode_stream(container, stream, [], clock=None):
+            return shapes.shape_of(frame).upright
+    raise _no_frames(path)
+
+
+def _no_frames(path: Path) -> InputError:
+    return InputError(f"{path}: no video frame can be decoded; give a file that plays in a video player")
 
 
 def read_clock(path: Path, *, streams: Sequence[int] = ()) -> RecordingClock:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from preprocessing.errors import InputError
-from preprocessing.video import SAMPLE_RATE, Video, read_audio
+from preprocessing.video import SAMPLE_RATE, Video, picture_size, read_audio
 
 # Frames that a full decode gives, and width x height of the upright picture with square pixels.
 DECODED = {
@@ -61,7 +61,7 @@ def write_frames(path: Path, pts: Sequence[int], *, time_base: Fraction, aspect:
 def test_real_recordings_give_every_frame_upright(media: Path, name: str) -> None:
     n_frames, width, height = DECODED[name]
     with Video(media / name) as video:
-        assert (video.width, video.height) == (width, height)
+        assert (video.width, video.height) == (width, height) == picture_size(media / name)
         frames = [(frame.image.shape, frame.time_s) for frame in video.frames()]
     assert len(frames) == n_frames
     assert {shape for shape, _ in frames} == {(height, width, 3)}
@@ -172,6 +172,8 @@ def test_what_is_no_video_is_refused_in_one_line(tmp_path: Path) -> None:
     for path in (tmp_path / "text.mp4", tmp_path / "gone.mp4", tmp_path):
         with pytest.raises(InputError) as error:
             Video(path)
+        with pytest.raises(InputError):
+            picture_size(path)
         assert str(path) in str(error.value)
         assert "\n" not in str(error.value)
 
