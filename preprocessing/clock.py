@@ -28,6 +28,10 @@ _STEP_S = 0.25
 """Steps of time up to this length, forwards and backwards, are no jumps."""
 _STEPS = 8
 """Steps of up to this many usual spacings are no jumps either: frames are stored up to that much out of order."""
+_NEW_CLOCK_S = CONFIRMED_S - 0.02
+"""Cost of a new clock. It lies below a second by half a frame, so that 25 frames of 0.04 s confirm one."""
+_NUDGE_S = 1e-4
+"""A frame whose time does not increase is placed this long after the one before."""
 
 
 @dataclass(frozen=True)
@@ -170,10 +174,6 @@ class FrameClock:
         return found + describe_resets("video", self._clock)
 
 
-_NUDGE_S = 1e-4
-"""A frame whose time does not increase is placed this long after the one before."""
-
-
 def describe_resets(kind: str, clock: StreamClock) -> list[str]:
     """A remark on the new starts of a stream's clock, if there are any."""
     if not clock.resets:
@@ -226,10 +226,6 @@ def _stretches(stream: PacketTimes) -> list[_Stretch]:
             best = number
         _keep_if_best(ends, best_at, gain, number, run.last_s)
     return _chain(runs, before, best)
-
-
-_NEW_CLOCK_S = CONFIRMED_S - 0.02
-"""Cost of a new clock. It lies below a second by half a frame, so that 25 frames of 0.04 s confirm one."""
 
 
 def _worth_s(run: _Run, spacing_s: float) -> float:

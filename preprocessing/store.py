@@ -47,7 +47,7 @@ class Features:
 
     video_id: str
     meta: dict[str, Any]
-    """format_version, source, frame_rate (Hz), n_frames, width and height of the first frame, audio, language, settings, ..."""
+    """format_version, source, frame_rate (Hz), n_frames, width and height (of the first frame), audio, settings, ..."""
     time_s: NDArray[np.float64]
     """(T,) presentation time of each frame, seconds."""
     faces: NDArray[np.uint8]
