@@ -220,6 +220,12 @@ def _first_row(audio: Audio) -> tuple[int, int]:
     return first_row, max(0, round((first_row / MEL_RATE - audio.start_s) * SAMPLE_RATE))
 
 
+def band_centres_hz() -> npt.NDArray[np.float64]:
+    """(64,) frequency at which each band of log-mel counts most, Hz, rising."""
+    edge = np.linspace(_mel(_LOWEST_HZ), _mel(_HIGHEST_HZ), N_MELS + 2)
+    return 700.0 * np.expm1(edge[1:-1] / 1127.0)
+
+
 def _mel_weights() -> npt.NDArray[np.float64]:
     """float64 (257, 64): how much each FFT bin counts in each band."""
     bin_mel = _mel(np.linspace(0.0, SAMPLE_RATE / 2, _N_FFT // 2 + 1))[:, None]

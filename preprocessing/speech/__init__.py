@@ -2,10 +2,10 @@
 Out: words with times, and one vector a word.
 """
 
-from preprocessing.speech.models import load_openai_whisper
+from preprocessing.speech.models import load_openai_whisper, word_model_folder
 from preprocessing.speech.recognise import SpeechRecogniser, Transcript
 from preprocessing.speech.transcripts import find_transcript, read_transcript
-from preprocessing.speech.words import WordEncoder
+from preprocessing.speech.words import WordEncoder, sentences
 
 __all__ = [
     "SpeechRecogniser",
@@ -14,4 +14,6 @@ __all__ = [
     "find_transcript",
     "load_openai_whisper",
     "read_transcript",
+    "sentences",
+    "word_model_folder",
 ]
