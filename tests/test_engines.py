@@ -123,7 +123,7 @@ class Falters:
 
 
 class Chatters:
-    """Says more than anybody takes."""
+    """Job 0 ends when job 1 has begun, which then says much when nobody listens any more."""
 
     N = 1_000
 
@@ -131,7 +131,11 @@ class Chatters:
         self.folder = folder
 
     def __call__(self, job, *, status):
-        if job == 1:
+        if job == 0:
+            assert appears(self.folder / "begun")
+        else:
+            (self.folder / "begun").touch()
+            assert appears(self.folder / "nobody listens")
             for number in range(self.N):
                 status(f"{number} " + "bla " * 100)
             (self.folder / "said all").touch()
@@ -271,6 +275,7 @@ def test_error_of_setup_reaches_the_caller_as_it_is(run):
     with pytest.raises(InputError) as caught:
         list(run(range(3), refuse, n_workers=2))
     assert type(caught.value) is InputError and str(caught.value) == "models/none: no such model"
+    assert not multiprocessing.active_children()
 
 
 def test_other_errors_of_setup_are_one_line_for_the_whole_request(run):
@@ -311,8 +316,8 @@ def test_job_that_kills_two_workers_is_lost_and_the_others_are_done(run, tmp_pat
 
 def test_signal_and_exit_code_are_told():
     told = {
-        (os.abort,): "SIGABRT",
-        (end_by_signal, signal.SIGKILL): "SIGKILL",
+        (os.abort,): f"signal {signal.SIGABRT:d}",
+        (end_by_signal, signal.SIGKILL): f"signal {signal.SIGKILL:d}",
         (os._exit, 0): "exit code 0",
         (sys.exit, 3): "exit code 3",
     }
@@ -342,9 +347,9 @@ def test_status_reaches_the_caller(run, tmp_path):
 
 def test_status_that_nobody_takes_is_dropped_and_stops_nobody(run, tmp_path):
     told = []
-    # While the first result is looked at, the second worker's status is not.
     outcomes = run([0, 1], partial(Chatters, tmp_path), n_workers=2, status=told.append)
-    next(outcomes)
+    assert next(outcomes) == (0, 0)
+    (tmp_path / "nobody listens").touch()
     assert appears(tmp_path / "said all"), "the worker waits for somebody to take its status"
     list(outcomes)
     assert len(told) < Chatters.N
@@ -380,7 +385,7 @@ def test_functions_are_called_in_another_process():
     with separate_process(status=told.append) as call:
         process = call("a.mp4", call_with_status, os.getpid)
         assert process != os.getpid()
-        with pytest.raises(InputError, match=r"^b\.mp4: .*SIGABRT"):
+        with pytest.raises(InputError, match=rf"^b\.mp4: .*signal {signal.SIGABRT:d}"):
             call("b.mp4", call_with_status, os.abort)
         with pytest.raises(InputError, match=r"^models/none: no such model$"):
             call("c.mp4", call_with_status, refuse)
