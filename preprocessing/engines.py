@@ -127,7 +127,7 @@ def distribute(
     """
     if n_workers < 1:
         raise ValueError(f"{n_workers} workers do no jobs")
-    tasks = (_Task(job) for job in jobs)
+    tasks = (_Task(job, pickle.dumps(job)) for job in jobs)
     crashed: list[_Task] = []
     free: list[WorkerProcess] = []
     running: dict[Future[bytes], _Task] = {}
@@ -148,9 +148,10 @@ def distribute(
                 task.pass_on_reports(status)
             settled = [future for future in running if future.done() or running[future].is_stuck(longest_silence_s)]
             for future in settled:
-                task = running.pop(future)
+                task = running[future]
                 if _succeeded(future):
                     result = _open_answer(future.result())
+                    del running[future]
                     if task.is_begun:
                         free.append(task.process)
                         yield task.job, result
@@ -158,6 +159,7 @@ def distribute(
                         was_set_up = True
                         running[task.begin(task.process)] = task
                     continue
+                del running[future]
                 is_stuck = not future.done()
                 task.process.stop()
                 if is_stuck:
@@ -177,6 +179,7 @@ class _Task:
     """A job, and the process that does it."""
 
     job: Any
+    pickled: bytes
     process: WorkerProcess = field(init=False)
     last_report_s: float | None = None
     """By the monotonic clock, from the beginning of the job; None while the process is set up."""
@@ -191,7 +194,7 @@ class _Task:
     def begin(self, process: WorkerProcess) -> Future[bytes]:
         """Give the job to a process that is set up."""
         self.process, self.last_report_s = process, time.monotonic()
-        return process.submit(pickle.dumps(self.job))
+        return process.submit(self.pickled)
 
     @property
     def is_begun(self) -> bool:
@@ -200,7 +203,8 @@ class _Task:
     def pass_on_reports(self, status: Status) -> None:
         for text in self.process.read_reports():
             status(text)
-            self.last_report_s = time.monotonic()
+            if self.is_begun:
+                self.last_report_s = time.monotonic()
 
     def is_stuck(self, longest_silence_s: float) -> bool:
         return self.last_report_s is not None and time.monotonic() - self.last_report_s > longest_silence_s

@@ -110,10 +110,11 @@ class _PebbleProcess:
         texts = []
         while self._reports.poll():
             report = self._reports.recv()
-            if isinstance(report, int):
-                self._pid = report
-            else:
+            if isinstance(report, str):
                 texts.append(report)
+            elif self._pid is None:
+                # A second one is of the process that Pebble has started in place of the first.
+                self._pid = report
         self._fail_if_gone()
         return texts
 
@@ -129,7 +130,8 @@ class _PebbleProcess:
         code = error.exitcode
         if code >= 0:
             return f"exit code {code}"
-        return f"killed by {signal.Signals(-code).name}" + ("; out of memory?" if code == -signal.SIGKILL else "")
+        memory = "; out of memory?" if code == -signal.SIGKILL else ""
+        return f"killed by signal {-code}, {signal.strsignal(-code)}{memory}"
 
     def stop(self) -> None:
         self._pool.stop()

@@ -270,6 +270,7 @@ def test_error_of_setup_reaches_the_caller_as_it_is(run):
     with pytest.raises(InputError) as caught:
         list(run(range(3), refuse, n_workers=2))
     assert type(caught.value) is InputError and str(caught.value) == "models/none: no such model"
+    assert not multiprocessing.active_children()
 
 
 def test_other_errors_of_setup_are_one_line_for_the_whole_request(run):
@@ -310,8 +311,8 @@ def test_job_that_kills_two_workers_is_lost_and_the_others_are_done(run, tmp_pat
 
 def test_signal_and_exit_code_are_told():
     told = {
-        (os.abort,): "SIGABRT",
-        (end_by_signal, signal.SIGKILL): "SIGKILL",
+        (os.abort,): f"signal {signal.SIGABRT:d}",
+        (end_by_signal, signal.SIGKILL): f"signal {signal.SIGKILL:d}",
         (os._exit, 0): "exit code 0",
         (sys.exit, 3): "exit code 3",
     }
@@ -379,7 +380,7 @@ def test_functions_are_called_in_another_process():
     with separate_process(status=told.append) as call:
         process = call("a.mp4", call_with_status, os.getpid)
         assert process != os.getpid()
-        with pytest.raises(InputError, match=r"^b\.mp4: .*SIGABRT"):
+        with pytest.raises(InputError, match=rf"^b\.mp4: .*signal {signal.SIGABRT:d}"):
             call("b.mp4", call_with_status, os.abort)
         with pytest.raises(InputError, match=r"^models/none: no such model$"):
             call("c.mp4", call_with_status, refuse)
