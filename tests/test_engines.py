@@ -122,7 +122,7 @@ class Falters:
 
 
 class Chatters:
-    """Says more than anybody takes."""
+    """Job 0 ends when job 1 has begun, which then says much when nobody listens any more."""
 
     N = 1_000
 
@@ -130,7 +130,11 @@ class Chatters:
         self.folder = folder
 
     def __call__(self, job, *, status):
-        if job == 1:
+        if job == 0:
+            assert appears(self.folder / "begun")
+        else:
+            (self.folder / "begun").touch()
+            assert appears(self.folder / "nobody listens")
             for number in range(self.N):
                 status(f"{number} " + "bla " * 100)
             (self.folder / "said all").touch()
@@ -342,9 +346,9 @@ def test_status_reaches_the_caller(run, tmp_path):
 
 def test_status_that_nobody_takes_is_dropped_and_stops_nobody(run, tmp_path):
     told = []
-    # While the first result is looked at, the second worker's status is not.
     outcomes = run([0, 1], partial(Chatters, tmp_path), n_workers=2, status=told.append)
-    next(outcomes)
+    assert next(outcomes) == (0, 0)
+    (tmp_path / "nobody listens").touch()
     assert appears(tmp_path / "said all"), "the worker waits for somebody to take its status"
     list(outcomes)
     assert len(told) < Chatters.N
