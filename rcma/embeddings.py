@@ -263,7 +263,7 @@ def _view(number: int, size: int) -> dict[str, Any]:
 def _map(path: Path) -> NDArray[np.float16]:
     try:
         return np.load(path, mmap_mode="r")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path}: cannot be read any more: {reason}; --resume computes it again") from None
 
