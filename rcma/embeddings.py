@@ -13,7 +13,7 @@ have in common, and others never meet::
           9c41....npy          float16 (T,d), NaN where the modality is missing
           9c41....json         the features' hashes and the view, of which 9c41... is the hash, and the array's own
       audio-77b0.../
-      features.json            hashes of feature files, so that they are not computed in each run
+      .feature_hashes.json     hashes of feature files, so that they are not computed in each run
 
 An array that is not what its description says is computed again. Runs that need the same array at the same time compute
 it once. Nothing is ever deleted: a backbone's folder has the date of the last run that used it (``ls -lt EMBEDDINGS``),
@@ -98,7 +98,7 @@ def embed_videos(
     was_training = model.training
     model.eval()
     try:
-        with _FeatureHashes(folder / "features.json") as hashes:
+        with _FeatureHashes(folder / ".feature_hashes.json") as hashes:
             maker = _Maker(folder, model, hashes, n_views=n_views, audio_alignment=audio_alignment)
             paths = {}
             for done, video in enumerate([*videos[first:], *videos[:first]]):
