@@ -109,7 +109,7 @@ def test_names_that_a_single_file_cannot_hold_are_refused_before_any_work(
     assert len(error) == 1 and repr(name) in error[0]
     assert not out.exists()
     assert cli.predict(arguments) == 0
-    assert sorted(path.name for path in out.iterdir()) == ["frames.csv", f"{name}.txt", "été.txt"]
+    assert sorted(path.name for path in out.iterdir()) == [WRITTEN, "frames.csv", f"{name}.txt", "été.txt"]
     with (out / "frames.csv").open(encoding="utf-8", newline="") as file:
         assert {row["video"] for row in csv.DictReader(file)} == {name, "été"}
 

@@ -554,9 +554,6 @@ def fit_normalisation(videos: Sequence[Video], *, log_mel: bool) -> Normalisatio
     Args:
         videos: the training videos.
         log_mel: whether log-mel is standardised; see :attr:`rcma.config.ModelSettings.standardises_log_mel`.
-
-    Raises:
-        InputError: a word vector is not finite.
     """
     audio = _Moments(N_MELS)
     for video in videos if log_mel else ():
@@ -577,10 +574,6 @@ def _text_mean_and_std(videos: Sequence[Video]) -> tuple[Tensor, Tensor]:
             continue
         width = features.word_vectors.shape[1]
         vectors = features.word_vectors.astype(np.float64)  # (W,D)
-        if not np.isfinite(vectors).all():
-            raise InputError(
-                f"{features.video_id}: word_vectors.npy holds values that are not finite; preprocess it again"
-            )
         word = np.asarray(features.frame_word)
         n_frames = np.bincount(word[word >= 0], minlength=len(vectors))  # (W,) frames of each word
         total += float(n_frames @ vectors.sum(axis=1))
