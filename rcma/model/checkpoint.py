@@ -7,6 +7,7 @@ configuration as metadata, or from the Hub by name. None of them is ever unpickl
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -498,7 +499,10 @@ def save_state(run: Path, state: TrainingState) -> None:
     with replace_when_whole(run / STATE_FILE) as partial:
         # Not asdict, which would copy every tensor.
         content = {field.name: getattr(state, field.name) for field in fields(state)}
-        torch.save(content, partial)
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        # Not by torch.save, which says nothing of a full disk but "iostream error".
+        partial.write_bytes(buffer.getbuffer())
 
 
 def load_state(run: Path) -> TrainingState | None:
