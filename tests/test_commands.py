@@ -132,6 +132,7 @@ def test_sample_that_cannot_be_covered_is_refused_before_anything_is_written(
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_raw_video_is_preprocessed_with_the_settings_of_the_run(project: Project, short_clip: Path) -> None:
     root = short_clip.parent / "raw"
     settings = ["--set", "speech.backend=none", "--set", "faces.size=48", "--device", "cpu"]
@@ -276,6 +277,7 @@ def test_failures_are_counted_where_one_video_gives_two_people(
     assert "of 2 videos are in" in said.out and "; 1 failed" in said.out
 
 
+@pytest.mark.slow
 def test_report_and_overlay_of_a_raw_clip(
     project: Project, short_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -139,6 +139,7 @@ def run(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
+@pytest.mark.slow
 def test_a_raw_video_gets_crops_in_the_geometry_of_the_provided_ones(
     run: Path, short_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

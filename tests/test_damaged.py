@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from preprocessing.cli import main
 from preprocessing.features.folder import load_features
@@ -27,6 +28,7 @@ def damage(content: bytes, random: np.random.Generator) -> bytes:
     return bytes(damaged)
 
 
+@pytest.mark.slow
 def test_damaged_files_are_processed_or_named(demo_clips: Path, tmp_path: Path, capsys) -> None:
     random = np.random.default_rng(0)
     content = (demo_clips / "demo_02.mp4").read_bytes()

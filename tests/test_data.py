@@ -305,6 +305,7 @@ def forget_json(root: Path) -> None:
         path.unlink()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["here", "fork", "spawn"])
 def test_a_folder_is_opened_once_for_all_windows_and_epochs(tmp_path: Path, how: str):
     make_data(tmp_path)

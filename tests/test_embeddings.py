@@ -228,6 +228,7 @@ def embed_in_another_process(folder: Path, features: Path, first: int, start: ob
     results.put(len(runs))  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_runs_at_the_same_time_share_the_work(tmp_path: Path) -> None:
     for k in range(4):
         make_video(tmp_path / "features" / f"video{k}", seed=k)

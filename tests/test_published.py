@@ -187,6 +187,7 @@ def test_forward_equals_the_published_one(small: dict[str, Tensor], loaded: RCMA
     assert y.std() > 0.05, "a constant would agree with too much"
 
 
+@pytest.mark.slow
 def test_full_size_on_pictures_and_sound() -> None:
     shapes = published_shapes(PUBLISHED_WIDTHS, length=300, text_width=768, levels=4)
     state = checkpoint(shapes)

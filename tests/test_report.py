@@ -104,6 +104,7 @@ def wait_for_time(page: Any, low: float, high: float) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_video_plays_and_the_page_follows(one: Path, opened: Callable[..., Any]) -> None:
     page = opened(one)
     page.wait_for_function("() => document.getElementById('video').readyState >= 2")
@@ -271,6 +272,7 @@ def test_beyond_the_room_for_previews_the_recording_is_played_from_its_place(
     assert (path.parent / source["link"]).resolve() == recording.resolve()
 
 
+@pytest.mark.slow
 def test_a_hundred_videos_are_listed_and_one_is_drawn(tmp_path: Path, opened: Callable[..., Any]) -> None:
     first = reported(tmp_path / "video", None)
     videos = (

@@ -264,6 +264,7 @@ def faster(samples: np.ndarray, factor: float) -> np.ndarray:
     return np.concatenate(parts)
 
 
+@pytest.mark.slow
 def test_fast_speech_is_heard_to_its_end(recogniser, media):
     samples = faster(sound(media / "edtalk_uncrop_Obama.mp4").samples[:], 1.8)
     transcript = recogniser.transcribe(Audio(samples=samples, start_s=0.0))
@@ -272,6 +273,7 @@ def test_fast_speech_is_heard_to_its_end(recogniser, media):
     assert misses(plain("lives 17 others"), heard[-3:]) <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recogniser", BACKENDS[1:], indirect=True)  # the quicker one: the library makes no difference
 def test_what_whisper_passes_over_is_decoded_by_itself(recogniser, media, monkeypatch):
     audio = sound(media / "sadtalker_WDA_KatieHill.mp4")
