@@ -14,7 +14,7 @@ from preprocessing.faces import FaceDetector
 from preprocessing.media import SAMPLE_RATE, Video
 from rcma.experts.audeering import AudeeringExpert
 from rcma.experts.face import EMOTIONS, FaceExpert
-from rcma.experts.registry import FaceEntry, VoiceEntry, find_file
+from rcma.experts.registry import FaceEntry, VoiceEntry, locate
 
 _VOICE_S = 4
 
@@ -42,7 +42,7 @@ def check_model(entry: FaceEntry | VoiceEntry, smile: tuple[NDArray[np.uint8], N
     Raises:
         InputError: the model is not here, its checksum is wrong, or it cannot be run.
     """
-    path = find_file(entry.name)
+    path = locate(entry)
     if path is None:
         raise InputError(f"{entry.name}: not here")
     if isinstance(entry, VoiceEntry):
