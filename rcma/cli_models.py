@@ -73,26 +73,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _list(args: argparse.Namespace) -> int:
     from rcma.experts import destination, entries, how_to_get
 
-    print_table(
-        "public models",
-        ["name", "modality", "here", "licence of code", "licence of weights", "trained on", "scores", "source"],
-        [
-            [
-                entry.name,
-                entry.modality,
-                _state(entry),
-                entry.code_licence,
-                entry.weights_licence,
-                entry.trained_on,
-                entry.scores,
-                entry.source,
-            ]
-            for entry in entries().values()
-        ],
-    )
     for entry in entries().values():
-        here = _state(entry) == "yes"
-        print(f"{entry.name}: {destination(entry) if here else how_to_get(entry.name)}")
+        state = _state(entry)
+        lines = {
+            "here": state if state != "yes" else f"yes, {destination(entry)}",
+            "code": entry.code_licence,
+            "weights": entry.weights_licence,
+            "trained on": entry.trained_on,
+            "scores": entry.scores,
+            "source": entry.source,
+            **({"get it": how_to_get(entry.name)} if state != "yes" else {}),
+        }
+        print(f"{entry.name} ({entry.modality})")
+        for label, text in lines.items():
+            print(f"  {label:<12}{text}")
     return EXIT_DONE
 
 

@@ -1,4 +1,4 @@
-"""Public models: the registry, downloads from a server on this machine, licences that are remembered, files put by hand."""
+"""Public models: registry, downloads from a server on this machine, remembered licences, files put by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The face expert: preprocessing against a transcription in PyTorch, boxes cut from real pictures, values between looks."""
+"""The face expert: preprocessing against a transcription in PyTorch, boxes of a recording, values between looks."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def recording(tmp_path_factory: pytest.TempPathFactory, make_video: Callable[...
 
 @pytest.fixture
 def features() -> Features:
-    """A face that moves to the right; none for 3 frames, and for more than a second; outside of the picture at 0.8 s."""
+    """A face that moves right; none for 3 frames, and for more than a second; outside of the picture at 0.8 s."""
     n = 4 * RATE
     left = np.linspace(2, 58, n)
     box = np.stack([left, np.full(n, 8.4), left + 36, np.full(n, 55.7)], axis=1).astype(np.float32)

@@ -121,6 +121,6 @@ def _refuse_other(entry: FaceEntry | VoiceEntry, url: str, path: Path, sha256: s
 
 
 def _not_fetched(entry: FaceEntry | VoiceEntry, url: str, error: Exception) -> InputError:
-    lines = str(error).strip().splitlines()
+    lines = str(getattr(error, "reason", None) or error).strip().splitlines()
     reason = lines[0].rstrip(".;: ") if lines else type(error).__name__
     return InputError(f"{entry.name}: {url} cannot be fetched ({reason}); without a network, {put_by_hand(entry)}")

@@ -127,14 +127,16 @@ def how_to_get(name: str) -> str:
     """
     entry = find_entry(name)
     accept = f" --accept-licence {name}" if entry.must_accept else ""
-    return f"rcma-models fetch {name}{accept} ({entry.weights_licence}), or {put_by_hand(entry)}"
+    return (
+        f"rcma-models fetch {name}{accept}; licence: {entry.weights_licence}; without a network, {put_by_hand(entry)}"
+    )
 
 
 def put_by_hand(entry: FaceEntry | VoiceEntry) -> str:
     """Say where files go that the user has from elsewhere."""
     if isinstance(entry, FaceEntry):
-        return f"put {entry.url} at {destination(entry)}"
-    return f"put {' and '.join(entry.files)} of {entry.source} into {destination(entry)} first"
+        return f"put a copy of the file at {destination(entry)}"
+    return f"put copies of {' and '.join(entry.files)} into {destination(entry)}"
 
 
 def models_folder() -> Path:
