@@ -171,6 +171,6 @@ def _check(args: argparse.Namespace) -> int:
             ["model", "given", "valence", "arousal", "result"],
             [[f.model, f.given, f"{f.valence:+.3f}", f"{f.arousal:+.3f}", f.verdict] for f in findings],
         )
-    if findings and smile is None:
+    if smile is None and any(entry.modality == "face" for entry in wanted):
         print("whether a smile is pleasant: rcma-models check --smile FILE, with a picture of a smiling face")
     return EXIT_SOME_FAILED if failed or not all(f.passed for f in findings) else EXIT_DONE

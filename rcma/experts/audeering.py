@@ -116,15 +116,25 @@ def _load_wav2vec2(folder: Path) -> tuple[Wav2Vec2Model, dict[str, Any]]:
     """The encoder, in float32, and what transformers says of the names in the file."""
     import torch
     from transformers import Wav2Vec2Model
+    from transformers.utils import logging
 
-    loaded: Any = Wav2Vec2Model.from_pretrained(
-        folder,
-        local_files_only=True,
-        use_safetensors=True,
-        trust_remote_code=False,
-        dtype=torch.float32,
-        output_loading_info=True,
-    )
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    # The two layers on top are read apart; the table of what was left out only confuses.
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        loaded: Any = Wav2Vec2Model.from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
     return loaded
 
 
