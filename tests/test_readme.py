@@ -12,7 +12,7 @@ import pytest
 
 from preprocessing.cli import main as preprocess
 from preprocessing.config import PreprocessConfig, known_keys
-from rcma import cli
+from rcma import cli, cli_models
 from rcma.config import TrainConfig
 
 ROOT = Path(__file__).parents[1]
@@ -25,6 +25,7 @@ COMMANDS = {
     "rcma-evaluate": cli.evaluate,
     "rcma-check-submission": cli.check_submission,
     "rcma-export": cli.export,
+    "rcma-models": cli_models.main,
 }
 SETTINGS = {"rcma-preprocess": PreprocessConfig, "rcma-train": TrainConfig}
 
@@ -41,8 +42,9 @@ def test_all_commands_are_shown() -> None:
 
 @pytest.mark.parametrize("words", command_lines(), ids=" ".join)
 def test_options_and_settings_of_a_command_exist(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    action = words[1:2] if words[0] == "rcma-models" else []
     with pytest.raises(SystemExit):
-        COMMANDS[words[0]](["--help"])
+        COMMANDS[words[0]]([*action, "--help"])
     known = capsys.readouterr().out
     for option in (word for word in words if word.startswith("--")):
         assert re.search(rf"{option}\b", known), f"{words[0]} has no {option}"

@@ -202,6 +202,23 @@ class Video:
         yield Frame(image=self._upright(*held), time_s=clock.time_s(container_time_s(held[0]), None))
         self.warnings += [*clock.warnings(), *self._shapes.changes()]
 
+    def images(self, indices: Iterable[int]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        """Some frames as (index, image) in order of presentation; all are decoded, only these are converted to RGB.
+
+        Args:
+            indices: of the frames in :meth:`frames`; those beyond the last frame are not given.
+
+        Raises:
+            RuntimeError: see :meth:`frames`.
+        """
+        if self._first is None:
+            raise RuntimeError("the frames of a video can be read once; open it again for another pass")
+        held, self._first = self._first, None
+        wanted = set(indices)
+        for index, frame in enumerate(chain([held], self._decoded)):
+            if index in wanted:
+                yield index, self._upright(*frame)
+
     @property
     def share_read(self) -> float:
         """How much of the file has been read, 0 to 1; 0 where that is not known."""
