@@ -18,7 +18,7 @@ from preprocessing.config import PreprocessConfig
 from preprocessing.errors import InputError
 from rcma import cli
 from rcma.model.checkpoint import TrainedRCMA, save_config, save_weights
-from rcma.output.recordings import RecordingFinder
+from preprocessing.features.recordings import RecordingFinder
 
 N_FRAMES = 70
 
