@@ -200,7 +200,7 @@ def predict(argv: Sequence[str] | None = None) -> int:
         "--fill",
         choices=("nearest", "neutral", "nan"),
         default="nearest",
-        help="what frames get where nothing is predicted, having neither face, sound nor word: the nearest frame's values, 0, or nothing",
+        help="what frames get of which nothing is known: the nearest frame's values, 0, or nothing",
     )
     parser.add_argument(
         "--report", action="store_true", help="report.html: player, curves, words and faces, in one file to look at"

@@ -3,7 +3,7 @@ Out: words with times, and one vector a word.
 """
 
 from preprocessing.speech.activity import detect_speech
-from preprocessing.speech.models import has_packaged_whisper, load_openai_whisper, word_model_folder
+from preprocessing.speech.models import has_packaged_whisper, load_openai_whisper, quiet_transformers, word_model_folder
 from preprocessing.speech.recognise import SpeechRecogniser, Transcript
 from preprocessing.speech.transcripts import find_transcript, read_transcript
 from preprocessing.speech.words import WordEncoder, sentences
@@ -16,6 +16,7 @@ __all__ = [
     "find_transcript",
     "has_packaged_whisper",
     "load_openai_whisper",
+    "quiet_transformers",
     "read_transcript",
     "sentences",
     "word_model_folder",

@@ -205,6 +205,22 @@ def word_model_folder(name: str) -> Path:
     return folder
 
 
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Load a part of a checkpoint without a progress bar, and without the table of what is left out, which confuses."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
 def has_packaged_whisper() -> bool:
     """Whether speech can be recognised with ``packaged``: its packages and faster-whisper are installed."""
     needed = ("faster_whisper", *_WHISPER_PACKAGES)

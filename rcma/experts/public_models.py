@@ -190,8 +190,8 @@ def _load_voice() -> Expert:
         values=_voice_values,
         what="arousal from pitch, brightness and level, relative to the recording: 0 is its own median",
         trained_on="nothing, it is a formula",
-        scores="acted speech (EMO-DB, RAVDESS), high against low arousal: AUC .92 to .99 (ours); not measured on speech "
-        "that is not acted",
+        scores="acted speech (EMO-DB, RAVDESS), high against low arousal: AUC .92 to .99 (ours); not measured on "
+        "speech that is not acted",
         licence="that of this project",
     )
 

@@ -71,7 +71,8 @@ class ReportedVideo:
     features: Path
     """Its feature folder: faces and words; opened only while this video is worked on."""
     video: Path | None
-    """The recording, see :class:`preprocessing.features.RecordingFinder`: all of it is shown. None: the page shows faces."""
+    """The recording, see :class:`preprocessing.features.RecordingFinder`: all of it is shown. None: the page shows
+    faces."""
     labels: NDArray[np.float32] | None = None
     """(n,2) valence and arousal of the first n frames, NaN where not annotated; n may differ from T."""
 

@@ -42,8 +42,8 @@ class Prediction:
     spread: NDArray[np.float32] | None = None
     """(T,2) how much several models disagree on valence and arousal: the standard deviation of their predictions
     (divided by n - 1), >= 0, in the unit of the values. It is not a probability: the truth may lie far outside. NaN for
-    a target that fewer than two models predict; None where that holds for both. Of experts, see
-    :func:`rcma.experts.fuse`."""
+    a target that fewer than two models predict; None where that holds for both. Of
+    public models, the weighted standard deviation of :func:`rcma.experts.fuse`, frame by frame."""
     experts: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     """(T,2) of each public model, by its name: what it says by itself, NaN where it says nothing. Neither smoothed nor
     filled. Empty for RCMA."""
