@@ -135,7 +135,7 @@ def test_speech_is_detected_where_it_is(demo_clips: Path) -> None:
     audio = read_audio(min(demo_clips.glob("*.mp4")), origin_s=0.0)
     assert audio is not None
     silence = np.zeros(5 * 16_000, np.float32)
-    spans = detect_speech(np.concatenate([silence, audio.samples, silence]))
+    spans = detect_speech(np.concatenate([silence, audio.samples[:], silence]))
     assert spans
     end_s = 5.0 + len(audio.samples) / 16_000
     assert all(4.9 <= first < last <= end_s + 0.1 for first, last in spans)
@@ -197,7 +197,7 @@ def test_words_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_voice_alone_from_the_stored_waveform(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A synthetic voice is no speech to silero-vad: where it hears some, the real part has its own test above."""
+    # A synthetic voice is no speech to silero-vad, which has tests of its own above.
     samples = rising(8.0)
     given = make_features(tmp_path / "talk", make_labels(8 * RATE, 0), seed=0, words=False)
     mel = log_mel(samples).astype(np.float16)
@@ -215,15 +215,14 @@ def test_voice_alone_from_the_stored_waveform(tmp_path: Path, monkeypatch: pytes
     assert (finish(prediction, fill="nearest").values[:, 0] == 0).all()
 
 
-def test_sound_that_cannot_be_had_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_sound_that_cannot_be_had_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_features(tmp_path / "talk", make_labels(50, 0), seed=0, words=False)
     out = tmp_path / "out"
     assert cli.predict([str(tmp_path / "talk"), "--out", str(out)]) == 0
-    text = caplog.text
+    text = capsys.readouterr().err
     assert "talk: voice" in text and "nowhere.mp4" in text and "no public model gives valence" in text
-    assert (out / "talk.txt").read_text().splitlines()[1:] == ["0.000000,0.000000"] * 50 or all(
-        float(cell) == 0 for line in (out / "talk.txt").read_text().splitlines()[1:] for cell in line.split(",")
-    )
+    lines = (out / "talk.txt").read_text().splitlines()[1:]
+    assert len(lines) == 50 and {float(cell) for line in lines for cell in line.split(",")} == {0.0}
 
 
 @needs_minilm
@@ -247,10 +246,12 @@ def test_without_the_packaged_encoder_no_words_are_recognised(monkeypatch: pytes
 
 def test_wrong_inputs_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.predict(["--out", str(tmp_path / "out")]) == 2
-    assert cli.predict([str(tmp_path / "none.mp4"), "--out", str(tmp_path / "out")]) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line]
-    assert len(lines) == 2 and "none.mp4" in lines[1]
     assert not (tmp_path / "out").exists()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "INPUT" in line
+    # The others would go on: the exit code is that of some that failed.
+    assert cli.predict([str(tmp_path / "none.mp4"), "--out", str(tmp_path / "out")]) == 1
+    assert "none.mp4: no such file" in capsys.readouterr().err
 
 
 def test_report_says_who_predicted_and_shows_each_of_them(tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ class PublicModels:
         present: dict[Modality, NDArray[np.bool_]] = {}
         for expert in self.experts:
             said = np.isfinite(values[expert.name]).any(axis=1)
-            present[expert.modality] = present.get(expert.modality, False) | said
+            present[expert.modality] = said | present.get(expert.modality, np.zeros_like(said))
         for target, column in zip(TARGETS, fused.T, strict=True):
             if np.isnan(column).all():
                 log.warning(f"{features.video_id}: no public model gives {target} for any of its frames")
