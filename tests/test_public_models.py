@@ -249,9 +249,13 @@ def test_wrong_inputs_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture
     assert not (tmp_path / "out").exists()
     (line,) = capsys.readouterr().err.splitlines()
     assert "INPUT" in line
-    # The others would go on: the exit code is that of some that failed.
-    assert cli.predict([str(tmp_path / "none.mp4"), "--out", str(tmp_path / "out")]) == 1
-    assert "none.mp4: no such file" in capsys.readouterr().err
+    speaking(tmp_path / "good", 10)
+    speaking(tmp_path / "damaged", 10)
+    (tmp_path / "damaged" / "words.json").unlink()
+    inputs = [str(tmp_path / name) for name in ("damaged", "good")]
+    assert cli.predict([*inputs, "--out", str(tmp_path / "out")]) == 1
+    assert "failed: " in (said := capsys.readouterr().err) and "damaged" in said
+    assert {row["video"] for row in rows_of(tmp_path / "out" / "frames.csv")} == {"good"}
 
 
 def test_report_says_who_predicted_and_shows_each_of_them(tmp_path: Path) -> None:
