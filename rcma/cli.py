@@ -9,10 +9,11 @@ import math
 import re
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from preprocessing.config import load_config
 from preprocessing.console import (
@@ -34,12 +35,13 @@ from preprocessing.names import as_video_id, refuse_shared_ids
 from rcma.config import TARGETS, Target, TrainConfig
 
 if TYPE_CHECKING:
+    from preprocessing.config import PreprocessConfig
+    from preprocessing.features import Features
     from rcma.abaw import Format
     from rcma.config import FaceSource
     from rcma.evaluate import DetailedScores, Disagreement
-    from rcma.model import TrainedRCMA
     from rcma.output import OutputSettings, ReportedVideo
-    from rcma.prediction import SmoothKind
+    from rcma.prediction import Prediction, SmoothKind
     from rcma.training import TrainingResult
 
 FOLDS_FILE = "folds.json"
@@ -157,20 +159,22 @@ def predict(argv: Sequence[str] | None = None) -> int:
     """Run ``rcma-predict``; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="rcma-predict",
-        description="Valence and arousal for each decoded frame: the challenge's files, a table, a page to look at.",
-        epilog="example:\n  rcma-predict --checkpoint run features/ my_video.mp4 --out predictions --report",
+        description="Valence and arousal for each decoded frame: the challenge's files, a table, a page to look at. "
+        "Without --checkpoint, public models of one modality each predict together; they are not RCMA.",
+        epilog="examples:\n  rcma-predict --checkpoint run features/ my_video.mp4 --out predictions --report\n"
+        "  rcma-predict talk.mp4 --out predictions --report",
         formatter_class=HelpFormatter,
     )
     parser.add_argument("inputs", nargs="*", metavar="INPUT", help="feature folders, folders of them, or raw videos")
     parser.add_argument(
         "--checkpoint",
-        required=True,
         nargs="+",
         action="append",
+        default=[],
         metavar="RUN",
         help="run folder of rcma-train, its best.safetensors, or a Hugging Face Hub name such as org/model; "
         "predictions of several are averaged, and the table and the report show how far they disagree (each Hub name "
-        "with a --checkpoint of its own)",
+        "with a --checkpoint of its own); without: the public models that can be had on this machine",
     )
     parser.add_argument(
         "--out",
@@ -184,7 +188,8 @@ def predict(argv: Sequence[str] | None = None) -> int:
         choices=("csv", "parquet", "none"),
         default="csv",
         help="frames.csv or frames.parquet: a row a frame, with its time, which of face, audio and text it had, and "
-        "with several checkpoints the standard deviation of their predictions",
+        "with several checkpoints the standard deviation of their predictions; without a checkpoint what each public "
+        "model says, and their spread",
     )
     parser.add_argument(
         "--smooth",
@@ -195,7 +200,7 @@ def predict(argv: Sequence[str] | None = None) -> int:
         "--fill",
         choices=("nearest", "neutral", "nan"),
         default="nearest",
-        help="what frames without face, sound and word get: the nearest frame's values, 0, or nothing",
+        help="what frames get of which nothing is known: the nearest frame's values, 0, or nothing",
     )
     parser.add_argument(
         "--report", action="store_true", help="report.html: player, curves, words and faces, in one file to look at"
@@ -236,14 +241,12 @@ def _predict(args: argparse.Namespace) -> int:
     settings = _output_settings(args)
     device = resolve_device(args.device)
     from rcma.abaw import require_writable_ids
-    from rcma.model import load_model
     from rcma.output import write_outputs
-    from rcma.prediction import require_both_targets
 
     checkpoints, inputs = _split_checkpoints(args.checkpoint, args.inputs)
     labels = _find_labels(args.annotations)
-    models = [load_model(checkpoint).to(device) for checkpoint in checkpoints]
-    require_both_targets(models)
+    predictor = _load_checkpoints(checkpoints, device=device) if checkpoints else _load_public_models()
+    settings = replace(settings, **predictor.shown_as)
     folders, sources = _sort_inputs([Path(text) for text in inputs])
     named = [*((_id_of(folder), folder) for folder in folders), *((s.video_id, s.path) for s in sources)]
     refuse_shared_ids(named)
@@ -254,11 +257,9 @@ def _predict(args: argparse.Namespace) -> int:
     failures = _Failures()
     made: dict[Path, Path] = {}
     if sources:
-        # For one that needs the waveform, if there is any; the others are checked against the features.
-        neediest = max(models, key=lambda model: model.settings.audio_input == "waveform")
-        made = _preprocess(neediest, sources, settings.folder / CACHE_FOLDER, failures, device=device)
+        made = _preprocess(predictor.preprocessing, sources, settings.folder / CACHE_FOLDER, failures, device=device)
         folders += list(made)
-    usable = _usable_folders(models, folders, failures)
+    usable = _usable_folders(predictor, folders, failures)
     # Again: a video may have given several people.
     refuse_to_overwrite(settings.paths([_id_of(folder) for folder in usable]))
     if settings.template is not None:
@@ -269,20 +270,92 @@ def _predict(args: argparse.Namespace) -> int:
     if settings.overlay is not None and settings.overlay.suffix and len(usable) > 1:
         raise InputError(f"--overlay {settings.overlay}: there are {len(usable)} videos; give a folder")
     with Reporter(len(usable), unit="video") as reporter:
-        # Their pictures are shown nowhere else.
-        recordings = made if settings.report or settings.overlay is not None else None
-        predicted = _predict_folders(models, usable, labels, recordings, failures, reporter)
+        predicted = _predict_folders(
+            predictor,
+            usable,
+            labels,
+            made,
+            failures,
+            reporter,
+            # Their pictures are shown nowhere else.
+            show_recordings=settings.report or settings.overlay is not None,
+        )
         written = write_outputs(predicted, settings, status=reporter.status)
     for line in written.failures:
         failures.tell(line)
     for line in written.remarks:
         log.warning(line)
     where = settings.single_file_path if settings.format == "single-file" else settings.folder
+    by = f" ({settings.predicted_by})" if settings.predicted_by else ""
     print(
-        f"{written.n_frames} frames of {written.n_videos} videos are in {where}"
+        f"{written.n_frames} frames of {written.n_videos} videos are in {where}{by}"
         + (f"; {failures.n} failed" if failures.n else "")
     )
     return EXIT_SOME_FAILED if failures.n else EXIT_DONE
+
+
+@dataclass(frozen=True)
+class _Predictor:
+    """What ``rcma-predict`` needs of trained checkpoints, or of public models."""
+
+    preprocessing: PreprocessConfig
+    """Settings for raw videos."""
+    predict: Callable[[Features, Callable[[], Path]], Prediction]
+    """From features and a function that finds their recording, or raises InputError."""
+    check: Callable[[Features], None] = lambda _: None
+    """Raises InputError for features that cannot be used."""
+    remarks: Callable[[Mapping[str, FaceSource]], Iterable[str]] = lambda _: ()
+    """What is to be said of the videos together, by the source of their faces."""
+    shown_as: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of OutputSettings that say who predicted."""
+
+
+def _load_checkpoints(names: Sequence[str], *, device: str) -> _Predictor:
+    from rcma.fast_cpu import quicker_forms
+    from rcma.model import load_model
+    from rcma.prediction import (
+        check_features,
+        faces_from_elsewhere,
+        predict_frames,
+        preprocessing_of,
+        require_both_targets,
+    )
+
+    models = [load_model(name).to(device) for name in names]
+    require_both_targets(models)
+    # Of several models, they are made anew for each video: kept, each would take .8 GB.
+    quicker = [quicker_forms(model) for model in models] if len(models) == 1 else None
+
+    def check(features: Features) -> None:
+        for model in models:
+            check_features(model, features)
+
+    return _Predictor(
+        # For one that needs the waveform, if there is any; the others are checked against the features.
+        preprocessing=preprocessing_of(max(models, key=lambda model: model.settings.audio_input == "waveform")),
+        predict=lambda features, _: predict_frames(models, features, quicker=quicker),
+        check=check,
+        remarks=lambda sources: faces_from_elsewhere(models, sources),
+    )
+
+
+def _load_public_models() -> _Predictor:
+    """Load them and say on stdout which they are."""
+    from rcma.experts import NOT_RCMA, PublicModels
+
+    models = PublicModels()
+    print(f"{NOT_RCMA}:")
+    for line in models.describe():
+        print(f"  {line}")
+    if models.missing:
+        print("not on this machine:")
+        for line in models.missing:
+            print(f"  {line}")
+    config = models.preprocessing()
+    speech = "without speech recognition" if config.speech.backend == "none" else f"speech.model={config.speech.model}"
+    print(f"raw videos are preprocessed with default settings, {speech}, words.model={config.words.model}", flush=True)
+    shown_as = {"experts": models.columns, "predicted_by": NOT_RCMA, "about": models.describe()}
+    return _Predictor(config, models.predict, shown_as=shown_as)
 
 
 class _Failures:
@@ -388,24 +461,22 @@ def _id_of(folder: Path) -> str:
 
 
 def _preprocess(
-    model: TrainedRCMA, sources: list[Source], out: Path, failures: _Failures, *, device: str
+    config: PreprocessConfig, sources: list[Source], out: Path, failures: _Failures, *, device: str
 ) -> dict[Path, Path]:
     """Feature folders of raw videos, each with its video; one video may give several, and one that fails gives none."""
     from preprocessing.cli import preprocess_and_report
-    from rcma.prediction import preprocessing_of
 
-    outcomes = preprocess_and_report(sources, out, preprocessing_of(model), device=device)
+    outcomes = preprocess_and_report(sources, out, config, device=device)
     # Named already.
     failures.n += sum(not outcome.done for outcome in outcomes)
     path_of = {source.video_id: source.path for source in sources}
     return {out / name: path_of[outcome.video_id] for outcome in outcomes for name in outcome.folders}
 
 
-def _usable_folders(models: list[TrainedRCMA], folders: list[Path], failures: _Failures) -> dict[Path, int]:
+def _usable_folders(predictor: _Predictor, folders: list[Path], failures: _Failures) -> dict[Path, int]:
     """Frames of each folder; one that cannot be used is left out."""
     from preprocessing.features import load_features
     from rcma.data import face_source
-    from rcma.prediction import check_features, faces_from_elsewhere
 
     n_frames: dict[Path, int] = {}
     sources: dict[str, FaceSource] = {}
@@ -413,62 +484,63 @@ def _usable_folders(models: list[TrainedRCMA], folders: list[Path], failures: _F
         try:
             # Not kept open: thousands of memory-mapped videos would exhaust the open files a process may have.
             features = load_features(folder)
-            for model in models:
-                check_features(model, features)
+            predictor.check(features)
             n_frames[folder] = features.n_frames
             sources[features.video_id] = face_source(features.meta)
         except InputError as error:
             failures.tell(error)
-    for remark in faces_from_elsewhere(models, sources):
+    for remark in predictor.remarks(sources):
         log.warning(remark)
     return n_frames
 
 
 def _predict_folders(
-    models: list[TrainedRCMA],
+    predictor: _Predictor,
     folders: Iterable[Path],
     labels: Mapping[str, Path],
-    recordings: Mapping[Path, Path] | None,
+    given: Mapping[Path, Path],
     failures: _Failures,
     reporter: Reporter,
+    *,
+    show_recordings: bool,
 ) -> Iterator[ReportedVideo]:
     """Predict each folder; one that cannot be predicted is left out.
 
     Args:
-        models: whose predictions are averaged.
+        predictor: what predicts.
         folders: feature folders.
         labels: annotation files by video.
-        recordings: videos that were given, by feature folder; None: no recording is shown, so none is looked for.
+        given: videos that were given, by feature folder.
         failures: is told of each folder that cannot be predicted.
         reporter: is told of each video.
+        show_recordings: whether recordings are shown; otherwise only what predicts may look for them.
     """
-    from preprocessing.features import load_features
+    from preprocessing.features import RecordingFinder, load_features
     from rcma.abaw import read_annotation
-    from rcma.fast_cpu import quicker_forms
-    from rcma.output import RecordingFinder, ReportedVideo
-    from rcma.prediction import predict_frames
+    from rcma.output import ReportedVideo
 
     finder = RecordingFinder()
-    # Of several models, they are made anew for each video: kept, each would take .8 GB.
-    quicker = [quicker_forms(model) for model in models] if len(models) == 1 else None
     for folder in folders:
         try:
             features = load_features(folder)
             name = features.video_id
             reporter.status(name)
             annotation = read_annotation(labels[name]) if name in labels else None
-            prediction = predict_frames(models, features, quicker=quicker)
+            find = partial(finder.find, features.meta, given=given.get(folder))
+            prediction = predictor.predict(features, find)
         except InputError as error:
             failures.tell(error)
             continue
         video = None
-        if recordings is not None:
+        if show_recordings:
             try:
-                video = finder.find(features.meta, given=recordings.get(folder))
+                video = find()
             except InputError as error:
                 log.warning(f"{name}: no pictures of the video: {error}")
         yield ReportedVideo(prediction, folder, video, annotation)
-        reporter.finished(f"{name}: {features.n_frames} frames")
+        # Not a NaN: it equals itself.
+        spoke = [f"{who} {(values == values).any(axis=1).mean():.0%}" for who, values in prediction.experts.items()]
+        reporter.finished(f"{name}: {features.n_frames} frames" + (f"; {', '.join(spoke)}" if spoke else ""))
 
 
 def evaluate(argv: Sequence[str] | None = None) -> int:

@@ -16,9 +16,9 @@ from made_features import RATE, WIDTH, make_features, make_labels, small_config
 
 from preprocessing.config import PreprocessConfig
 from preprocessing.errors import InputError
+from preprocessing.features.recordings import RecordingFinder
 from rcma import cli
 from rcma.model.checkpoint import TrainedRCMA, save_config, save_weights
-from rcma.output.recordings import RecordingFinder
 
 N_FRAMES = 70
 

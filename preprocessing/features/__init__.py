@@ -13,12 +13,14 @@ from preprocessing.features.folder import (
     save_features,
 )
 from preprocessing.features.inspect import describe, draw_contact_sheet
+from preprocessing.features.recordings import RecordingFinder
 
 __all__ = [
     "PATCH_ROWS",
     "Alignment",
     "FeatureWriter",
     "Features",
+    "RecordingFinder",
     "Word",
     "cut_patches",
     "describe",

@@ -2,7 +2,8 @@
 Out: words with times, and one vector a word.
 """
 
-from preprocessing.speech.models import load_openai_whisper, word_model_folder
+from preprocessing.speech.activity import detect_speech
+from preprocessing.speech.models import has_packaged_whisper, load_openai_whisper, quiet_transformers, word_model_folder
 from preprocessing.speech.recognise import SpeechRecogniser, Transcript
 from preprocessing.speech.transcripts import find_transcript, read_transcript
 from preprocessing.speech.words import WordEncoder, sentences
@@ -11,8 +12,11 @@ __all__ = [
     "SpeechRecogniser",
     "Transcript",
     "WordEncoder",
+    "detect_speech",
     "find_transcript",
+    "has_packaged_whisper",
     "load_openai_whisper",
+    "quiet_transformers",
     "read_transcript",
     "sentences",
     "word_model_folder",

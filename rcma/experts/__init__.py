@@ -6,6 +6,9 @@ from rcma.experts.audeering import AudeeringExpert
 from rcma.experts.check import check_model, find_face
 from rcma.experts.face import EMOTIONS, FaceExpert
 from rcma.experts.fetch import OnProgress, fetch_model
+from rcma.experts.fuse import WEIGHTS as FUSION_WEIGHTS
+from rcma.experts.fuse import fuse
+from rcma.experts.public_models import NOT_RCMA, Expert, FindRecording, PublicModels, read_sound
 from rcma.experts.registry import (
     FaceEntry,
     VoiceEntry,
@@ -25,12 +28,17 @@ from rcma.experts.words import LICENCE, WEIGHTS, SentenceEncoder, TextAffect, re
 
 __all__ = [
     "EMOTIONS",
+    "FUSION_WEIGHTS",
     "LICENCE",
+    "NOT_RCMA",
     "WEIGHTS",
     "AudeeringExpert",
+    "Expert",
     "FaceEntry",
     "FaceExpert",
+    "FindRecording",
     "OnProgress",
+    "PublicModels",
     "SentenceEncoder",
     "TextAffect",
     "VoiceEntry",
@@ -43,11 +51,13 @@ __all__ = [
     "find_entry",
     "find_face",
     "find_file",
+    "fuse",
     "how_to_get",
     "is_accepted",
     "is_here",
     "locate",
     "measure_voice",
+    "read_sound",
     "regress",
     "sentence_values",
     "vocal_activation",

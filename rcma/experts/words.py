@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from preprocessing.config import PACKAGED
 from preprocessing.features import Word
-from preprocessing.speech import sentences, word_model_folder
+from preprocessing.speech import quiet_transformers, sentences, word_model_folder
 
 WEIGHTS = Path(__file__).with_name("text_affect.safetensors")
 LICENCE = "CC BY-SA 4.0 (trained on EmoBank)"
@@ -42,8 +42,10 @@ class SentenceEncoder:
         from transformers import AutoModel, AutoTokenizer
 
         folder = word_model_folder(PACKAGED)
-        self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        self._model = AutoModel.from_pretrained(folder, local_files_only=True, trust_remote_code=False, dtype="float32")
+        local = {"local_files_only": True, "trust_remote_code": False}
+        with quiet_transformers():
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, **local)
+            self._model = AutoModel.from_pretrained(folder, dtype="float32", **local)
         self._model.eval()
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:

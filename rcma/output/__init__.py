@@ -3,7 +3,6 @@ Out: what people look at: table, page, overlay and the challenge's files.
 """
 
 from rcma.output.overlay import write_overlay
-from rcma.output.recordings import RecordingFinder
 from rcma.output.report import ReportedVideo, write_report
 from rcma.output.table import read_spreads
 from rcma.output.writer import SINGLE_FILE, OutputSettings, write_outputs
@@ -11,7 +10,6 @@ from rcma.output.writer import SINGLE_FILE, OutputSettings, write_outputs
 __all__ = [
     "SINGLE_FILE",
     "OutputSettings",
-    "RecordingFinder",
     "ReportedVideo",
     "read_spreads",
     "write_outputs",

@@ -71,13 +71,19 @@ class ReportedVideo:
     features: Path
     """Its feature folder: faces and words; opened only while this video is worked on."""
     video: Path | None
-    """The recording, see :class:`.recordings.RecordingFinder`: all of it is shown. None: the page shows faces."""
+    """The recording, see :class:`preprocessing.features.RecordingFinder`: all of it is shown. None: the page shows
+    faces."""
     labels: NDArray[np.float32] | None = None
     """(n,2) valence and arousal of the first n frames, NaN where not annotated; n may differ from T."""
 
 
 def write_report(
-    path: Path, videos: Iterable[ReportedVideo], *, title: str, on_video: Callable[[str], None]
+    path: Path,
+    videos: Iterable[ReportedVideo],
+    *,
+    title: str,
+    on_video: Callable[[str], None],
+    about: Sequence[str] = (),
 ) -> tuple[str, ...]:
     """Write the page, whole or not at all; memory does not grow with the number of videos, nor with their length.
 
@@ -89,6 +95,7 @@ def write_report(
         videos: in the order of the page; asked for one by one.
         title: heading of the page.
         on_video: called with the name of each video when it is in the page.
+        about: what the page says of the models that predicted, a line each.
 
     Returns:
         Warnings, one line each: recordings that are gone or cannot be read, previews that were left out.
@@ -111,6 +118,8 @@ def write_report(
             file.write(text)
             if gap == "title":
                 file.write(html.escape(_well_formed(title)))
+            elif gap == "about":
+                file.write("".join(f"<li>{html.escape(line)}</li>\n" for line in about))
             elif gap == "style":
                 file.write(f"<style>\n{(page / 'page.css').read_text(encoding='utf-8')}</style>")
             elif gap == "videos":
@@ -190,7 +199,7 @@ def _content(
     prediction = video.prediction
     time_s, end_s = prediction.time_s, _end_s(prediction.time_s)
     others = [part for part in (prediction.spread, labels) if part is not None]
-    columns = [prediction.values, *prediction.changes.values(), *others]
+    columns = [prediction.values, *prediction.changes.values(), *prediction.experts.values(), *others]
     shown = _frames_to_draw(np.concatenate(columns, axis=1), most=_MOST_POINTS)
     notes = []
     if len(shown) < len(time_s):
@@ -207,6 +216,7 @@ def _content(
         "time": _numbers(time_s[shown]),
         "values": _by_target(prediction.values[shown]),
         "spread": None if prediction.spread is None else _by_target(prediction.spread[shown]),
+        "experts": {name: _by_target(values[shown]) for name, values in prediction.experts.items()},
         "labels": None if labels is None else _by_target(labels[shown]),
         "missing": {name: _missing_spans(there, time_s, end_s) for name, there in prediction.present.items()},
         "words": [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from preprocessing.errors import InputError
@@ -12,7 +12,7 @@ from preprocessing.features import load_features
 from preprocessing.run import Status, separate_process
 from rcma.abaw import Format, Location, per_video_file, write_per_video, write_single_file
 from rcma.output.report import ReportedVideo, write_report
-from rcma.output.table import TABLE, TableKind, open_table
+from rcma.output.table import TABLE, Experts, TableKind, open_table
 from rcma.prediction import FillKind, Prediction, SmoothKind, finish
 
 SINGLE_FILE = "predictions.txt"
@@ -38,6 +38,12 @@ class OutputSettings:
     report: bool = False
     overlay: Path | None = None
     """A ``.mp4`` file for the only video, or a folder for ``<video_id>.mp4`` of each."""
+    experts: Experts = field(default_factory=dict)
+    """Targets of each public model that predicts, by its name; empty for RCMA."""
+    predicted_by: str = ""
+    """Added to the title of the page, if it was not RCMA that predicted."""
+    about: Sequence[str] = ()
+    """What the page says of the models that predicted, a line each."""
 
     @property
     def single_file_path(self) -> Path:
@@ -93,7 +99,7 @@ def write_outputs(
     """
     done: list[ReportedVideo] = []
     failures: list[str] = []
-    table = open_table(settings.table_path, settings.table) if settings.table else None
+    table = open_table(settings.table_path, settings.table, experts=settings.experts) if settings.table else None
     with table or nullcontext(_write_nothing) as append_to_table, separate_process(status=status) as call:
         for video in videos:
             video = replace(
@@ -114,9 +120,13 @@ def write_outputs(
         write_single_file(settings.single_file_path, values, template=settings.template)
     remarks: tuple[str, ...] = ()
     if settings.report:
-        title = f"Valence and arousal: {settings.folder.resolve().name}"
+        by = f" ({settings.predicted_by})" if settings.predicted_by else ""
         remarks = write_report(
-            settings.folder / REPORT, done, title=title, on_video=lambda name: status(f"{REPORT}: {name}")
+            settings.folder / REPORT,
+            done,
+            title=f"Valence and arousal: {settings.folder.resolve().name}{by}",
+            about=settings.about,
+            on_video=lambda name: status(f"{REPORT}: {name}"),
         )
     n_frames = sum(len(video.prediction.time_s) for video in done)
     return Written(len(done), n_frames, tuple(failures), remarks)

@@ -42,7 +42,11 @@ class Prediction:
     spread: NDArray[np.float32] | None = None
     """(T,2) how much several models disagree on valence and arousal: the standard deviation of their predictions
     (divided by n - 1), >= 0, in the unit of the values. It is not a probability: the truth may lie far outside. NaN for
-    a target that fewer than two models predict; None where that holds for both."""
+    a target that fewer than two models predict; None where that holds for both. Of
+    public models, the weighted standard deviation of :func:`rcma.experts.fuse`, frame by frame."""
+    experts: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    """(T,2) of each public model, by its name: what it says by itself, NaN where it says nothing. Neither smoothed nor
+    filled. Empty for RCMA."""
 
 
 def present_modalities(features: Features, *, audio_alignment: Alignment) -> dict[Modality, NDArray[np.bool_]]:
@@ -72,8 +76,8 @@ def present_modalities(features: Features, *, audio_alignment: Alignment) -> dic
 def finish(prediction: Prediction, *, fill: FillKind, smoothing: tuple[SmoothKind, float] | None = None) -> Prediction:
     """Make a prediction ready to be written.
 
-    Frames without any modality are guesses: they take no part in smoothing and get what ``fill`` says. Values are then
-    clipped to [-1,1].
+    Frames without any modality are guesses: they take no part in smoothing and get what ``fill`` says. So does a target
+    that has no value at a frame. Values are then clipped to [-1,1].
 
     The spread of several models is smoothed in the same way; of a Gaussian mean that is at least the spread of the
     models' smoothed predictions. A frame that gets the nearest frame's values gets its spread, too; one that gets 0, or
@@ -81,22 +85,24 @@ def finish(prediction: Prediction, *, fill: FillKind, smoothing: tuple[SmoothKin
 
     Args:
         prediction: left as it is.
-        fill: what frames without any modality get: ``nearest``: the values of the nearest frame in time that has one
+        fill: what is put where there is no value: ``nearest``: that of the nearest frame in time that has one
             (``neutral`` where no frame has); ``neutral``: 0; ``nan``: none.
         smoothing: kind and extent, seconds; see :func:`smooth`.
     """
-    empty = ~np.any(list(prediction.present.values()), axis=0)
+    nothing = ~np.any(list(prediction.present.values()), axis=0)
+    empty = nothing[:, None] | np.isnan(prediction.values)  # (T,2)
 
     def finished(columns: NDArray[np.float32], neutral: float) -> NDArray[np.float32]:
-        columns = columns.copy()
-        columns[empty] = np.nan
+        columns = np.where(empty, np.float32(np.nan), columns)
         if smoothing is not None:
             kind, extent_s = smoothing
             columns = smooth(columns, prediction.time_s, kind=kind, extent_s=extent_s)
-        if fill == "nearest" and not empty.all():
-            columns[empty] = columns[~empty][_nearest(prediction.time_s[~empty], prediction.time_s[empty])]
-        elif fill != "nan":
-            columns[empty] = neutral
+        for column, missing in zip(columns.T, empty.T, strict=True):
+            if fill == "nearest" and not missing.all():
+                known_s, missing_s = prediction.time_s[~missing], prediction.time_s[missing]
+                column[missing] = column[~missing][_nearest(known_s, missing_s)]
+            elif fill != "nan":
+                column[missing] = neutral
         return columns
 
     spread = None if prediction.spread is None else finished(prediction.spread, np.nan)

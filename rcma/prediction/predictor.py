@@ -62,18 +62,29 @@ def predict(model: RCMA, video_or_features: Path | str | Features) -> NDArray[np
         return _predict_features(model, load_features(path))[0]
     if not path.exists():
         raise InputError(f"{path}: no such video or feature folder")
+    with preprocessed(path, preprocessing_of(model), device=_device(model).type) as features:
+        for remark in faces_from_elsewhere([model], {features.video_id: "detected"}):
+            log.warning(remark)
+        return _predict_features(model, features)[0]
+
+
+@contextmanager
+def preprocessed(video: Path, config: PreprocessConfig, *, device: str) -> Iterator[Features]:
+    """Features of a video, which are gone when the block ends.
+
+    Raises:
+        InputError: the video cannot be used.
+    """
     # Imported here: a model that only sees feature folders needs neither FFmpeg nor the recognisers.
     from preprocessing.inputs import Source
     from preprocessing.names import video_id_of
     from preprocessing.run import Preprocessor
 
-    preprocessor = Preprocessor(preprocessing_of(model), device=_device(model).type)
+    preprocessor = Preprocessor(config, device=device)
     with tempfile.TemporaryDirectory() as temporary:
         # Of several people, should the settings ask for all, the first.
-        name = preprocessor.process(Source(video_id_of(path), path), Path(temporary))[0]
-        for remark in faces_from_elsewhere([model], {name: "detected"}):
-            log.warning(remark)
-        return _predict_features(model, load_features(Path(temporary) / name))[0]
+        name = preprocessor.process(Source(video_id_of(video), video), Path(temporary))[0]
+        yield load_features(Path(temporary) / name)
 
 
 def predict_frames(

@@ -254,6 +254,14 @@
         hoverinfo: "skip",
       });
     }
+    for (const [name, values] of Object.entries(data.experts)) {
+      for (const target of TARGETS.filter((target) => values[target].some((value) => value != null))) {
+        traces.push({
+          x: data.time, y: values[target], mode: mode(), connectgaps: false, opacity: 0.45,
+          line: { color: colour(target), width: 1.2 }, hovertemplate: `${target}, ${name} alone %{y:.2f}<extra></extra>`,
+        });
+      }
+    }
     for (const target of TARGETS) {
       if (data.labels) {
         traces.push({
@@ -573,6 +581,7 @@
     $("chosen").hidden = false;
     $("chosen").classList.toggle("unlabelled", !data.labels);
     $("chosen").classList.toggle("single", !data.spread);
+    $("chosen").classList.toggle("one-model", !Object.keys(data.experts).length);
     $("name").textContent = name;
     $("notes").replaceChildren(...data.notes.map((note) => make("li", { textContent: note })));
     if (data.source?.link) $("notes").append(make("li", { textContent: "The video is not in this page: it is played from where it lies." }));
