@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from preprocessing.errors import InputError
+from preprocessing.files import sha256
 
 
 class RecordingFinder:
@@ -47,8 +47,7 @@ class RecordingFinder:
     def _hash(self, path: Path) -> str:
         if path not in self._sha256:
             try:
-                with path.open("rb") as file:
-                    self._sha256[path] = hashlib.file_digest(file, "sha256").hexdigest()
+                self._sha256[path] = sha256(path)
             except OSError as error:
                 raise InputError(f"{path} cannot be read: {error.strerror}") from None
         return self._sha256[path]

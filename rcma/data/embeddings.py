@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 
 from preprocessing.errors import InputError
 from preprocessing.features import Alignment, Features
-from preprocessing.files import replace_when_whole
+from preprocessing.files import replace_when_whole, sha256
 from rcma.config import Modality
 from rcma.data.windows import Video, cut_window, face_side
 from rcma.fast_cpu import Embed, quicker_forms
@@ -173,7 +173,7 @@ class _Maker:
                 n = min(_FRAMES_AT_ONCE, features.n_frames - first)
                 file.write(self._embed(features, m, made_from["view"], first, n).tobytes())
         # Killed before this, the array does not match its description, if it has one, and is made again.
-        _write_json(path.with_suffix(".json"), {**made_from, "sha256": _sha256(path)})
+        _write_json(path.with_suffix(".json"), {**made_from, "sha256": sha256(path)})
 
     def _embed(
         self, features: Features, m: Modality, view: Mapping[str, Any], first: int, n: int
@@ -220,7 +220,7 @@ class _FeatureHashes:
         state = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
         known = self._known.get(str(path))
         if known is None or known[:-1] != state:
-            known = [*state, _sha256(path)]
+            known = [*state, sha256(path)]
             self._known[str(path)] = self._new[str(path)] = known
         return str(known[-1])
 
@@ -273,7 +273,7 @@ def _is_whole(path: Path, made_from: Mapping[str, Any], shape: tuple[int, int]) 
         described = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         array = np.load(path, mmap_mode="r")
         return bool(
-            array.shape == shape and array.dtype == np.float16 and described == {**made_from, "sha256": _sha256(path)}
+            array.shape == shape and array.dtype == np.float16 and described == {**made_from, "sha256": sha256(path)}
         )
     except (OSError, ValueError, EOFError):
         return False
@@ -286,11 +286,6 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def _hash_of(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sha256_of_tensors(tensors: Mapping[str, torch.Tensor]) -> str:

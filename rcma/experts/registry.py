@@ -6,7 +6,6 @@ put there by hand. A file whose sha256 is not the registered one is never used.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -18,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from preprocessing.errors import InputError
-from preprocessing.files import refuse_to_overwrite, replace_own
+from preprocessing.files import refuse_to_overwrite, replace_own, sha256
 
 REGISTRY = Path(__file__).with_name("registry.yaml")
 FOLDER_VARIABLE = "RCMA_MODELS"
@@ -203,8 +202,7 @@ def hash_file(path: Path) -> str:
 
 @lru_cache(maxsize=64)
 def _hash(path: Path, size: int, modified_ns: int, inode: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256(path)
 
 
 def is_accepted(entry: FaceEntry | VoiceEntry) -> bool:
