@@ -45,14 +45,16 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     tree = make_data(root, n_train=2, n_validation=2, n_frames=N_FRAMES).model_dump(mode="json")
     config.write_text(yaml.safe_dump(tree))
     made = Project(root, config)
-    assert cli.train(["--config", str(config), "--out", made.run, "--device", "cpu", "--set", "train.epochs=2"]) == 0
+    assert (
+        cli.train.main(["--config", str(config), "--out", made.run, "--device", "cpu", "--set", "train.epochs=2"]) == 0
+    )
     return made
 
 
 def test_train_then_predict_then_evaluate(project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "predictions"
     inputs = project.features("video2", "video3")
-    assert cli.predict([*inputs, "--checkpoint", project.run, "--out", str(out), "--device", "cpu"]) == 0
+    assert cli.predict.main([*inputs, "--checkpoint", project.run, "--out", str(out), "--device", "cpu"]) == 0
     assert sorted(path.name for path in out.iterdir()) == [WRITTEN, "frames.csv", "video2.txt", "video3.txt"]
     files = ["video2.txt", "video3.txt"]
     values = []
@@ -62,7 +64,7 @@ def test_train_then_predict_then_evaluate(project: Project, tmp_path: Path, caps
         assert len(lines) == 1 + N_FRAMES
         values.append(np.loadtxt(lines[1:], delimiter=","))
     annotations = project.root / "annotations" / "Validation_Set"
-    assert cli.evaluate(["--predictions", str(out), "--annotations", str(annotations)]) == 0
+    assert cli.evaluate.main(["--predictions", str(out), "--annotations", str(annotations)]) == 0
     printed = capsys.readouterr().out
     scores = json.loads((out / "scores.json").read_text())
     labels = np.concatenate([np.loadtxt(annotations / file, delimiter=",", skiprows=1) for file in files])
@@ -76,9 +78,12 @@ def test_score_over_part_of_the_annotated_videos_is_not_a_success(
     project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = str(tmp_path / "predictions")
-    assert cli.predict([*project.features("video2"), "--checkpoint", project.run, "--out", out, "--device", "cpu"]) == 0
+    assert (
+        cli.predict.main([*project.features("video2"), "--checkpoint", project.run, "--out", out, "--device", "cpu"])
+        == 0
+    )
     annotations = str(project.root / "annotations" / "Validation_Set")
-    assert cli.evaluate(["--predictions", out, "--annotations", annotations]) == 1
+    assert cli.evaluate.main(["--predictions", out, "--annotations", annotations]) == 1
     warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
     assert warnings == ["warning: video3: no predictions; not compared"]
 
@@ -90,7 +95,7 @@ def test_single_file_holds_the_rows_of_the_sample_in_its_order(project: Project,
     # video0 is predicted too, but the sample does not ask for it.
     arguments = [*project.features("video0", "video2", "video3"), "--checkpoint", project.run, "--out", str(tmp_path)]
     arguments += ["--format", "single-file", "--template", str(sample), "--device", "cpu"]
-    assert cli.predict(arguments) == 0
+    assert cli.predict.main(arguments) == 0
     lines = (tmp_path / "predictions.txt").read_text().splitlines()
     assert lines[0] == "image_location,valence,arousal"
     assert [line.split(",")[0] for line in lines[1:]] == rows
@@ -104,11 +109,11 @@ def test_names_that_a_single_file_cannot_hold_are_refused_before_any_work(
         shutil.copytree(project.root / "features" / "video0", tmp_path / "features" / folder)
     out = tmp_path / "out"
     arguments = [str(tmp_path / "features"), "--checkpoint", project.run, "--out", str(out), "--device", "cpu"]
-    assert cli.predict([*arguments, "--format", "single-file"]) == 2
+    assert cli.predict.main([*arguments, "--format", "single-file"]) == 2
     error = capsys.readouterr().err.splitlines()
     assert len(error) == 1 and repr(name) in error[0]
     assert not out.exists()
-    assert cli.predict(arguments) == 0
+    assert cli.predict.main(arguments) == 0
     assert sorted(path.name for path in out.iterdir()) == [WRITTEN, "frames.csv", f"{name}.txt", "été.txt"]
     with (out / "frames.csv").open(encoding="utf-8", newline="") as file:
         assert {row["video"] for row in csv.DictReader(file)} == {name, "été"}
@@ -125,7 +130,7 @@ def test_sample_that_cannot_be_covered_is_refused_before_anything_is_written(
     sample.write_text(f"image_location,valence,arousal\nvideo2/00001.jpg,0,0\n{row},0,0\n")
     out = tmp_path / "out"
     arguments = [*project.features("video2"), "--checkpoint", project.run, "--out", str(out), "--device", "cpu"]
-    assert cli.predict([*arguments, "--format", "single-file", "--template", str(sample)]) == 2
+    assert cli.predict.main([*arguments, "--format", "single-file", "--template", str(sample)]) == 2
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1
     assert says in error[0]
@@ -147,12 +152,12 @@ def test_raw_video_is_preprocessed_with_the_settings_of_the_run(project: Project
     run, out = str(root / "run"), root / "predictions"
     where = ["--set", f"data.features={root / 'features'}", "--set", f"data.annotations={labels}"]
     train = ["--config", str(project.config), *where, "--set", "train.epochs=1", "--out", run, "--device", "cpu"]
-    assert cli.train(train) == 0
-    assert cli.predict([str(short_clip), "--checkpoint", run, "--out", str(out), "--device", "cpu"]) == 0
+    assert cli.train.main(train) == 0
+    assert cli.predict.main([str(short_clip), "--checkpoint", run, "--out", str(out), "--device", "cpu"]) == 0
     from_video = (out / "short.txt").read_text()
     again = root / "again"
     folder = str(root / "features" / "short")
-    assert cli.predict([folder, "--checkpoint", run, "--out", str(again), "--device", "cpu"]) == 0
+    assert cli.predict.main([folder, "--checkpoint", run, "--out", str(again), "--device", "cpu"]) == 0
     assert from_video == (again / "short.txt").read_text()
     assert load_features(out / "features" / "short").meta["settings"] == known.meta["settings"]
 
@@ -165,7 +170,7 @@ def test_one_bad_folder_is_named_and_the_others_are_done(
     (tmp_path / "old" / "meta.json").write_text(json.dumps({**meta, "format_version": 0}))
     out = tmp_path / "out"
     inputs = [str(tmp_path / "old"), *project.features("video2")]
-    assert cli.predict([*inputs, "--checkpoint", project.run, "--out", str(out), "--device", "cpu"]) == 1
+    assert cli.predict.main([*inputs, "--checkpoint", project.run, "--out", str(out), "--device", "cpu"]) == 1
     failed = [line for line in capsys.readouterr().err.splitlines() if line.startswith("failed: ")]
     assert len(failed) == 1
     assert "feature format 0, but this version reads format 2" in failed[0]
@@ -174,7 +179,7 @@ def test_one_bad_folder_is_named_and_the_others_are_done(
 
 def test_table_says_what_each_frame_was_predicted_from(project: Project, tmp_path: Path) -> None:
     arguments = [*project.features("video2", "video3"), "--checkpoint", project.run, "--device", "cpu"]
-    assert cli.predict([*arguments, "--out", str(tmp_path)]) == 0
+    assert cli.predict.main([*arguments, "--out", str(tmp_path)]) == 0
     with (tmp_path / "frames.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["video"], int(row["frame"])) for row in rows] == [
@@ -197,7 +202,7 @@ def test_smoothing_and_filling_reach_every_file(project: Project, tmp_path: Path
         "neutral": ["--fill", "neutral"],
         "nan": ["--fill", "nan", "--format", "none"],
     }.items():
-        assert cli.predict([*arguments, str(tmp_path / name), *options]) == 0
+        assert cli.predict.main([*arguments, str(tmp_path / name), *options]) == 0
         with (tmp_path / name / "frames.csv").open(encoding="utf-8", newline="") as file:
             values[name] = np.array([float(row["valence"] or "nan") for row in csv.DictReader(file)])
         if name != "nan":
@@ -213,23 +218,23 @@ def test_smoothing_and_filling_reach_every_file(project: Project, tmp_path: Path
 
 def test_edition_picks_format_and_name(project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [*project.features("video2"), "--checkpoint", project.run, "--device", "cpu", "--out"]
-    assert cli.predict([*arguments, str(tmp_path / "six"), "--edition", "6"]) == 0
+    assert cli.predict.main([*arguments, str(tmp_path / "six"), "--edition", "6"]) == 0
     assert sorted(path.name for path in (tmp_path / "six").iterdir()) == [WRITTEN, "ABAW6_VA.txt", "frames.csv"]
-    assert cli.predict([*arguments, str(tmp_path / "three"), "--edition", "3", "--table", "none"]) == 0
+    assert cli.predict.main([*arguments, str(tmp_path / "three"), "--edition", "3", "--table", "none"]) == 0
     assert sorted(path.name for path in (tmp_path / "three").iterdir()) == [WRITTEN, "video2.txt"]
     sample = tmp_path / "sample.txt"
     rows = [f"video2/{frame:05d}.jpg" for frame in range(1, N_FRAMES)]
     sample.write_text("image_location,valence,arousal\n" + "".join(f"{row},0,0\n" for row in rows))
     capsys.readouterr()
-    assert cli.predict([*arguments, str(tmp_path / "ten"), "--edition", "10", "--template", str(sample)]) == 0
+    assert cli.predict.main([*arguments, str(tmp_path / "ten"), "--edition", "10", "--template", str(sample)]) == 0
     assert (
         f"video2: {N_FRAMES} frames, the sample asks for {N_FRAMES - 1} of them: 1 left out" in capsys.readouterr().err
     )
     submission = str(tmp_path / "ten" / "ABAW10_VA.txt")
-    assert cli.check_submission([submission, "--template", str(sample)]) == 0
+    assert cli.check_submission.main([submission, "--template", str(sample)]) == 0
     lines = Path(submission).read_text().splitlines()
     Path(submission).write_text("\n".join(lines[:-1]) + "\n")
-    assert cli.check_submission([submission, "--template", str(sample)]) == 1
+    assert cli.check_submission.main([submission, "--template", str(sample)]) == 1
 
 
 @pytest.mark.parametrize(
@@ -252,7 +257,7 @@ def test_options_that_contradict_each_other_are_one_line(
 ) -> None:
     out = tmp_path / "out"
     arguments = [*project.features("video2"), "--checkpoint", project.run, "--device", "cpu", "--out", str(out)]
-    assert cli.predict([*arguments, *options]) == 2
+    assert cli.predict.main([*arguments, *options]) == 2
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1
     assert says in error[0]
@@ -270,7 +275,7 @@ def test_failures_are_counted_where_one_video_gives_two_people(
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     inputs = [str(two_people), str(tmp_path / "broken.mp4")]
-    assert cli.predict([*inputs, "--checkpoint", str(run), "--out", str(out), "--device", "cpu"]) == 1
+    assert cli.predict.main([*inputs, "--checkpoint", str(run), "--out", str(out), "--device", "cpu"]) == 1
     said = capsys.readouterr()
     assert sorted(path.name for path in out.glob("*.txt")) == ["talk_left.txt", "talk_right.txt"]
     assert said.err.count("failed: ") == 1 and "broken.mp4" in said.err
@@ -290,7 +295,7 @@ def test_report_and_overlay_of_a_raw_clip(
     arguments = [str(short_clip), *project.features("video2"), "--checkpoint", str(run), "--device", "cpu"]
     arguments += ["--out", str(out), "--report", "--annotations", str(project.root / "annotations" / "Validation_Set")]
     # There is no recording of the made features.
-    assert cli.predict([*arguments, "--overlay", str(tmp_path / "drawn")]) == 1
+    assert cli.predict.main([*arguments, "--overlay", str(tmp_path / "drawn")]) == 1
     said = capsys.readouterr()
     assert "failed: video2: --overlay needs its video file; give that instead of the feature folder" in said.err
     assert f"{12 + N_FRAMES} frames of 2 videos are in {out}; 1 failed" in said.out
@@ -298,7 +303,7 @@ def test_report_and_overlay_of_a_raw_clip(
     page = (out / "report.html").read_text(encoding="utf-8")
     assert 'id="preview-0"' in page and '"name":"video2"' in page
     assert re.search(r'"ccc":\{"valence":-?[\d.]+', page)
-    assert cli.predict([*arguments, "--overlay", str(tmp_path / "one.mp4")]) == 2
+    assert cli.predict.main([*arguments, "--overlay", str(tmp_path / "one.mp4")]) == 2
     assert "there are 2 videos; give a folder" in capsys.readouterr().err
 
 
@@ -307,7 +312,9 @@ def test_two_inputs_with_one_id_are_refused(
 ) -> None:
     make_features(tmp_path / "video2", make_labels(N_FRAMES, seed=1), seed=1)
     inputs = [str(tmp_path / "video2"), *project.features("video2")]
-    assert cli.predict([*inputs, "--checkpoint", project.run, "--out", str(tmp_path / "out"), "--device", "cpu"]) == 2
+    assert (
+        cli.predict.main([*inputs, "--checkpoint", project.run, "--out", str(tmp_path / "out"), "--device", "cpu"]) == 2
+    )
     assert "would both be 'video2'" in capsys.readouterr().err
 
 
@@ -316,9 +323,9 @@ def test_finished_run_is_kept_and_resuming_it_changes_nothing(
 ) -> None:
     arguments = ["--config", str(project.config), "--out", project.run, "--device", "cpu", "--set", "train.epochs=2"]
     log = (project.root / "run" / "log.csv").read_bytes()
-    assert cli.train(arguments) == 2
+    assert cli.train.main(arguments) == 2
     assert "add --resume" in capsys.readouterr().err
-    assert cli.train([*arguments, "--resume"]) == 0
+    assert cli.train.main([*arguments, "--resume"]) == 0
     assert (project.root / "run" / "log.csv").read_bytes() == log
 
 
@@ -337,7 +344,7 @@ def test_bad_training_request_is_one_line(
     project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
 ) -> None:
     known = ["--config", str(project.config), "--out", str(tmp_path / "run"), "--device", "cpu"]
-    assert cli.train([*known, *arguments]) == 2
+    assert cli.train.main([*known, *arguments]) == 2
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1
     assert says in error[0]
@@ -351,7 +358,7 @@ def test_bad_annotation_is_named_with_its_line(
     shutil.copytree(project.root / "annotations", tmp_path / "annotations")
     (tmp_path / "annotations" / "Train_Set" / "video0.txt").write_text(text)
     where = ["--set", f"data.annotations={tmp_path / 'annotations'}", "--out", str(tmp_path / "run")]
-    assert cli.train(["--config", str(project.config), *where, "--device", "cpu"]) == 2
+    assert cli.train.main(["--config", str(project.config), *where, "--device", "cpu"]) == 2
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1
     assert "video0.txt, line " in error[0]
@@ -365,7 +372,7 @@ def test_checkpoint_of_another_shape_names_the_entry(
     config["model"]["tcn"]["face"] = [16]
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config))
     arguments = ["--checkpoint", str(tmp_path / "run"), "--out", str(tmp_path / "out"), "--device", "cpu"]
-    assert cli.predict([*project.features("video2"), *arguments]) == 2
+    assert cli.predict.main([*project.features("video2"), *arguments]) == 2
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1
     assert "tcn.face" in error[0]
@@ -377,15 +384,16 @@ def test_cuda_without_one_is_refused(project: Project, tmp_path: Path, capsys: p
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
     out = ["--out", str(tmp_path / "out"), "--device", "cuda"]
-    assert cli.train(["--config", str(project.config), *out]) == 2
-    assert cli.predict([*project.features("video2"), "--checkpoint", project.run, *out]) == 2
+    assert cli.train.main(["--config", str(project.config), *out]) == 2
+    assert cli.predict.main([*project.features("video2"), "--checkpoint", project.run, *out]) == 2
     errors = capsys.readouterr().err.strip().splitlines()
     assert len(errors) == 2
     assert all("--device cuda: PyTorch sees no CUDA device here" in error for error in errors)
 
 
 @pytest.mark.parametrize(
-    "command", [cli.train, cli.predict, cli.evaluate, cli.check_submission, cli.export, preprocess]
+    "command",
+    [cli.train.main, cli.predict.main, cli.evaluate.main, cli.check_submission.main, cli.export.main, preprocess],
 )
 def test_help_shows_an_example_and_defaults(command, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:

@@ -158,7 +158,7 @@ def test_a_raw_video_gets_crops_in_the_geometry_of_the_provided_ones(
     capsys.readouterr()
 
     predict = [str(short_clip), "--checkpoint", str(run), "--device", "cpu"]
-    assert cli.predict([*predict, "--out", str(tmp_path / "raw")]) == 0
+    assert cli.predict.main([*predict, "--out", str(tmp_path / "raw")]) == 0
     assert "short: the model was trained on provided faces" in capsys.readouterr().err
     raw = load_features(tmp_path / "raw" / "features" / "short").faces.astype(float)
     provided = load_features(tmp_path / "features" / "short").faces.astype(float)
@@ -170,5 +170,5 @@ def test_a_raw_video_gets_crops_in_the_geometry_of_the_provided_ones(
 
     # Provided faces are predicted without a word.
     given = [str(tmp_path / "features" / "short"), *predict[1:], "--out", str(tmp_path / "given")]
-    assert cli.predict(given) == 0
+    assert cli.predict.main(given) == 0
     assert "provided" not in capsys.readouterr().err

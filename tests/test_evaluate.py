@@ -249,7 +249,7 @@ def test_command_prints_the_scores_and_of_many_videos_the_worst(
     predicted["v01"] = -predicted["v01"]
     labels["v02"] = labels["v02"][:-3]
     paths = [write_files(tmp_path / "p", predicted), write_files(tmp_path / "a", labels)]
-    assert cli.evaluate(["--predictions", paths[0], "--annotations", paths[1]]) == 0
+    assert cli.evaluate.main(["--predictions", paths[0], "--annotations", paths[1]]) == 0
     printed, error = capsys.readouterr()
     lines = [line.split() for line in printed.splitlines()]
     content = json.loads((tmp_path / "p" / "scores.json").read_text())
@@ -332,7 +332,7 @@ def test_command_says_how_well_disagreement_ranks_errors(tmp_path: Path, capsys:
             write_per_video(tmp_path / "annotations", name, labels)
             append(Prediction(name, time_s, values, {}, spread=sd))
     command = ["--predictions", str(tmp_path / "predictions"), "--annotations", str(tmp_path / "annotations")]
-    assert cli.evaluate(command) == 0
+    assert cli.evaluate.main(command) == 0
     output = capsys.readouterr().out
     assert "disagreement" in output and "Spearman" in output
     scores = json.loads((tmp_path / "predictions" / "scores.json").read_text())
@@ -340,6 +340,6 @@ def test_command_says_how_well_disagreement_ranks_errors(tmp_path: Path, capsys:
     assert scores["disagreement"]["arousal"]["spearman"] > 0.2
     # Without such columns, nothing is said.
     (tmp_path / "predictions" / "frames.csv").unlink()
-    assert cli.evaluate(command) == 0
+    assert cli.evaluate.main(command) == 0
     assert "disagreement" not in capsys.readouterr().out
     assert "disagreement" not in json.loads((tmp_path / "predictions" / "scores.json").read_text())

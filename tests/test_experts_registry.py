@@ -19,7 +19,7 @@ from made_onnx import write_face_model
 from PIL import Image
 
 from preprocessing.errors import InputError
-from rcma import cli_models
+from rcma import cli
 from rcma.experts import (
     FaceEntry,
     VoiceEntry,
@@ -208,10 +208,10 @@ def test_a_wrong_file_put_by_hand_is_never_used_nor_touched(models: Path, capsys
         find_file(FACE.name)
     assert FACE.sha256 in str(error.value)
     assert FACE.name not in available()
-    assert cli_models.main(["fetch", FACE.name]) == 1
-    assert cli_models.main(["check"]) == 1
+    assert cli.models.main(["fetch", FACE.name]) == 1
+    assert cli.models.main(["check"]) == 1
     assert FACE.file in capsys.readouterr().err
-    assert cli_models.main(["list"]) == 0
+    assert cli.models.main(["list"]) == 0
     assert "wrong checksum" in capsys.readouterr().out
     assert (models / FACE.file).read_bytes() == b"not the model"
 
@@ -236,14 +236,14 @@ def put_voice_model(folder: Path) -> None:
 def test_a_licence_is_accepted_once(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     put_voice_model(destination(VOICE))
     assert VOICE.must_accept and find_file(VOICE.name) is None and VOICE.name not in available()
-    assert cli_models.main(["fetch", VOICE.name]) == 1
+    assert cli.models.main(["fetch", VOICE.name]) == 1
     refused = capsys.readouterr().err
     assert VOICE.weights_licence in refused and f"--accept-licence {VOICE.name}" in refused
-    assert cli_models.main(["fetch", VOICE.name, "--accept-licence", VOICE.name]) == 0
+    assert cli.models.main(["fetch", VOICE.name, "--accept-licence", VOICE.name]) == 0
     assert VOICE.weights_licence in capsys.readouterr().out
     assert find_file(VOICE.name) == destination(VOICE)
     assert VOICE.name in available()
-    assert cli_models.main(["fetch", VOICE.name]) == 0
+    assert cli.models.main(["fetch", VOICE.name]) == 0
     # Another text of the licence was not accepted.
     assert not is_accepted(VOICE.model_copy(update={"weights_licence": "all rights reserved"}))
 
@@ -261,7 +261,7 @@ def run_command(server: Server, *words: str) -> subprocess.CompletedProcess[str]
     """The command in a process of its own, with this machine's server as the hub."""
     environment = {**os.environ, "HF_ENDPOINT": server.url, "PYTHONPATH": str(Path(__file__).parents[1])}
     environment.pop("HF_HUB_OFFLINE", None)
-    code = "import sys; from rcma.cli_models import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; from rcma.cli.models import main; sys.exit(main(sys.argv[1:]))"
     return subprocess.run(
         [sys.executable, "-c", code, *words], env=environment, capture_output=True, text=True, timeout=120, check=False
     )
@@ -316,7 +316,7 @@ def test_a_hub_that_cannot_be_reached(server: Server, models: Path) -> None:
 
 
 def test_list_shows_licences_scores_and_how_to_get(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli_models.main(["list"]) == 0
+    assert cli.models.main(["list"]) == 0
     shown = capsys.readouterr().out
     for name in entries():
         assert name in shown and how_to_get(name) in shown
@@ -325,7 +325,7 @@ def test_list_shows_licences_scores_and_how_to_get(models: Path, capsys: pytest.
 
 def test_help_comes_without_pytorch() -> None:
     code = (
-        "import sys; from rcma.cli_models import main\n"
+        "import sys; from rcma.cli.models import main\n"
         "try: main(['fetch', '--help'])\n"
         "except SystemExit: print([name for name in ('torch', 'transformers', 'onnxruntime') if name in sys.modules])"
     )
@@ -334,9 +334,9 @@ def test_help_comes_without_pytorch() -> None:
 
 
 def test_check_without_models_and_of_a_missing_one(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli_models.main(["check"]) == 0
+    assert cli.models.main(["check"]) == 0
     assert "rcma-models list" in capsys.readouterr().out
-    assert cli_models.main(["check", FACE.name]) == 1
+    assert cli.models.main(["check", FACE.name]) == 1
     assert how_to_get(FACE.name) in capsys.readouterr().err
 
 
@@ -355,10 +355,10 @@ def test_check_tells_whether_a_smile_is_pleasant(models: Path, valence: float, p
 
 def test_check_runs_a_voice_model(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_model(destination(VOICE))
-    assert cli_models.main(["check"]) == 1
+    assert cli.models.main(["check"]) == 1
     assert how_to_get(VOICE.name) in capsys.readouterr().err
     accept_licence(VOICE)
-    assert cli_models.main(["check"]) == 0
+    assert cli.models.main(["check"]) == 0
     shown, told = capsys.readouterr()
     assert told == ""
     assert shown.count(f" {VOICE.name} ") == 2 and "finite" in shown

@@ -33,7 +33,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Dropout draws other numbers on another device.
     config["model"]["tcn"]["dropout"] = config["model"]["fusion"]["dropout"] = 0.0
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    (folder / "main.py").write_text("import sys\nfrom rcma.cli import train\nsys.exit(train(sys.argv[1:]))\n")
+    (folder / "main.py").write_text("import sys\nfrom rcma.cli.train import main\nsys.exit(main(sys.argv[1:]))\n")
     return folder
 
 

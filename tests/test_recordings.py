@@ -100,11 +100,11 @@ def test_a_report_shows_no_other_file_of_the_machine(
 
     arguments = [str(folder), "--checkpoint", str(tmp_path / "run"), "--device", "cpu", "--out", str(tmp_path / "out")]
     drawn = tmp_path / "drawn.mp4"
-    assert cli.predict([*arguments, "--report", "--overlay", str(drawn)]) == (0 if honest else 1)
+    assert cli.predict.main([*arguments, "--report", "--overlay", str(drawn)]) == (0 if honest else 1)
     page, said = (tmp_path / "out" / "report.html").read_text(encoding="utf-8"), capsys.readouterr().err
     assert ('id="preview-0"' in page) == honest
     assert drawn.exists() == honest
     assert (f"{private} is not the file" in said) == (not honest)
     # Without pictures, nobody needs to know where the recording is.
-    assert cli.predict(arguments) == 0
+    assert cli.predict.main(arguments) == 0
     assert "private" not in capsys.readouterr().err

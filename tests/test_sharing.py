@@ -49,7 +49,7 @@ def run(root: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def exported(root: Path, run: Path) -> Path:
-    assert cli.export([str(run), "--out", str(root / "exported"), "--license", "mit", "--name", "Of tests"]) == 0
+    assert cli.export.main([str(run), "--out", str(root / "exported"), "--license", "mit", "--name", "Of tests"]) == 0
     return root / "exported"
 
 
@@ -103,21 +103,21 @@ def test_predict_takes_any_form_of_a_model(root: Path, run: Path, exported: Path
         out = tmp_path / str(number)
         # A second model after --checkpoint is known from an input.
         models = ["--checkpoint", str(checkpoint), str(checkpoint)]
-        assert cli.predict([*models, features, "--out", str(out), "--device", "cpu"]) == 0
+        assert cli.predict.main([*models, features, "--out", str(out), "--device", "cpu"]) == 0
         expected = expected or (out / "video3.txt").read_text()
         assert (out / "video3.txt").read_text() == expected
 
 
 def test_export_help_shows_an_example_and_defaults(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as stop:
-        cli.export(["--help"])
+        cli.export.main(["--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
     assert "example" in text and "default: warning" in text
 
 
 def test_export_says_how_to_go_on(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert cli.export([str(run), "--out", str(tmp_path / "it's mine")]) == 0
+    assert cli.export.main([str(run), "--out", str(tmp_path / "it's mine")]) == 0
     printed = capsys.readouterr().out
     assert "hf upload org/model '" in printed
     assert "rcma-predict --checkpoint org/model" in printed
@@ -125,7 +125,7 @@ def test_export_says_how_to_go_on(run: Path, tmp_path: Path, capsys: pytest.Capt
 
 def test_export_of_an_export_is_the_same(exported: Path, tmp_path: Path):
     options = ["--license", "mit", "--name", "Of tests"]
-    assert cli.export([str(exported / "model.safetensors"), "--out", str(tmp_path / "again"), *options]) == 0
+    assert cli.export.main([str(exported / "model.safetensors"), "--out", str(tmp_path / "again"), *options]) == 0
     for name in LAYOUT:
         # All but the day on which the card was written.
         texts = [
@@ -138,11 +138,11 @@ def test_export_of_an_export_is_the_same(exported: Path, tmp_path: Path):
 def test_export_does_not_touch_a_folder_in_use(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "notes.txt").write_text("mine")
     for out in (tmp_path, tmp_path / "notes.txt"):
-        assert cli.export([str(run), "--out", str(out)]) == 2
+        assert cli.export.main([str(run), "--out", str(out)]) == 2
         assert "is there already" in one_error(capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
     (tmp_path / "empty").mkdir()
-    assert cli.export([str(run), "--out", str(tmp_path / "empty")]) == 0
+    assert cli.export.main([str(run), "--out", str(tmp_path / "empty")]) == 0
 
 
 def test_export_is_whole_or_not_there(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -185,7 +185,7 @@ def test_export_is_whole_or_not_there(run: Path, tmp_path: Path, monkeypatch: py
 def test_options_that_make_no_card_are_refused(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], says: str
 ):
-    assert cli.export([str(run), "--out", str(tmp_path / "out"), *options]) == 2
+    assert cli.export.main([str(run), "--out", str(tmp_path / "out"), *options]) == 2
     assert says in one_error(capsys)
     assert not any(tmp_path.iterdir())
 
@@ -194,7 +194,7 @@ def test_export_of_a_run_before_its_end_is_not_evaluated(run: Path, tmp_path: Pa
     for name in ("config.yaml", "best.safetensors"):
         (tmp_path / "run").mkdir(exist_ok=True)
         (tmp_path / "run" / name).write_bytes((run / name).read_bytes())
-    assert cli.export([str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 0
+    assert cli.export.main([str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 0
     assert "Not evaluated" in (tmp_path / "out" / "README.md").read_text()
 
 

@@ -372,7 +372,7 @@ def test_a_raw_clip_is_preprocessed_with_its_waveform(
     prediction = rcma.predict(rcma.load_model(tmp_path / "run"), short_clip)
     assert prediction.shape == (12, 2)
     arguments = ["--checkpoint", str(tmp_path / "run"), str(short_clip), "--out", str(tmp_path / "out")]
-    assert cli.predict([*arguments, "--device", "cpu"]) == 0
+    assert cli.predict.main([*arguments, "--device", "cpu"]) == 0
     written = np.loadtxt(tmp_path / "out" / "short.txt", delimiter=",", skiprows=1)
     np.testing.assert_allclose(written, prediction, atol=1e-6)
     features = load_features(tmp_path / "out" / "features" / "short")

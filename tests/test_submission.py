@@ -277,7 +277,7 @@ def test_command_says_no_in_words_and_by_its_exit_code(
     break_it, expected = BROKEN[kind]
     path = tmp_path / "submission.txt"
     path.write_bytes(break_it(right).encode())
-    assert cli.check_submission([str(path), "--template", str(sample)]) == 1
+    assert cli.check_submission.main([str(path), "--template", str(sample)]) == 1
     printed, error = capsys.readouterr()
     first, *others = printed.splitlines()
     assert first.startswith(f"{path}: refused; ")
@@ -290,9 +290,9 @@ def test_command_says_no_in_words_and_by_its_exit_code(
 
 def test_command_says_yes(tmp_path: Path, sample: Path, right: str, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "right.txt"
-    assert cli.check_submission([str(path), "--template", str(sample)]) == 0
+    assert cli.check_submission.main([str(path), "--template", str(sample)]) == 0
     assert capsys.readouterr().out == f"{path}: accepted; 82 rows of 3 videos\n"
-    assert cli.check_submission([str(path)]) == 0
+    assert cli.check_submission.main([str(path)]) == 0
     assert "coverage and order were not checked" in capsys.readouterr().out
 
 
@@ -496,7 +496,7 @@ def test_broken_folder_is_refused_with_its_reason_and_no_other(
     assert problems.keys() == expected.keys()
     for what, starts in expected.items():
         assert problems[what].startswith(starts)
-    assert cli.check_submission([str(folder), "--template", str(sample)]) == 1
+    assert cli.check_submission.main([str(folder), "--template", str(sample)]) == 1
     assert capsys.readouterr().out.startswith(f"{folder}: refused; ")
 
 
@@ -522,7 +522,7 @@ def test_what_cannot_be_checked_is_no_answer(
         ([str(folder), "--template", str(sample)], "all.txt in it holds all videos"),
     ]
     for arguments, says in unusable:
-        assert cli.check_submission(arguments) == 2
+        assert cli.check_submission.main(arguments) == 2
         out, error = capsys.readouterr()
         assert out == "" and error.count("\n") == 1 and says in error
     with pytest.raises(InputError, match="cannot be read"):
@@ -531,7 +531,7 @@ def test_what_cannot_be_checked_is_no_answer(
 
 def test_help_shows_an_example_and_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        cli.check_submission(["--help"])
+        cli.check_submission.main(["--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
     assert "example" in text and "exit code: 0 accepted" in text

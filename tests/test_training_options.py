@@ -191,7 +191,7 @@ def test_the_published_configuration_trains_and_predicts(
         arguments = ["--config", str(CONFIGS / "rcma_published.yaml"), "--out", str(runs[target]), "--device", "cpu"]
         for key, value in {**settings, "model.targets": f"[{target}]"}.items():
             arguments += ["--set", f"{key}={value}"]
-        assert cli.train(arguments) == 0, capsys.readouterr().err
+        assert cli.train.main(arguments) == 0, capsys.readouterr().err
         assert [row["released"] for row in read_log(runs[target])] == ["1", "1"]
 
     trained, start = (
@@ -206,7 +206,7 @@ def test_the_published_configuration_trains_and_predicts(
 
     video = str(tmp_path / "features" / "video1")
     checkpoints = ["--checkpoint", str(runs["valence"]), "--checkpoint", str(runs["arousal"])]
-    assert cli.predict([*checkpoints, video, "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    assert cli.predict.main([*checkpoints, video, "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
     written = np.loadtxt(tmp_path / "out" / "video1.txt", delimiter=",", skiprows=1)
     assert written.shape == (12, 2)
     assert (np.abs(written) <= 1).all()
@@ -530,14 +530,16 @@ def test_several_models_are_averaged_and_complete_each_other(
     np.testing.assert_allclose(mean[:, 1], one[:, 1], atol=1e-6)
     video = str(root / "features" / "video3")
     arguments = ["--checkpoint", str(runs[0]), str(runs[1]), video, "--out", str(tmp_path / "out"), "--device", "cpu"]
-    assert cli.predict(arguments) == 0
+    assert cli.predict.main(arguments) == 0
     written = np.loadtxt(tmp_path / "out" / "video3.txt", delimiter=",", skiprows=1)
     np.testing.assert_allclose(written, mean, atol=1e-6)
     rows = list(csv.DictReader((tmp_path / "out" / "frames.csv").open(newline="")))
     spread = np.abs(one[:, 0] - two[:, 0]) / np.sqrt(2)
     np.testing.assert_allclose([float(row["valence_sd"]) for row in rows], spread, atol=1e-6)
     assert {row["arousal_sd"] for row in rows} == {""}
-    assert cli.predict(["--checkpoint", str(runs[1]), video, "--out", str(tmp_path / "no"), "--device", "cpu"]) == 2
+    assert (
+        cli.predict.main(["--checkpoint", str(runs[1]), video, "--out", str(tmp_path / "no"), "--device", "cpu"]) == 2
+    )
     assert "no model given predicts arousal" in capsys.readouterr().err
 
 
@@ -554,7 +556,7 @@ def test_a_run_for_each_target_makes_both_columns(
         assert result.best.epoch == 1 + scores.index(max(scores))
     video = str(root / "features" / "video3")
     arguments = ["--checkpoint", *map(str, runs.values()), video, "--out", str(tmp_path / "out"), "--device", "cpu"]
-    assert cli.predict(arguments) == 0, capsys.readouterr().err
+    assert cli.predict.main(arguments) == 0, capsys.readouterr().err
     written = np.loadtxt(tmp_path / "out" / "video3.txt", delimiter=",", skiprows=1)
     for column, run in enumerate(runs.values()):
         np.testing.assert_allclose(written[:, column], rcma.predict(rcma.load_model(run), video)[:, 0], atol=1e-6)
@@ -664,7 +666,7 @@ MAIN = """
 import os, sys
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
-from rcma.cli import train
+from rcma.cli.train import main
 
 steps = []
 
@@ -672,7 +674,7 @@ def keep(optimizer, args, kwargs):
     steps.append(torch.cat([p.grad.flatten() for group in optimizer.param_groups for p in group["params"]]))
 
 register_optimizer_step_pre_hook(keep)
-code = train(sys.argv[2:])
+code = main(sys.argv[2:])
 if os.environ.get("RANK", "0") == "0":
     torch.save(torch.stack(steps), sys.argv[1])
 sys.exit(code)

@@ -1,161 +1,47 @@
-"""``rcma-train``, ``rcma-predict``, ``rcma-evaluate``, ``rcma-check-submission``, ``rcma-export``."""
+"""``rcma-predict``."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import math
-import re
-import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from preprocessing.config import load_config
 from preprocessing.console import (
     EXIT_DONE,
     EXIT_SOME_FAILED,
     HelpFormatter,
     Reporter,
     add_common_arguments,
-    add_config_arguments,
     print_failure,
-    print_table,
     run_command,
 )
 from preprocessing.device import resolve_device
 from preprocessing.errors import InputError
-from preprocessing.files import refuse_to_overwrite, replace_own
+from preprocessing.files import refuse_to_overwrite
 from preprocessing.inputs import Source, collect_sources
 from preprocessing.names import as_video_id, refuse_shared_ids
-from rcma.config import TARGETS, Target, TrainConfig
 
 if TYPE_CHECKING:
     from preprocessing.config import PreprocessConfig
     from preprocessing.features import Features
     from rcma.abaw import Format
     from rcma.config import FaceSource
-    from rcma.evaluate import DetailedScores, Disagreement
     from rcma.output import OutputSettings, ReportedVideo
     from rcma.prediction import Prediction, SmoothKind
-    from rcma.training import TrainingResult
 
-FOLDS_FILE = "folds.json"
-SCORES_FILE = "scores.json"
-N_FOLDS = 5
-"""Beside the official split."""
-MAX_VIDEOS_SHOWN = 50
-"""Of more videos, ``rcma-evaluate`` prints only the worst."""
-N_WORST_SHOWN = 10
 CACHE_FOLDER = "features"
 """Where ``rcma-predict`` puts the features of raw videos, below its --out, so that a second run need not make them."""
 
 log = logging.getLogger("rcma")
 
 
-def train(argv: Sequence[str] | None = None) -> int:
-    """Run ``rcma-train``; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="rcma-train",
-        description="Train recursive cross-modal attention on feature folders and ABAW annotations.",
-        epilog="example:\n  rcma-train --config configs/rcma.yaml --set data.features=features --out run",
-        formatter_class=HelpFormatter,
-    )
-    add_config_arguments(parser, required=True, example="model.fusion.steps=3")
-    parser.add_argument(
-        "--out", required=True, metavar="RUN", help="folder of the run: configuration, weights, log, scores"
-    )
-    parser.add_argument(
-        "--fold",
-        choices=("0", "1", "2", "3", "4", "5", "all"),
-        help="data.fold: 0 is the official split; all: one run after the other in RUN/fold_0 to fold_5, and a table",
-    )
-    parser.add_argument(
-        "--resume", action="store_true", help="go on after the last finished epoch of RUN; start, if there is none"
-    )
-    add_common_arguments(parser)
-    return run_command(_train, parser, argv)
-
-
-def _train(args: argparse.Namespace) -> int:
-    run = Path(args.out)
-    if args.fold != "all":
-        fold = [f"data.fold={args.fold}"] if args.fold else []
-        _print_best(run, _train_one(args, run, fold))
-        return EXIT_DONE
-    refuse_to_overwrite([run / FOLDS_FILE])
-    results = {}
-    for number in range(N_FOLDS + 1):
-        print(f"fold {number} of 0 to {N_FOLDS}", file=sys.stderr)
-        results[number] = _train_one(args, run / f"fold_{number}", [f"data.fold={number}"])
-    _print_folds(run, results)
-    return EXIT_DONE
-
-
-def _train_one(args: argparse.Namespace, run: Path, overrides: list[str]) -> TrainingResult:
-    config = load_config(TrainConfig, Path(args.config), [*args.overrides, *overrides])
-    # Imported here: torch is not needed for --help or for a mistake in the configuration.
-    from rcma.training import EpochRow
-    from rcma.training import train as run_training
-
-    targets = config.model.targets
-
-    def describe(row: EpochRow) -> str:
-        scores = {"valence": row.valence_ccc, "arousal": row.arousal_ccc, "mean": row.mean_ccc}
-        shown = ", ".join(f"{name} {scores[name]:.3f}" for name in (*targets, *(["mean"] if len(targets) > 1 else [])))
-        released = f", backbone groups {row.released}" if row.released else ""
-        return (
-            f"loss {row.train_loss:.4f}; validation CCC {shown}; rate {row.learning_rate:.1e}{released}; "
-            f"{row.seconds:.1f} s"
-        )
-
-    with Reporter(config.train.epochs, unit="epoch") as reporter:
-        return run_training(
-            config,
-            run,
-            resume=args.resume,
-            device=args.device,
-            on_warning=lambda text: log.warning(text),
-            on_embedded=lambda done, total: reporter.status(f"outputs of frozen backbones, video {done} of {total}"),
-            on_batch=lambda epoch, done, total: reporter.status(f"epoch {epoch}, batch {done} of {total}"),
-            on_epoch=lambda row: reporter.finished(describe(row), position=row.epoch),
-        )
-
-
-def _print_best(run: Path, result: TrainingResult) -> None:
-    best = result.best
-    how = f" ({result.ending})" if result.ending else ""
-    print_table(
-        f"{run}: best of {result.epochs} epochs{how}; "
-        f"{result.n_frames} annotated frames of {result.n_videos} validation videos",
-        ["epoch", "CCC valence", "CCC arousal", "CCC mean"],
-        [[str(best.epoch), f"{best.valence_ccc:.3f}", f"{best.arousal_ccc:.3f}", f"{best.mean_ccc:.3f}"]],
-    )
-
-
-def _print_folds(run: Path, results: dict[int, TrainingResult]) -> None:
-    """Scores of all folds with their mean and standard deviation; also as folds.json."""
-    import numpy as np
-
-    scores = np.array([[r.best.valence_ccc, r.best.arousal_ccc, r.best.mean_ccc] for r in results.values()])
-    rows = [
-        [str(fold), str(results[fold].n_videos), str(results[fold].best.epoch), *(f"{score:.3f}" for score in row)]
-        for fold, row in zip(results, scores, strict=True)
-    ]
-    summary = {"mean": scores.mean(axis=0), "standard deviation": scores.std(axis=0, ddof=1)}
-    rows += [[name, "", "", *(f"{score:.3f}" for score in values)] for name, values in summary.items()]
-    columns = ["fold", "videos", "best epoch", "CCC valence", "CCC arousal", "CCC mean"]
-    print_table(f"{run}: validation scores of {len(results)} folds", columns, rows)
-    with replace_own(run / FOLDS_FILE) as new:
-        content = [dict(zip(columns, row, strict=True)) for row in rows]
-        new.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
-def predict(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run ``rcma-predict``; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="rcma-predict",
@@ -541,196 +427,3 @@ def _predict_folders(
         # Not a NaN: it equals itself.
         spoke = [f"{who} {(values == values).any(axis=1).mean():.0%}" for who, values in prediction.experts.items()]
         reporter.finished(f"{name}: {features.n_frames} frames" + (f"; {', '.join(spoke)}" if spoke else ""))
-
-
-def evaluate(argv: Sequence[str] | None = None) -> int:
-    """Run ``rcma-evaluate``; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="rcma-evaluate",
-        description="The challenge's score, CCC of each target over the concatenation of all annotated frames, with "
-        "PCC and RMSE, 95 % bootstrap intervals over videos, and every video by itself; all of it is also in "
-        "scores.json beside the predictions. Frames marked -5 are left out; where a video's two files differ in "
-        "length, the frames that both have are compared. Where the table beside the predictions says how far several "
-        "models disagree, it also says how well that ranks their errors.",
-        epilog="exit code: 0 all annotated videos have predictions; 1 some have none; 2 nothing could be compared\n\n"
-        "example:\n  rcma-evaluate --predictions predictions --annotations annotations/Validation_Set",
-        formatter_class=HelpFormatter,
-    )
-    parser.add_argument(
-        "--predictions", required=True, metavar="PREDICTIONS", help="folder of VIDEO_ID.txt files, or a single file"
-    )
-    parser.add_argument(
-        "--annotations", required=True, metavar="ANNOTATIONS", help="folder of VIDEO_ID.txt annotations"
-    )
-    add_common_arguments(parser, device=False)
-    return run_command(_evaluate, parser, argv)
-
-
-def _evaluate(args: argparse.Namespace) -> int:
-    from rcma.abaw import find_annotations, read_annotation, read_predictions
-    from rcma.evaluate import as_json, compare_disagreement, disagreement_as_json, evaluate_in_detail
-    from rcma.output import read_spreads
-
-    path = Path(args.predictions)
-    folder = path if path.is_dir() else path.parent
-    predictions = read_predictions(path)
-    scores_file = folder / SCORES_FILE
-    refuse_to_overwrite([scores_file])
-    annotations = {
-        video_id: read_annotation(file) for video_id, file in find_annotations(Path(args.annotations)).items()
-    }
-    scores = evaluate_in_detail(predictions, annotations)
-    for warning in scores.warnings:
-        log.warning(warning)
-    _print_scores(scores)
-    _print_videos(scores)
-    content = as_json(scores) | {"annotations": args.annotations}
-    if spreads := read_spreads(folder):
-        compared, warnings = compare_disagreement(predictions, annotations, spreads)
-        for warning in warnings:
-            log.warning(warning)
-        _print_disagreement(compared)
-        content["disagreement"] = disagreement_as_json(compared)
-    with replace_own(scores_file) as new:
-        new.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    # A score over part of the annotated videos is not the score that was asked for.
-    return EXIT_DONE if annotations.keys() <= predictions.keys() else EXIT_SOME_FAILED
-
-
-def _print_scores(scores: DetailedScores) -> None:
-    """The challenge's table, and what it is taken over."""
-    from rcma.evaluate import MIN_VIDEOS_FOR_INTERVALS
-
-    n_other_length = sum(video.n_predicted != video.n_annotation_rows for video in scores.videos)
-    over = f"CCC over {scores.n_frames} annotated frames of {len(scores.videos)} videos"
-    over += f"; {scores.n_not_annotated} rows are not annotated (-5)" if scores.n_not_annotated else ""
-    over += f"; {n_other_length} videos differ in length" if n_other_length else ""
-    rows = []
-    for name in (*TARGETS, "mean"):
-        measures = getattr(scores, name)
-        row = [name, f"{measures.ccc:.3f}", f"{measures.pcc:.3f}", f"{measures.rmse:.3f}"]
-        if scores.intervals is not None:
-            low, high = getattr(scores.intervals, name)
-            row.insert(2, f"{low:.3f} to {high:.3f}")
-        rows.append(row)
-    columns = ["", "CCC", "PCC", "RMSE"]
-    if scores.intervals is not None:
-        columns.insert(2, "95 % interval of CCC")
-    print_table(over, columns, rows)
-    if scores.intervals is None:
-        print(f"no intervals: of fewer than {MIN_VIDEOS_FOR_INTERVALS} annotated videos they would mean little")
-
-
-def _print_videos(scores: DetailedScores) -> None:
-    """Two rows a video, which fits narrow terminals; of many videos, only the worst."""
-    videos, title = list(scores.videos), "each video by itself"
-    if len(videos) > MAX_VIDEOS_SHOWN:
-        # Those without any CCC, which tell nothing of the predictions, come last.
-        videos.sort(key=lambda video: (math.isnan(video.mean_ccc), video.mean_ccc))
-        videos = videos[:N_WORST_SHOWN]
-        title = f"the {N_WORST_SHOWN} videos with the lowest mean CCC; {SCORES_FILE} has all {len(scores.videos)}"
-    rows = []
-    for video in videos:
-        longer_by = video.n_predicted - video.n_annotation_rows
-        counts = [str(video.n_compared), str(video.n_not_annotated), f"{longer_by:+d}" if longer_by else ""]
-        for of_video, target in zip(([video.video_id, *counts], [""] * 4), TARGETS, strict=True):
-            rows.append([*of_video, target, *(f"{value:.3f}" for value in astuple(getattr(video, target)))])
-    print_table(title, ["video", "frames", "-5", "longer by", "", "CCC", "PCC", "RMSE"], rows)
-
-
-def _print_disagreement(compared: Mapping[Target, Disagreement]) -> None:
-    """What the standard deviation of several models says of their mean's errors."""
-    rows = []
-    for target, one in compared.items():
-        pairs = [(one.all.rmse, one.least.rmse), (one.all.ccc, one.least.ccc)]
-        rows.append([target, f"{one.spearman:.3f}", *(f"{value:.3f}" for pair in pairs for value in pair)])
-    if rows:
-        print_table(
-            "disagreement of the models: its rank correlation with the absolute error, and scores over all these "
-            "frames and over the half on which they disagree least",
-            ["", "Spearman", "RMSE", "of that half", "CCC", "of that half"],
-            rows,
-        )
-
-
-def check_submission(argv: Sequence[str] | None = None) -> int:
-    """Run ``rcma-check-submission``; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="rcma-check-submission",
-        description="Whether a submission to the challenge would be accepted, and all that is wrong with it: header, "
-        "order, coverage, duplicates, spelling, range, nan, columns, cut-off files, and valence or arousal that never "
-        "changes in the whole submission or in a video of more than 25 rows. A 'note' is no reason to reject it.",
-        epilog="exit code: 0 accepted; 1 refused; 2 the submission or the sample file cannot be read\n\n"
-        "example:\n  rcma-check-submission predictions.txt --template CVPR_6th_ABAW_VA_test_set_sample.txt",
-        formatter_class=HelpFormatter,
-    )
-    parser.add_argument(
-        "submission",
-        metavar="FILE",
-        help="the file for all videos (editions 5 and later), or the folder of VIDEO.txt files (editions 2 and 3)",
-    )
-    parser.add_argument(
-        "--template",
-        metavar="SAMPLE_FILE",
-        help="the organisers' sample file; without it, coverage and order are not checked",
-    )
-    add_common_arguments(parser, device=False)
-    return run_command(_check_submission, parser, argv)
-
-
-def _check_submission(args: argparse.Namespace) -> int:
-    from rcma.abaw import check_submission as check
-
-    report = check(Path(args.submission), template=Path(args.template) if args.template else None)
-    verdict = "refused" if report.problems else "accepted"
-    print(f"{args.submission}: {verdict}; {report.n_rows} rows of {report.n_videos} videos")
-    for problem in report.problems:
-        print(f"  wrong: {problem}")
-    for remark in report.remarks:
-        print(f"  note: {remark}")
-    if not args.template:
-        print("  note: coverage and order were not checked: give the organisers' sample file as --template")
-    return EXIT_SOME_FAILED if report.problems else EXIT_DONE
-
-
-def export(argv: Sequence[str] | None = None) -> int:
-    """Run ``rcma-export``; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="rcma-export",
-        description="A trained model as a folder for the Hugging Face Hub: configuration, weights, and a model card "
-        "written from the run's own settings and scores, without paths of this machine.",
-        epilog="example:\n  rcma-export run --out my-model --license cc-by-nc-4.0\n  hf upload org/my-model my-model",
-        formatter_class=HelpFormatter,
-    )
-    parser.add_argument("checkpoint", metavar="RUN", help="run folder of rcma-train, or what rcma-predict takes else")
-    parser.add_argument(
-        "--out", required=True, metavar="FOLDER", help="new folder: config.json, model.safetensors, README.md"
-    )
-    parser.add_argument(
-        "--license", metavar="ID", help="licence of the weights, as the Hub names it: mit, cc-by-nc-4.0"
-    )
-    parser.add_argument("--name", metavar="TEXT", help="title of the model card; made from the settings if not given")
-    parser.add_argument("--dataset", metavar="ID", help="training data, as the Hub names it: org/dataset")
-    add_common_arguments(parser, device=False)
-    return run_command(_export, parser, argv)
-
-
-def _export(args: argparse.Namespace) -> int:
-    for option in ("license", "dataset"):
-        given = getattr(args, option)
-        if given is not None and not re.fullmatch(r"[\w./-]+", given):
-            raise InputError(
-                f"--{option} {given!r}: give its identifier on the Hugging Face Hub, a word without spaces"
-            )
-    if args.name is not None and (not args.name.strip() or len(args.name.splitlines()) > 1):
-        raise InputError(f"--name {args.name!r}: give one line of text")
-    from rcma.model import export_model, load_model
-
-    out = Path(args.out)
-    model = load_model(args.checkpoint)
-    export_model(model, out, name=args.name, license=args.license, dataset=args.dataset)
-    print(f"{out} holds the model, read again to be sure; after a look at its README.md, share it with")
-    print(f"  hf auth login && hf upload org/model {shlex.quote(str(out))}")
-    print("and use it with")
-    print("  rcma-predict --checkpoint org/model video.mp4 --out predictions")
-    return EXIT_DONE

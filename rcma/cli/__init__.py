@@ -1,0 +1,7 @@
+"""In: a command line, ``main(argv)`` of one module a command.
+Out: what the command prints and its exit code.
+"""
+
+from rcma.cli import check_submission, evaluate, export, models, predict, train
+
+__all__ = ["check_submission", "evaluate", "export", "models", "predict", "train"]

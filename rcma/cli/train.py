@@ -1,0 +1,131 @@
+"""``rcma-train``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from preprocessing.config import load_config
+from preprocessing.console import (
+    EXIT_DONE,
+    HelpFormatter,
+    Reporter,
+    add_common_arguments,
+    add_config_arguments,
+    print_table,
+    run_command,
+)
+from preprocessing.files import refuse_to_overwrite, replace_own
+from rcma.config import TrainConfig
+
+if TYPE_CHECKING:
+    from rcma.training import TrainingResult
+
+FOLDS_FILE = "folds.json"
+N_FOLDS = 5
+"""Beside the official split."""
+
+log = logging.getLogger("rcma")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``rcma-train``; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="rcma-train",
+        description="Train recursive cross-modal attention on feature folders and ABAW annotations.",
+        epilog="example:\n  rcma-train --config configs/rcma.yaml --set data.features=features --out run",
+        formatter_class=HelpFormatter,
+    )
+    add_config_arguments(parser, required=True, example="model.fusion.steps=3")
+    parser.add_argument(
+        "--out", required=True, metavar="RUN", help="folder of the run: configuration, weights, log, scores"
+    )
+    parser.add_argument(
+        "--fold",
+        choices=("0", "1", "2", "3", "4", "5", "all"),
+        help="data.fold: 0 is the official split; all: one run after the other in RUN/fold_0 to fold_5, and a table",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on after the last finished epoch of RUN; start, if there is none"
+    )
+    add_common_arguments(parser)
+    return run_command(_train, parser, argv)
+
+
+def _train(args: argparse.Namespace) -> int:
+    run = Path(args.out)
+    if args.fold != "all":
+        fold = [f"data.fold={args.fold}"] if args.fold else []
+        _print_best(run, _train_one(args, run, fold))
+        return EXIT_DONE
+    refuse_to_overwrite([run / FOLDS_FILE])
+    results = {}
+    for number in range(N_FOLDS + 1):
+        print(f"fold {number} of 0 to {N_FOLDS}", file=sys.stderr)
+        results[number] = _train_one(args, run / f"fold_{number}", [f"data.fold={number}"])
+    _print_folds(run, results)
+    return EXIT_DONE
+
+
+def _train_one(args: argparse.Namespace, run: Path, overrides: list[str]) -> TrainingResult:
+    config = load_config(TrainConfig, Path(args.config), [*args.overrides, *overrides])
+    # Imported here: torch is not needed for --help or for a mistake in the configuration.
+    from rcma.training import EpochRow
+    from rcma.training import train as run_training
+
+    targets = config.model.targets
+
+    def describe(row: EpochRow) -> str:
+        scores = {"valence": row.valence_ccc, "arousal": row.arousal_ccc, "mean": row.mean_ccc}
+        shown = ", ".join(f"{name} {scores[name]:.3f}" for name in (*targets, *(["mean"] if len(targets) > 1 else [])))
+        released = f", backbone groups {row.released}" if row.released else ""
+        return (
+            f"loss {row.train_loss:.4f}; validation CCC {shown}; rate {row.learning_rate:.1e}{released}; "
+            f"{row.seconds:.1f} s"
+        )
+
+    with Reporter(config.train.epochs, unit="epoch") as reporter:
+        return run_training(
+            config,
+            run,
+            resume=args.resume,
+            device=args.device,
+            on_warning=lambda text: log.warning(text),
+            on_embedded=lambda done, total: reporter.status(f"outputs of frozen backbones, video {done} of {total}"),
+            on_batch=lambda epoch, done, total: reporter.status(f"epoch {epoch}, batch {done} of {total}"),
+            on_epoch=lambda row: reporter.finished(describe(row), position=row.epoch),
+        )
+
+
+def _print_best(run: Path, result: TrainingResult) -> None:
+    best = result.best
+    how = f" ({result.ending})" if result.ending else ""
+    print_table(
+        f"{run}: best of {result.epochs} epochs{how}; "
+        f"{result.n_frames} annotated frames of {result.n_videos} validation videos",
+        ["epoch", "CCC valence", "CCC arousal", "CCC mean"],
+        [[str(best.epoch), f"{best.valence_ccc:.3f}", f"{best.arousal_ccc:.3f}", f"{best.mean_ccc:.3f}"]],
+    )
+
+
+def _print_folds(run: Path, results: dict[int, TrainingResult]) -> None:
+    """Scores of all folds with their mean and standard deviation; also as folds.json."""
+    import numpy as np
+
+    scores = np.array([[r.best.valence_ccc, r.best.arousal_ccc, r.best.mean_ccc] for r in results.values()])
+    rows = [
+        [str(fold), str(results[fold].n_videos), str(results[fold].best.epoch), *(f"{score:.3f}" for score in row)]
+        for fold, row in zip(results, scores, strict=True)
+    ]
+    summary = {"mean": scores.mean(axis=0), "standard deviation": scores.std(axis=0, ddof=1)}
+    rows += [[name, "", "", *(f"{score:.3f}" for score in values)] for name, values in summary.items()]
+    columns = ["fold", "videos", "best epoch", "CCC valence", "CCC arousal", "CCC mean"]
+    print_table(f"{run}: validation scores of {len(results)} folds", columns, rows)
+    with replace_own(run / FOLDS_FILE) as new:
+        content = [dict(zip(columns, row, strict=True)) for row in rows]
+        new.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
