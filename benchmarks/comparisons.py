@@ -1,0 +1,97 @@
+"""Paired comparisons of systems whose predictions cover the same recordings: what a difference of CCC is worth.
+
+The unit is a conversation: rows of one are far from independent, and so are its two ends. A system has the predictions
+of one or several seeds.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rcma.evaluate import resampled_ccc
+
+N_RESAMPLES = 2000
+CONFIDENCE = 0.95
+
+Units = Sequence[NDArray[np.float32]]
+"""(n,K) of each conversation."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of two systems' CCC, pooled over all rows, mean over targets and seeds."""
+
+    mean: float
+    low: float
+    """Ends of the interval."""
+    high: float
+
+    @property
+    def significant(self) -> bool:
+        """Whether the interval leaves out 0."""
+        return self.low > 0 or self.high < 0
+
+
+def pooled_ccc(seeds: Sequence[Units], labels: Units, draws: NDArray[np.integer] | None = None) -> NDArray[np.float64]:
+    """CCC over the rows of the drawn conversations.
+
+    Args:
+        seeds: predictions of each of S seeds.
+        labels: NaN where there is none.
+        draws: (R,C) indices of conversations; None: each once.
+
+    Returns:
+        (S,R,K).
+    """
+    everything = np.arange(len(labels))[None]
+    return np.stack([resampled_ccc(units, labels, draws=everything if draws is None else draws) for units in seeds])
+
+
+def bootstrap(seeds: Sequence[Units], labels: Units, *, seed: int = 0) -> NDArray[np.float64]:
+    """Mean CCC over targets for each seed and resample of conversations, (S,R); resamples are the same for all systems."""
+    draws = np.random.default_rng(seed).integers(len(labels), size=(N_RESAMPLES, len(labels)))
+    return np.asarray(pooled_ccc(seeds, labels, draws).mean(axis=2))
+
+
+def compare(
+    one: Sequence[Units], other: Sequence[Units], labels: Units, *, resampled: tuple[NDArray[np.float64], ...]
+) -> Difference:
+    """Difference of two systems with a percentile interval; conversations are resampled together, seeds apart.
+
+    Args:
+        one: predictions of each seed.
+        other: likewise.
+        labels: NaN where there is none.
+        resampled: :func:`bootstrap` of ``one`` and of ``other``.
+    """
+    random = np.random.default_rng(1)
+    means = []
+    for values in resampled:
+        n_seeds, n_resamples = values.shape
+        chosen = random.integers(n_seeds, size=(n_seeds, n_resamples))
+        means.append(np.take_along_axis(values, chosen, axis=0).mean(axis=0))
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(means[0] - means[1], [tail, 1 - tail])
+    difference = pooled_ccc(one, labels).mean() - pooled_ccc(other, labels).mean()
+    return Difference(float(difference), float(low), float(high))
+
+
+def sign_flip_test(one: Sequence[Units], other: Sequence[Units], labels: Units) -> float:
+    """Two-sided p of the hypothesis that the two systems may change places in any conversation.
+
+    All 2^C ways to exchange the systems' predictions of whole conversations are tried, in all seeds at once, which must
+    be equally many; p is the share of them whose difference is at least as large as the one found.
+    """
+    n = len(labels)
+    ways = np.array(list(itertools.product((0, 1), repeat=n)))  # (2^C,C), the first is what was found
+    both = [[*a, *b] for a, b in zip(one, other, strict=True)]
+    twice = [*labels, *labels]
+    first = pooled_ccc(both, twice, np.arange(n) + ways * n).mean(axis=(0, 2))
+    second = pooled_ccc(both, twice, np.arange(n) + (1 - ways) * n).mean(axis=(0, 2))
+    differences = np.abs(first - second)
+    return float(np.mean(differences >= differences[0] - 1e-12))

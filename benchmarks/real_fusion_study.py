@@ -1,0 +1,562 @@
+"""What fusion is worth on continuous labels of real people.
+
+usage: python benchmarks/real_fusion_study.py PATH [--held-out OTHER] [--seeds N] [--systems NAME ...] [--keep FOLDER]
+
+PATH is laid out like the emotion labels of AVEC 2019 (cross-cultural emotion): ``labels/SESSION.csv`` with columns
+name, timestamp, arousal, valence, liking, apart by semicolons, and a folder of the same layout for each unimodal system,
+whose predictions are the features: the columns of ``visual-*`` are the picture, all others the voice. Two sessions may
+be the two ends of one conversation; the pairs of AVEC 2019 are known here.
+
+Folds hold out whole conversations. In each, two of the training conversations are set aside for validation: every
+system, ridge regression included, tries the same number of settings, keeps the one (and every network the epoch) that
+is best there, and is not fitted again. CCC is pooled over the held-out rows of all folds. Differences have a bootstrap
+over conversations and seeds. One contrast was chosen before anything was trained: RCMA with 2 steps against
+concatenation, both with a linear head, mean of arousal and valence; it has a sign-flip test over conversations, too.
+
+With ``--held-out``, everything is trained on all of PATH and tested on the sessions of OTHER instead; their predictions
+go to ``--out``, and they are scored if OTHER has labels. ``--keep`` keeps the predictions of each training, so that a
+study that was stopped goes on. Writes benchmarks/results/, figures only; the last line printed is the result, as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from comparisons import bootstrap, compare, pooled_ccc, sign_flip_test
+from numpy.typing import NDArray
+from results import write_result
+from rich.console import Console
+from rich.table import Table
+from sklearn.linear_model import Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from preprocessing.errors import InputError
+from preprocessing.features import features_from_vectors, save_features
+from preprocessing.files import replace_when_whole
+from rcma.config import Modality, ModelSettings
+from rcma.data import Video, cut_window, fit_normalisation, labels_at, overlap_average, windows
+from rcma.metrics import ccc, training_loss
+from rcma.model import RCMA
+
+TARGETS = ("arousal", "valence")
+PAIRS = (
+    ("Devel_DE_01", "Devel_DE_12"),
+    ("Devel_DE_09", "Devel_DE_14"),
+    ("Devel_DE_02", "Devel_DE_05"),
+    ("Devel_DE_04", "Devel_DE_06"),
+    ("Devel_DE_10", "Devel_DE_11"),
+    ("Devel_HU_09", "Devel_HU_12"),
+    ("Devel_HU_06", "Devel_HU_11"),
+    ("Devel_HU_07", "Devel_HU_13"),
+    ("Devel_HU_03", "Devel_HU_05"),
+    ("Devel_HU_04", "Devel_HU_10"),
+)
+"""Sessions that are the two ends of one conversation; a session in no pair is a conversation by itself."""
+N_FOLDS = 5
+ROWS_TOGETHER = 2
+"""Rows that become one, their mean: 5 a second are enough for labels as smooth as these, in a third of the time."""
+LENGTH = 150
+"""Rows of a window, 30 s."""
+BATCH_SIZE = 16
+EPOCHS = 12
+CHANNELS = (24, 24)
+DROPOUT = 0.2
+LEARNING_RATES = (5e-3, 1.5e-2)
+"""Each is tried in each fold, with the first seed."""
+STRENGTHS = (1e2, 1e3, 1e4, 1e5)
+"""Of ridge regression on standardised columns."""
+SIDE_ROWS = 12
+"""Rows to each side, about 2.5 s, over which ridge regression sees the mean of every column."""
+CONTRAST = ("rcma, 2 steps", "concat")
+CONTRAST_SEEDS = 10
+REFERENCES = ("picture", "mean of all systems", "ridge, both")
+"""With which every system is compared."""
+
+REACHED = "validation score"
+"""Name of it among the predictions that are kept."""
+
+Predictions = dict[str, NDArray[np.float32]]
+"""(T,2) of each session."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """One recording."""
+
+    name: str
+    conversation: str
+    videos: Mapping[str, Video]
+    """Feature folder and labels (T,2), of each of VIEWS."""
+    untrained: NDArray[np.float32]
+    """(T,2) mean of all systems' predictions."""
+
+    @property
+    def labels(self) -> NDArray[np.float32]:
+        """(T,2) of TARGETS; NaN where there is none."""
+        return self.videos["plain"].labels
+
+
+@dataclass(frozen=True)
+class System:
+    """A network of the study."""
+
+    name: str
+    fusion: Mapping[str, Any]
+    modalities: tuple[Modality, ...] = ("face", "audio")
+    head: str = "linear"
+    view: str = "plain"
+    """Which of VIEWS it is given."""
+
+
+def systems() -> dict[str, System]:
+    """All networks; the head is linear where nothing else is said, so that rows differ in fusion alone."""
+    concat = {"kind": "concat"}
+    chosen = (
+        System("picture", concat, modalities=("face",)),
+        System("voice", concat, modalities=("audio",)),
+        System("concat", concat),
+        System("concat, hidden head", concat, head="rjcma"),
+        System("concat, picture twice", concat, view="picture twice"),
+        System("concat, look-ahead", concat, view="look-ahead"),
+        System("cross-attention", {"kind": "cross-attention"}),
+        System("jca", {"kind": "jca"}, head="jca"),
+        System("rjcma", {"kind": "rjcma"}, head="rjcma"),
+        System("rcma, 1 step", {"steps": 1}),
+        System("rcma, 2 steps", {"steps": 2}),
+        System("rcma, 3 steps", {"steps": 3}),
+        System("rcma, 2 steps shared", {"steps": 2, "shared": True}),
+        System("rcma, any length", {"steps": 2, "time": "any-length"}),
+        System("rcma, gated", {"steps": 2, "gated": True}),
+        System("rcma, signed", {"steps": 2, "signed": True}),
+    )
+    return {system.name: system for system in chosen}
+
+
+# From files to sessions.
+
+
+def read_sessions(path: Path, folder: Path) -> list[Session]:
+    """Read all sessions of PATH; feature folders are made of them in ``folder``.
+
+    Raises:
+        InputError: a file is missing or cannot be read.
+    """
+    sources = sorted(entry for entry in path.iterdir() if entry.is_dir() and entry.name != "labels")
+    pictures = [source for source in sources if source.name.startswith("visual")]
+    voices = [source for source in sources if source not in pictures]
+    if not pictures or not voices:
+        raise InputError(f"{path}: one folder named visual-*, and one of another name, are needed")
+    names = sorted(file.stem for file in pictures[0].glob("*.csv"))
+    return [_read_session(path, name, pictures, voices, folder) for name in names]
+
+
+def _read_session(path: Path, name: str, pictures: Sequence[Path], voices: Sequence[Path], folder: Path) -> Session:
+    tables = {source: _read_table(source / f"{name}.csv") for source in (*pictures, *voices)}
+    n = min(len(table) for table in tables.values())
+    time_s = tables[pictures[0]][:n, 0]
+    face, audio = (
+        np.concatenate([tables[source][:n, 1:] for source in kind], axis=1).astype(np.float32)
+        for kind in (pictures, voices)
+    )
+    labels = np.full((n, len(TARGETS)), np.nan, np.float32)
+    if (path / "labels" / f"{name}.csv").exists():
+        given = _read_table(path / "labels" / f"{name}.csv")
+        labels = labels_at(given[:, 0], time_s, given[:, 1 : 1 + len(TARGETS)].astype(np.float32))
+    views = {
+        "plain": {"face": face, "audio": audio},
+        "picture twice": {"face": face, "audio": face},
+        "look-ahead": {"face": with_means_of_sides(face), "audio": with_means_of_sides(audio)},
+    }
+    for view, vectors in views.items():
+        save_features(folder / view / name, features_from_vectors(name, _meta(path, n), time_s, vectors))
+    return Session(
+        name,
+        conversation=next(("+".join(pair) for pair in PAIRS if name in pair), name),
+        videos={view: Video(folder / view / name, labels) for view in views},
+        untrained=np.mean([table[:n, 1 : 1 + len(TARGETS)] for table in tables.values()], axis=0, dtype=np.float32),
+    )
+
+
+def _read_table(path: Path) -> NDArray[np.float64]:
+    """(T,4): seconds, arousal, valence, liking; of every ROWS_TOGETHER rows the mean."""
+    columns = ("timestamp", *TARGETS, "liking")
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [[float(row[name]) for name in columns] for row in csv.DictReader(file, delimiter=";")]
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise InputError(f"{path}: columns {', '.join(columns)}, apart by ;, are needed: {error}") from None
+    n = len(rows) // ROWS_TOGETHER
+    return np.array(rows[: n * ROWS_TOGETHER]).reshape(n, ROWS_TOGETHER, len(columns)).mean(axis=1)
+
+
+def _meta(path: Path, n_frames: int) -> dict[str, Any]:
+    source = {"path": path.name, "size": 0, "modified_ns": 0, "sha256": ""}
+    return {"source": source, "n_frames": n_frames, "subjects": [], "settings": {}, "audio": {}, "warnings": {}}
+
+
+def with_means_of_sides(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(T,d) to (T,3d): each column, its mean over the rows before and over the rows after; fewer at the ends."""
+    total = np.concatenate([np.zeros((1, x.shape[1])), np.cumsum(x, axis=0, dtype=np.float64)])  # (T+1,d)
+    t, n = np.arange(len(x)), len(x)
+
+    def mean(first: NDArray[np.int64], end: NDArray[np.int64]) -> NDArray[np.float64]:
+        return np.asarray((total[end] - total[first]) / (end - first)[:, None])
+
+    before = mean(np.maximum(t - SIDE_ROWS, 0), t + 1)
+    after = mean(t, np.minimum(t + SIDE_ROWS + 1, n))
+    return np.concatenate([x, before, after], axis=1).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Sessions to fit on, to choose on, and to predict."""
+
+    name: str
+    train: Sequence[Session]
+    validation: Sequence[Session]
+    test: Sequence[Session]
+
+
+def divide(sessions: Sequence[Session]) -> list[Fold]:
+    """Five folds that hold out every fifth conversation; those of the next fold are for validation."""
+    given = {s.conversation for s in sessions}
+    # In the order of PAIRS every fold gets both languages.
+    order = [name for pair in PAIRS if (name := "+".join(pair)) in given]
+    order += sorted(given - set(order))
+    if len(order) < N_FOLDS:
+        raise InputError(f"{len(order)} conversations cannot be divided into {N_FOLDS} folds")
+    parts = [{name for name in order[k::N_FOLDS]} for k in range(N_FOLDS)]
+    return [
+        Fold(
+            f"fold {k + 1}",
+            train=[s for s in sessions if s.conversation not in held_out | chosen_on],
+            validation=[s for s in sessions if s.conversation in chosen_on],
+            test=[s for s in sessions if s.conversation in held_out],
+        )
+        for k, (held_out, chosen_on) in enumerate(zip(parts, parts[1:] + parts[:1], strict=True))
+    ]
+
+
+def held_out_fold(sessions: Sequence[Session], others: Sequence[Session]) -> Fold:
+    """All sessions are for training or validation, which is on the conversations of the last fold."""
+    last = divide(sessions)[-1]
+    return Fold("held out", [*last.train, *last.validation], last.test, others)
+
+
+# Networks.
+
+
+def train_network(system: System, fold: Fold, *, rate: float, seed: int, epochs: int) -> tuple[float, Predictions]:
+    """Train one network; the validation score of its best epoch, and what that predicts of the test sessions."""
+    torch.manual_seed(seed)
+    random = np.random.default_rng(seed)
+    videos = {s.name: s.videos[system.view] for s in (*fold.train, *fold.validation, *fold.test)}
+    model = build(system, [videos[s.name] for s in fold.train])
+    whole = {name: _whole_session(model, video) for name, video in videos.items()}
+    optimizer = torch.optim.Adam(model.parameters(), lr=rate, fused=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+    best, weights = -math.inf, model.state_dict()
+    for _ in range(epochs):
+        model.train()
+        for batch in _batches([whole[s.name] for s in fold.train], random):
+            loss = training_loss(model(batch), batch["labels"], over="batch", mse_weight=0.0)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        schedule.step()
+        reached = score({s.name: predict(model, whole[s.name], hop=LENGTH) for s in fold.validation}, fold.validation)
+        if reached > best:
+            best, weights = reached, {name: value.clone() for name, value in model.state_dict().items()}
+    model.load_state_dict(weights)
+    return best, {s.name: predict(model, whole[s.name], hop=LENGTH // 2) for s in fold.test}
+
+
+def build(system: System, videos: Sequence[Video]) -> RCMA:
+    """A network with random weights that standardises with the statistics of the training videos."""
+    settings = ModelSettings.model_validate(
+        {
+            "targets": TARGETS,
+            "modalities": system.modalities,
+            "length": LENGTH,
+            "face": {"kind": "features"},
+            "audio": {"kind": "features"},
+            "tcn": {"face": CHANNELS, "audio": CHANNELS, "kernel_size": 5, "dropout": DROPOUT},
+            "fusion": {"dropout": DROPOUT, **system.fusion},
+            "head": system.head,
+        }
+    )
+    vectors = videos[0].features().vectors
+    model = RCMA(settings.with_widths({m: vectors[m].shape[1] for m in system.modalities}))
+    fitted = fit_normalisation(videos, model.settings)
+    model.set_normalisation(fitted.audio_mean, fitted.audio_std, fitted.text_mean, fitted.text_std, fitted.vectors)
+    return model
+
+
+def _whole_session(model: RCMA, video: Video) -> dict[str, Tensor]:
+    """One window over all T rows, with ``labels``."""
+    features = video.features()
+    cut = cut_window(features, 0, model=model.settings, length=features.n_frames, audio_alignment="start")
+    return {**cut, "labels": torch.from_numpy(video.labels)}
+
+
+def _batches(whole: Sequence[Mapping[str, Tensor]], random: np.random.Generator) -> Iterator[dict[str, Tensor]]:
+    """Windows that follow each other from a random row on, in random order."""
+    places = []
+    for session in whole:
+        n = len(session["labels"])
+        places += [(session, start) for start in range(int(random.integers(LENGTH)), n - LENGTH + 1, LENGTH)]
+    order = random.permutation(len(places))
+    for chosen in np.array_split(order, math.ceil(len(places) / BATCH_SIZE)):
+        cut = [places[number] for number in chosen]
+        yield {
+            name: torch.stack([session[name][start : start + LENGTH] for session, start in cut]) for name in whole[0]
+        }
+
+
+@torch.inference_mode()
+def predict(model: RCMA, session: Mapping[str, Tensor], *, hop: int) -> NDArray[np.float32]:
+    """(T,2), the mean of overlapping windows; no session is shorter than a window."""
+    model.eval()
+    n = len(session["labels"])
+    starts = windows(n, LENGTH, hop)
+    batch = {
+        name: torch.stack([x[start : start + LENGTH] for start in starts])
+        for name, x in session.items()
+        if name != "labels"
+    }
+    return overlap_average(starts, model(batch).numpy(), n)
+
+
+def score(predictions: Predictions, sessions: Sequence[Session]) -> float:
+    """Mean over the targets of CCC over the rows of all sessions."""
+    predicted = np.concatenate([predictions[s.name] for s in sessions])
+    labels = np.concatenate([s.labels for s in sessions])
+    return float(np.mean([ccc(predicted[:, k], labels[:, k]) for k in range(len(TARGETS))]))
+
+
+# Ridge regression, and no training at all.
+
+
+def references(folds: Sequence[Fold]) -> dict[str, list[Predictions]]:
+    """What needs no network; of each the predictions of all test sessions, as those of a single seed."""
+    columns: dict[str, tuple[Modality, ...]] = {"voice": ("audio",), "picture": ("face",), "both": ("face", "audio")}
+    found: dict[str, list[Predictions]] = {
+        "mean of all systems": [{s.name: s.untrained for fold in folds for s in fold.test}]
+    }
+    for name, modalities in columns.items():
+        found[f"ridge, {name}"] = [_merge(fit_ridge(fold, modalities) for fold in folds)]
+    return found
+
+
+def fit_ridge(fold: Fold, modalities: Sequence[Modality]) -> Predictions:
+    """Ridge regression whose strength is chosen on the validation sessions."""
+
+    def columns(session: Session) -> NDArray[np.float32]:
+        vectors = session.videos["look-ahead"].features().vectors
+        return np.concatenate([vectors[m] for m in modalities], axis=1)
+
+    x, y = (np.concatenate(parts) for parts in zip(*((columns(s), s.labels) for s in fold.train), strict=True))
+    labelled = np.isfinite(y).all(axis=1)
+    candidates = []
+    for strength in STRENGTHS:
+        model = make_pipeline(StandardScaler(), Ridge(strength)).fit(x[labelled], y[labelled])
+        candidates.append((score({s.name: model.predict(columns(s)) for s in fold.validation}, fold.validation), model))
+    _, best = max(candidates, key=lambda candidate: candidate[0])
+    return {s.name: best.predict(columns(s)).astype(np.float32) for s in fold.test}
+
+
+def _merge(predictions: Iterable[Predictions]) -> Predictions:
+    return {name: values for of_fold in predictions for name, values in of_fold.items()}
+
+
+# The study.
+
+
+class Trainings:
+    """Trained networks: what each reached on validation, and what it predicts; kept in a folder."""
+
+    def __init__(self, folder: Path, *, epochs: int, on_outcome: Callable[[str], None]) -> None:
+        """Use what is in ``folder`` already."""
+        self._folder, self._epochs, self._on_outcome = folder, epochs, on_outcome
+
+    def outcome(self, system: System, fold: Fold, *, rate: float, seed: int) -> tuple[float, Predictions]:
+        """What :func:`train_network` returns."""
+        path = self._folder / f"{system.name}-{fold.name}-{rate:g}-{seed}-{self._epochs}.npz".replace(" ", "_")
+        if not path.exists():
+            reached, predictions = train_network(system, fold, rate=rate, seed=seed, epochs=self._epochs)
+            with replace_when_whole(path) as partial, partial.open("wb") as file:
+                np.savez(file, **{REACHED: np.array(reached)}, **predictions)
+            self._on_outcome(f"{path.stem}: validation {reached:.3f}")
+        with np.load(path) as kept:
+            return float(kept[REACHED]), {name: kept[name] for name in kept.files if name != REACHED}
+
+    def best_rate(self, system: System, fold: Fold) -> float:
+        """The learning rate with the best validation score of the first seed."""
+        return max(LEARNING_RATES, key=lambda rate: self.outcome(system, fold, rate=rate, seed=0)[0])
+
+
+def study(
+    chosen: Sequence[System], folds: Sequence[Fold], trainings: Trainings, *, seeds: int, contrast_seeds: int
+) -> Iterator[dict[str, list[Predictions]]]:
+    """After each seed, the predictions of all test sessions by every system and each of its seeds so far."""
+    found: dict[str, list[Predictions]] = {system.name: [] for system in chosen}
+    for seed in range(max(seeds, contrast_seeds)):
+        for system in chosen:
+            if seed < (max(seeds, contrast_seeds) if system.name in CONTRAST else seeds):
+                rates = {fold.name: trainings.best_rate(system, fold) for fold in folds}
+                outcomes = [trainings.outcome(system, fold, rate=rates[fold.name], seed=seed) for fold in folds]
+                found[system.name].append(_merge(predictions for _, predictions in outcomes))
+        yield found
+
+
+def summarise(predictions: Mapping[str, Sequence[Predictions]], sessions: Sequence[Session]) -> list[dict[str, Any]]:
+    """One row for each system, and one for the contrast, as JSON can hold them."""
+    conversations = sorted({s.conversation for s in sessions})
+
+    def units(values: Predictions) -> list[NDArray[np.float32]]:
+        return [np.concatenate([values[s.name] for s in sessions if s.conversation == c]) for c in conversations]
+
+    labels = units({s.name: s.labels for s in sessions})
+    by_system = {name: [units(of_seed) for of_seed in seeds] for name, seeds in predictions.items()}
+    resampled = {name: bootstrap(seeds, labels) for name, seeds in by_system.items()}
+
+    def difference(one: str, other: str) -> dict[str, Any]:
+        found = compare(by_system[one], by_system[other], labels, resampled=(resampled[one], resampled[other]))
+        return {"difference": found.mean, "interval": [found.low, found.high], "significant": found.significant}
+
+    rows = []
+    for name, seeds in by_system.items():
+        scores = pooled_ccc(seeds, labels)[:, 0]  # (S,K)
+        together = pooled_ccc([[np.mean(parts, axis=0) for parts in zip(*seeds, strict=True)]], labels)[0, 0]
+        against = [other for other in REFERENCES if other in by_system and other != name]
+        row = {
+            "system": name,
+            "seeds": len(seeds),
+            **dict(zip(TARGETS, scores.mean(axis=0), strict=True)),
+            "mean": scores.mean(),
+            "mean_of_seeds": list(scores.mean(axis=1)),
+            "ensemble": {**dict(zip(TARGETS, together, strict=True)), "mean": together.mean()}
+            if len(seeds) > 1
+            else None,
+            "against": {other: difference(name, other) for other in against},
+        }
+        rows.append(row)
+    one, other = CONTRAST
+    if one in by_system and other in by_system:
+        n = min(len(by_system[one]), len(by_system[other]))
+        p = sign_flip_test(by_system[one][:n], by_system[other][:n], labels)
+        rows.append({"contrast": list(CONTRAST), "seeds": n, **difference(one, other), "sign_flip_p": p})
+    return rounded(rows)
+
+
+def rounded(value: Any) -> Any:
+    """Nested figures with four decimals."""
+    if isinstance(value, Mapping):
+        return {key: rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [rounded(inner) for inner in value]
+    return round(float(value), 4) if isinstance(value, float | np.floating) else value
+
+
+def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """What was found, to standard output."""
+    table = Table(
+        caption="differences of the mean, with 95 % intervals over conversations and seeds; n.s.: 0 is inside"
+    )
+    for heading in ("", *TARGETS, "mean", "ensemble", *(f"against {name}" for name in REFERENCES)):
+        table.add_column(heading, justify="right" if heading else "left")
+    for row in (row for row in rows if "system" in row):
+        against = [_shown(row["against"][name]) if name in row["against"] else "-" for name in REFERENCES]
+        scores = [f"{row[name]:.3f}" for name in (*TARGETS, "mean")]
+        table.add_row(row["system"], *scores, f"{row['ensemble']['mean']:.3f}" if row["ensemble"] else "-", *against)
+    Console(width=160).print(table)
+    for row in (row for row in rows if "contrast" in row):
+        one, other = row["contrast"]
+        print(f"{one} against {other}, {row['seeds']} seeds: {_shown(row)}, sign-flip p = {row['sign_flip_p']:.3f}")
+
+
+def _shown(row: Mapping[str, Any]) -> str:
+    low, high = row["interval"]
+    return f"{row['difference']:+.3f} [{low:+.3f}, {high:+.3f}]" + ("" if row["significant"] else " n.s.")
+
+
+def write_predictions(
+    folder: Path, predictions: Mapping[str, Sequence[Predictions]], sessions: Sequence[Session]
+) -> None:
+    """A CSV file for each session, with a column for each system and target: the mean over its seeds."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for session in sessions:
+        columns = {
+            f"{name}: {target}": np.mean([of_seed[session.name][:, k] for of_seed in seeds], axis=0)
+            for name, seeds in predictions.items()
+            for k, target in enumerate(TARGETS)
+        }
+        time_s = session.videos["plain"].features().time_s
+        table = np.column_stack([time_s, *columns.values()])
+        with (folder / f"{session.name}.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["time_s", *columns])
+            writer.writerows([[f"{value:.4f}" for value in row] for row in table])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train all systems and write the result."""
+    known = systems()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("path", type=Path, metavar="PATH", help="folder with labels and systems")
+    parser.add_argument(
+        "--held-out", type=Path, metavar="OTHER", help="sessions to predict after training on all of PATH"
+    )
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="with --held-out, for the predictions as CSV")
+    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="of every network; default: 5")
+    parser.add_argument("--contrast-seeds", type=int, default=CONTRAST_SEEDS, metavar="N", help="default: 10")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, metavar="N", help=f"of every training; default: {EPOCHS}")
+    parser.add_argument("--systems", nargs="+", choices=known, default=list(known), metavar="NAME", help="networks")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="for what each network predicts, to go on later")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    begin = time.perf_counter()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        sessions = read_sessions(args.path, folder / "features")
+        folds = divide(sessions)
+        if args.held_out is not None:
+            folds = [held_out_fold(sessions, read_sessions(args.held_out, folder / "others"))]
+        tested = [s for fold in folds for s in fold.test]
+        keep = args.keep or folder / "trainings"
+        keep.mkdir(parents=True, exist_ok=True)
+        trainings = Trainings(
+            keep,
+            epochs=args.epochs,
+            on_outcome=lambda line: print(f"{time.perf_counter() - begin:6.0f} s  {line}", file=sys.stderr, flush=True),
+        )
+        found = references(folds)
+        chosen = [known[name] for name in args.systems]
+        for of_networks in study(chosen, folds, trainings, seeds=args.seeds, contrast_seeds=args.contrast_seeds):
+            predictions = {**found, **of_networks}
+            if args.out is not None:
+                write_predictions(args.out, predictions, tested)
+            if any(np.isfinite(s.labels).any() for s in tested):
+                rows = summarise(predictions, tested)
+                print_table(rows)
+                write_result(
+                    "real-fusion-study" + ("-held-out" if args.held_out else ""),
+                    [{"epochs": args.epochs, **row} for row in rows],
+                )
+
+
+if __name__ == "__main__":
+    main()
