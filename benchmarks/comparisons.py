@@ -53,7 +53,7 @@ def pooled_ccc(seeds: Sequence[Units], labels: Units, draws: NDArray[np.integer]
 
 
 def bootstrap(seeds: Sequence[Units], labels: Units, *, seed: int = 0) -> NDArray[np.float64]:
-    """Mean CCC over targets for each seed and resample of conversations, (S,R); resamples are the same for all systems."""
+    """Mean CCC over targets, (S,R) for each seed and resample of conversations, which are the same for all systems."""
     draws = np.random.default_rng(seed).integers(len(labels), size=(N_RESAMPLES, len(labels)))
     return np.asarray(pooled_ccc(seeds, labels, draws).mean(axis=2))
 
