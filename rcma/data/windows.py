@@ -269,7 +269,7 @@ def check_face_size(settings: ModelSettings, size: int) -> None:
         InputError: naming ``faces.size`` and what fits.
     """
     side, kind = face_side(size), settings.face.kind
-    if kind == "hf":
+    if kind in ("hf", "onnx"):
         return  # it enlarges its pictures itself
     if (side != IR50.side) if kind == "ir50" else (side % 8 != 0):
         wanted = str(IR50.side) if kind == "ir50" else "multiples of 8"

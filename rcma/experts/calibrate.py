@@ -76,7 +76,7 @@ class Description(Settings):
 
 @dataclass(frozen=True)
 class Calibration:
-    """Valence and arousal from n outputs x of public models: a constant, plus offset + weight * x of each present one."""
+    """Valence and arousal from n outputs x of public models: a constant, plus offset + weight * x of each known one."""
 
     description: Description
     weights: NDArray[np.float64]
