@@ -17,6 +17,8 @@ from rcma.evaluate import resampled_ccc
 
 N_RESAMPLES = 2000
 CONFIDENCE = 0.95
+MAX_EXACT = 12
+"""Conversations of which all ways to exchange predictions are tried."""
 
 Units = Sequence[NDArray[np.float32]]
 """(n,K) of each conversation."""
@@ -84,11 +86,16 @@ def compare(
 def sign_flip_test(one: Sequence[Units], other: Sequence[Units], labels: Units) -> float:
     """Two-sided p of the hypothesis that the two systems may change places in any conversation.
 
-    All 2^C ways to exchange the systems' predictions of whole conversations are tried, in all seeds at once, which must
-    be equally many; p is the share of them whose difference is at least as large as the one found.
+    The systems' predictions of whole conversations are exchanged in all seeds at once, which must be equally many, in
+    all 2^C ways, or in as many random ones as there are for 12 conversations; p is the share of them whose difference is
+    at least as large as the one found.
     """
     n = len(labels)
-    ways = np.array(list(itertools.product((0, 1), repeat=n)))  # (2^C,C), the first is what was found
+    if n <= MAX_EXACT:
+        ways = np.array(list(itertools.product((0, 1), repeat=n)))  # (2^C,C), the first is what was found
+    else:
+        ways = np.random.default_rng(0).integers(2, size=(2**MAX_EXACT, n))
+        ways[0] = 0
     both = [[*a, *b] for a, b in zip(one, other, strict=True)]
     twice = [*labels, *labels]
     first = pooled_ccc(both, twice, np.arange(n) + ways * n).mean(axis=(0, 2))

@@ -72,7 +72,7 @@ STRENGTHS = (1e2, 1e3, 1e4, 1e5)
 """Of ridge regression on standardised columns."""
 CONTRAST = ("rcma, 2 steps", "concat")
 CONTRAST_SEEDS = 10
-REFERENCES = ("picture", "mean of all systems", "ridge, both")
+REFERENCES = ("picture", "mean of all systems", "ridge, both", "concat", "rcma, 2 steps")
 """With which every system is compared."""
 
 REACHED = "validation score"
@@ -292,7 +292,7 @@ def summarise(predictions: Mapping[str, Sequence[Predictions]], sessions: Sequen
         found = compare(by_system[one], by_system[other], labels, resampled=(resampled[one], resampled[other]))
         return {"difference": found.mean, "interval": [found.low, found.high], "significant": found.significant}
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, seeds in by_system.items():
         scores = pooled_ccc(seeds, labels)[:, 0]  # (S,K)
         together = pooled_ccc([[np.mean(parts, axis=0) for parts in zip(*seeds, strict=True)]], labels)[0, 0]
@@ -303,12 +303,10 @@ def summarise(predictions: Mapping[str, Sequence[Predictions]], sessions: Sequen
             **dict(zip(TARGETS, scores.mean(axis=0), strict=True)),
             "mean": scores.mean(),
             "mean_of_seeds": list(scores.mean(axis=1)),
-            "ensemble": {**dict(zip(TARGETS, together, strict=True)), "mean": together.mean()}
-            if len(seeds) > 1
-            else None,
-            "against": {other: difference(name, other) for other in against},
         }
-        rows.append(row)
+        if len(seeds) > 1:
+            row["ensemble"] = {**dict(zip(TARGETS, together, strict=True)), "mean": together.mean()}
+        rows.append({**row, "against": {other: difference(name, other) for other in against}})
     one, other = CONTRAST
     if one in by_system and other in by_system:
         n = min(len(by_system[one]), len(by_system[other]))
@@ -334,8 +332,8 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     for row in (row for row in rows if "system" in row):
         against = [_shown(row["against"][name]) if name in row["against"] else "-" for name in REFERENCES]
         scores = [f"{row[name]:.3f}" for name in (*TARGETS, "mean")]
-        table.add_row(row["system"], *scores, f"{row['ensemble']['mean']:.3f}" if row["ensemble"] else "-", *against)
-    Console(width=160).print(table)
+        table.add_row(row["system"], *scores, f"{row['ensemble']['mean']:.3f}" if "ensemble" in row else "-", *against)
+    Console(width=240).print(table)
     for row in (row for row in rows if "contrast" in row):
         one, other = row["contrast"]
         print(f"{one} against {other}, {row['seeds']} seeds: {_shown(row)}, sign-flip p = {row['sign_flip_p']:.3f}")
@@ -383,8 +381,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             predictions = {**found, **of_networks}
             if args.out is not None:
                 write_predictions(args.out, predictions, tested)
-            if any(np.isfinite(s.labels).any() for s in tested):
-                rows = summarise(predictions, tested)
+            if labelled := [s for s in tested if np.isfinite(s.labels).any()]:
+                rows = summarise(predictions, labelled)
                 print_table(rows)
                 write_result(
                     "real-fusion-study" + ("-held-out" if args.held_out else ""),

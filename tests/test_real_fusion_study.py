@@ -143,7 +143,7 @@ def make_units(seed: int, noise: float, labels: list[np.ndarray]) -> list[np.nda
     return [(y + random.normal(0, noise, y.shape)).astype(np.float32) for y in labels]
 
 
-def test_comparisons(study: ModuleType) -> None:
+def test_comparisons(study: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     comparisons = sys.modules["comparisons"]
     random = np.random.default_rng(0)
     labels = [random.normal(size=(30, 2)).astype(np.float32) for _ in range(6)]
@@ -172,6 +172,8 @@ def test_comparisons(study: ModuleType) -> None:
     expected = np.mean(np.array(differences) >= differences[0] - 1e-9)
     assert comparisons.sign_flip_test(good, bad, labels) == pytest.approx(expected)
     assert comparisons.sign_flip_test(good, good, labels) == 1.0
+    monkeypatch.setattr(comparisons, "MAX_EXACT", 5)
+    assert comparisons.sign_flip_test(good, bad, labels) == pytest.approx(expected, abs=0.1)
 
 
 def test_tiny_run_goes_on_and_predicts_others(
