@@ -86,9 +86,9 @@ def compare(
 def sign_flip_test(one: Sequence[Units], other: Sequence[Units], labels: Units) -> float:
     """Two-sided p of the hypothesis that the two systems may change places in any conversation.
 
-    The systems' predictions of whole conversations are exchanged in all seeds at once, which must be equally many, in
-    all 2^C ways, or in as many random ones as there are for 12 conversations; p is the share of them whose difference is
-    at least as large as the one found.
+    The systems' predictions of whole conversations are exchanged in all seeds at once, which must be equally many: in
+    all 2^C ways, or with more than MAX_EXACT conversations in random ones; p is the share of the ways whose difference
+    is at least as large as the one found.
     """
     n = len(labels)
     if n <= MAX_EXACT:

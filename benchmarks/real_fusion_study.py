@@ -252,8 +252,9 @@ class Trainings:
         path = self._folder / f"{system.name}-{fold.name}-{rate:g}-{seed}-{self._epochs}.npz".replace(" ", "_")
         if not path.exists():
             reached, predictions = train_network(system, fold, rate=rate, seed=seed, epochs=self._epochs)
+            arrays: dict[str, Any] = {REACHED: np.array(reached), **predictions}
             with replace_when_whole(path) as partial, partial.open("wb") as file:
-                np.savez(file, **{REACHED: np.array(reached)}, **predictions)
+                np.savez(file, **arrays)
             self._on_outcome(f"{path.stem}: validation {reached:.3f}")
         with np.load(path) as kept:
             return float(kept[REACHED]), {name: kept[name] for name in kept.files if name != REACHED}
