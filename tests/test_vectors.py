@@ -148,6 +148,7 @@ def test_training_prediction_and_sharing(root: Path, tmp_path: Path) -> None:
     model = load_model(tmp_path / "run")
     assert (model.settings.face.width, model.settings.audio.width, model.settings.text_width) == (3, 5, None)
     assert not model.backbone and np.isfinite(result.best.mean_ccc)
+    assert model.config.preprocessing is None, "nothing of it was preprocessed"
     export_model(model, tmp_path / "shared")
     folder = root / "features" / "video3"
     values = rcma.predict(model, folder)

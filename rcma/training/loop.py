@@ -420,6 +420,8 @@ def _resolve(config: TrainConfig, data: TrainingData) -> TrainConfig:
     if model.audio.hf is not None and "audio" in model.modalities:
         audio = model.audio.model_copy(update={"hf_config": speech_config(model.audio.hf)})
         model = model.model_copy(update={"audio": audio})
+    if set(model.modalities) == set(model.vector_modalities):
+        return config.model_copy(update={"model": model})  # nothing that it takes was made by preprocessing
     return config.model_copy(
         update={"model": model, "preprocessing": data.preprocessing, "face_source": data.face_source}
     )
