@@ -34,7 +34,6 @@ from results import write_result
 from torch import Tensor, nn
 
 from preprocessing.features import Features, load_features, save_features
-from preprocessing.inputs import Source
 from preprocessing.media import MEL_RATE
 from preprocessing.run import Preprocessor
 from rcma.config import DataSettings, ModelSettings, TrainConfig
@@ -156,11 +155,12 @@ def measure_everything(video: Path, *, backend: str, repeat: int) -> dict[str, f
     preprocessing_s: list[float] = []
     with tempfile.TemporaryDirectory() as temporary:
         out = Path(temporary)
-        source = Source("clip", video)
+        source = out / f"clip{video.suffix}"
+        source.symlink_to(video.absolute())
 
         def everything() -> None:
             begin = time.perf_counter()
-            (name,) = preprocessor.process(source, out)
+            (features,) = preprocessor(source, out, overwrite=True)
             preprocessing_s.append(time.perf_counter() - begin)
             predict_frames([model], load_features(out / name), quicker=quicker)
 
@@ -196,9 +196,9 @@ def measure_memory(video: Path, minutes: Sequence[float]) -> list[dict[str, floa
     rows: list[dict[str, float | str]] = []
     with tempfile.TemporaryDirectory() as temporary:
         out = Path(temporary)
-        Preprocessor(settings(BACKENDS[0]), device="cpu").process(Source("clip", video), out)
+        (features,) = Preprocessor(settings(BACKENDS[0]), device="cpu")(video, out)
         for length in minutes:
-            again_and_again(load_features(out / "clip"), out / "long", duration_s=60 * length)
+            again_and_again(features, out / "long", duration_s=60 * length)
             command = [sys.executable, __file__, "--peak-memory", str(out / "long")]
             told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
             rows.append(
