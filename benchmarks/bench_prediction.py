@@ -37,9 +37,9 @@ from preprocessing.features import Features, load_features, save_features
 from preprocessing.media import MEL_RATE
 from preprocessing.run import Preprocessor
 from rcma.config import DataSettings, ModelSettings, TrainConfig
-from rcma.fast_cpu import quicker_form, quicker_forms
+from rcma.fast_cpu import quicker_form
 from rcma.model import IR50, TrainedRCMA, VGGish
-from rcma.prediction import predict_frames
+from rcma.prediction import Checkpoints
 
 LONG_S = 60.0
 TEXT_WIDTH = 384
@@ -141,7 +141,7 @@ def peak_memory(folder: Path) -> dict[str, float]:
     watcher = threading.Thread(target=watch)
     watcher.start()
     begin = time.perf_counter()
-    predict_frames([model], load_features(folder))
+    Checkpoints([model]).predict(load_features(folder))
     seconds = time.perf_counter() - begin
     done.set()
     watcher.join()
@@ -150,8 +150,7 @@ def peak_memory(folder: Path) -> dict[str, float]:
 
 def measure_everything(video: Path, *, backend: str, repeat: int) -> dict[str, float | str]:
     """From a video's file to its last prediction, with models loaded before."""
-    model, preprocessor = published_model(), Preprocessor(settings(backend), device="cpu")
-    quicker = [quicker_forms(model)]
+    model, preprocessor = Checkpoints([published_model()]), Preprocessor(settings(backend), device="cpu")
     preprocessing_s: list[float] = []
     with tempfile.TemporaryDirectory() as temporary:
         out = Path(temporary)
@@ -162,7 +161,7 @@ def measure_everything(video: Path, *, backend: str, repeat: int) -> dict[str, f
             begin = time.perf_counter()
             (features,) = preprocessor(source, out, overwrite=True)
             preprocessing_s.append(time.perf_counter() - begin)
-            predict_frames([model], load_features(out / name), quicker=quicker)
+            model.predict(features)
 
         all_s = median_seconds(everything, repeat)
         clip = load_features(out / "clip")

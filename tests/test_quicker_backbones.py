@@ -11,9 +11,9 @@ from rcma.fast_cpu import backbones as quicker_backbones
 from rcma.fast_cpu.backbones import QuickerVGGish, overlapping_patches, quicker_form, quicker_forms
 from rcma.model.backbones import IR50, SmallFaceNet, VGGish
 from rcma.model.network import RCMA
+from rcma.prediction import predict_video
 from rcma.prediction import predictor as inference
 from rcma.prediction.postprocess import present_modalities
-from rcma.prediction.predictor import predict_video
 
 
 def like_a_trained_one(network: nn.Module) -> nn.Module:

@@ -2,7 +2,14 @@
 Out: windows of tensors, folds, and embeddings that are computed once.
 """
 
-from rcma.data.compatibility import check_like_training, face_source, other_source, settings_for_raw_videos
+from rcma.data.compatibility import (
+    SETTINGS_THAT_MUST_MATCH,
+    change_raw_video_settings,
+    check_like_training,
+    face_source,
+    other_source,
+    settings_for_raw_videos,
+)
 from rcma.data.embeddings import Embeddings, embed_videos
 from rcma.data.windows import (
     SharedBatches,
@@ -20,11 +27,13 @@ from rcma.data.windows import (
 )
 
 __all__ = [
+    "SETTINGS_THAT_MUST_MATCH",
     "Embeddings",
     "SharedBatches",
     "TrainingData",
     "Video",
     "WindowDataset",
+    "change_raw_video_settings",
     "check_face_size",
     "check_like_training",
     "check_sound",

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from preprocessing.config import PreprocessConfig, flatten
+from preprocessing.config import PreprocessConfig, change_settings, flatten
 from preprocessing.errors import InputError
 from rcma.config import FaceSource
 
@@ -63,6 +63,30 @@ def settings_for_raw_videos(preprocessing: PreprocessConfig, source: FaceSource 
         geometry = {key.removeprefix("faces."): value for key, value in PROVIDED_GEOMETRY.items()}
         changes["faces"] = preprocessing.faces.model_copy(update=geometry)
     return preprocessing.model_copy(update=changes)
+
+
+def change_raw_video_settings(
+    preprocessing: PreprocessConfig, settings: Mapping[str, Any], *, fixed: Sequence[str]
+) -> PreprocessConfig:
+    """Change settings for raw videos where the features stay like those of the training.
+
+    Args:
+        preprocessing: see :func:`settings_for_raw_videos`.
+        settings: new values by dotted key.
+        fixed: keys that must keep their value.
+
+    Raises:
+        InputError: one of ``fixed`` would get another value, or see :func:`preprocessing.config.change_settings`.
+    """
+    changed = change_settings(preprocessing, settings)
+    was, now = (flatten(config.model_dump(mode="json")) for config in (preprocessing, changed))
+    for key in fixed:
+        if now[key] != was[key]:
+            raise InputError(
+                f"{key}={now[key]}: the model was trained on features with {key}={was[key]}, and takes no others; "
+                "leave it out"
+            )
+    return changed
 
 
 def check_alike(described: Sequence[tuple[Path, Mapping[str, Any]]]) -> FaceSource:

@@ -7,34 +7,30 @@ add it to :data:`_LOADERS`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from preprocessing.config import PACKAGED, PreprocessConfig, SpeechSettings, WordSettings
 from preprocessing.errors import InputError
-from preprocessing.features import Features, RecordingFinder, load_features
+from preprocessing.features import Features
 from preprocessing.media import Samples, Video, read_audio
 from preprocessing.speech import detect_speech, has_packaged_whisper
-from rcma.config import TARGETS, Modality, Target
+from rcma.config import TARGETS, FaceSource, Modality, Target
 from rcma.experts.audeering import AudeeringExpert
 from rcma.experts.face import FaceExpert
 from rcma.experts.fuse import fuse
 from rcma.experts.registry import FaceEntry, VoiceEntry, available, entries, find_entry, find_file, how_to_get
 from rcma.experts.voice import WINDOW_S, measure_voice, vocal_activation
 from rcma.experts.words import LICENCE, TextAffect, sentence_values
-from rcma.prediction import Prediction, preprocessed
+from rcma.prediction import FindRecording, Prediction
 
 log = logging.getLogger("rcma")
 
 NOT_RCMA = "public models, not RCMA"
 """How their predictions are called wherever they are shown."""
-
-FindRecording = Callable[[], Path]
-"""Gives the recording that features were made from; raises InputError where it cannot be had."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +61,11 @@ class Expert:
 class PublicModels:
     """The experts that can be had on this machine, together."""
 
+    name = NOT_RCMA
+    targets = TARGETS
+    fixed_settings: tuple[str, ...] = ()
+    """Keys of :meth:`preprocessing` that must stay as they are: none, the experts take features of any settings."""
+
     def __init__(self) -> None:
         """Load them; nothing is downloaded."""
         experts, missing = [], []
@@ -76,11 +77,6 @@ class PublicModels:
         self.experts: tuple[Expert, ...] = tuple(experts)
         self.missing: tuple[str, ...] = tuple(missing)
         """A line for each that is not there, with how to get it."""
-
-    @property
-    def columns(self) -> dict[str, tuple[Target, ...]]:
-        """Targets of each expert, by name."""
-        return {expert.name: expert.targets for expert in self.experts}
 
     def describe(self) -> list[str]:
         """Lines that say which experts there are, with their training, scores and licences, and what they rest on."""
@@ -99,30 +95,12 @@ class PublicModels:
         speech = SpeechSettings.model_validate(packaged) if has_packaged_whisper() else SpeechSettings()
         return PreprocessConfig(speech=speech, words=WordSettings(model=PACKAGED))
 
-    def __call__(self, video_or_features: Path | str | Features, *, device: str = "cpu") -> Prediction:
-        """Predict every frame of one video.
+    def check(self, features: Features) -> None:
+        """Nothing is refused: an expert that cannot judge a video says so when it is asked."""
 
-        Args:
-            video_or_features: features, a feature folder, or a video file, which is preprocessed first.
-            device: ``cpu`` or ``cuda``, for the preprocessing.
-
-        Returns:
-            See :meth:`predict`.
-
-        Raises:
-            InputError: there is no such video or feature folder, or it cannot be used.
-        """
-        finder = RecordingFinder()
-        if isinstance(video_or_features, Features):
-            features = video_or_features
-            return self.predict(features, lambda: finder.find(features.meta))
-        path = Path(video_or_features)
-        if path.is_dir():
-            return self(load_features(path))
-        if not path.exists():
-            raise InputError(f"{path}: no such video or feature folder")
-        with preprocessed(path, self.preprocessing(), device=device) as features:
-            return self.predict(features, lambda: path)
+    def remarks(self, sources: Mapping[str, FaceSource]) -> Sequence[str]:
+        """What is to be said of videos together: nothing."""
+        return ()
 
     def predict(self, features: Features, find_recording: FindRecording) -> Prediction:
         """Predict every frame from features.
@@ -152,6 +130,7 @@ class PublicModels:
             present=present,
             spread=spread,
             experts=values,
+            outputs={expert.name: expert.targets for expert in self.experts},
         )
 
     @staticmethod

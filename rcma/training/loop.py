@@ -26,7 +26,7 @@ from preprocessing.config import flatten
 from preprocessing.device import resolve_device
 from preprocessing.errors import InputError
 from preprocessing.files import replace_when_whole
-from rcma.config import TrainConfig, TrainSettings
+from rcma.config import TARGETS, TrainConfig, TrainSettings
 from rcma.data import (
     Embeddings,
     SharedBatches,
@@ -56,7 +56,7 @@ from rcma.model import (
     speech_config,
     vision_config,
 )
-from rcma.prediction import predict_video, to_abaw_columns
+from rcma.prediction import predict_video
 from rcma.training.schedule import Ending, EpochPlan, best_epoch, plan_epoch
 
 LOG_FILE = "log.csv"
@@ -564,7 +564,9 @@ def _validate(
                 label_delay_s=data.label_delay_s,
                 embeddings=None if embeddings is None else embeddings.read(video.video_id, 0),
             )
-            predictions[video.video_id] = to_abaw_columns(model, prediction)
+            columns = np.full((len(prediction), len(TARGETS)), np.nan, np.float32)
+            columns[:, [TARGETS.index(target) for target in model.settings.targets]] = prediction
+            predictions[video.video_id] = columns
     for gathered in gather_object([predictions]):
         predictions.update(gathered)
     return evaluate(predictions, {video.video_id: video.labels for video in videos}, targets=model.config.model.targets)
