@@ -148,7 +148,7 @@ def test_public_predict_takes_features_and_folders(tmp_path: Path, features: Fea
     expected = predict_video(model, features, hop=21, audio_alignment="start")
     np.testing.assert_array_equal(rcma.Predictor(plain)(features).values, expected)
     with pytest.raises(InputError, match="no such video or feature folder"):
-        rcma.Predictor(model)(tmp_path / "none.mp4").values
+        rcma.Predictor(model)(tmp_path / "none.mp4")
 
 
 def test_public_predict_takes_a_raw_video(tmp_path: Path, make_video):
@@ -173,14 +173,14 @@ def test_features_unlike_those_of_the_training_are_refused(
     tmp_path: Path, features: Features, trained_on: PreprocessConfig, message: str
 ):
     with pytest.raises(InputError, match=message):
-        rcma.Predictor(make_model(tmp_path, preprocessing=trained_on))(features).values
+        rcma.Predictor(make_model(tmp_path, preprocessing=trained_on))(features)
 
 
 def test_word_vectors_of_another_width_are_refused_unless_there_are_none(tmp_path: Path, features: Features):
     model = make_model(tmp_path, preprocessing=PreprocessConfig())
     other = dataclasses.replace(features, word_vectors=np.zeros((len(features.words), 9), np.float16))
     with pytest.raises(InputError, match=r"width 9, but the model takes 16"):
-        rcma.Predictor(model)(other).values
+        rcma.Predictor(model)(other)
     wordless = dataclasses.replace(
         features, words=(), word_vectors=np.zeros((0, 0), np.float16), frame_word=np.full(70, -1, np.int32)
     )
@@ -278,14 +278,14 @@ def test_spread_is_over_the_models_that_predict_a_target(tmp_path: Path, feature
     spread = Checkpoints(both).predict(features).spread
     assert spread is not None and spread.dtype == np.float32
     np.testing.assert_allclose(spread, columns.std(axis=0, ddof=1), atol=1e-6)
-    mixed = predict_frames([both[0], valence], features).spread
+    mixed = Checkpoints([both[0], valence]).predict(features).spread
     assert mixed is not None
     pair = np.stack([columns[0, :, 0], Checkpoints([valence]).predict(features).values[:, 0]])
     np.testing.assert_allclose(mixed[:, 0], pair.std(axis=0, ddof=1), atol=1e-6)
     assert np.isnan(mixed[:, 1]).all()
     for alone in ([both[0]], [valence, arousal]):
         assert Checkpoints(alone).predict(features).spread is None
-    same = predict_frames([both[0], both[0]], features).spread
+    same = Checkpoints([both[0], both[0]]).predict(features).spread
     np.testing.assert_array_equal(same, np.zeros((70, 2), np.float32))
 
 
@@ -299,18 +299,17 @@ def test_a_target_that_nobody_predicts_and_a_fusion_without_steps(tmp_path: Path
 def test_predictions_that_are_no_numbers_are_refused(tmp_path: Path, features: Features):
     spoilt = dataclasses.replace(features, word_vectors=np.full_like(features.word_vectors, np.nan))
     with pytest.raises(InputError, match="video: the model gives no numbers"):
-        rcma.Predictor(make_model(tmp_path))(spoilt).values
+        rcma.Predictor(make_model(tmp_path))(spoilt)
 
 
-def test_a_model_of_one_target_fills_its_column_only(tmp_path: Path, features: Features):
-    model = make_model(tmp_path, targets=("arousal",))
-    predicted = rcma.Predictor(model)(features).values
-    columns = to_abaw_columns(model, predicted)
-    assert predicted.shape == (70, 1) and np.isnan(columns[:, 0]).all()
-    np.testing.assert_array_equal(columns[:, 1], predicted[:, 0])
-    with pytest.raises(InputError, match="no model given predicts valence"):
-        require_both_targets([model])
-    both = make_model(tmp_path, targets=("arousal", "valence"))
-    require_both_targets([both])
-    predicted = rcma.Predictor(both)(features).values
-    np.testing.assert_array_equal(to_abaw_columns(both, predicted), predicted[:, ::-1])
+def test_valence_and_arousal_come_first_whatever_the_order_of_training(tmp_path: Path, features: Features):
+    alone = Checkpoints([make_model(tmp_path, targets=("arousal",))]).predict(features)
+    assert alone.targets == ("arousal",) and alone.values.shape == (70, 1)
+    np.testing.assert_array_equal(alone.arousal, alone.values[:, 0])
+    with pytest.raises(InputError, match="video: valence is not predicted, only arousal"):
+        alone.valence  # noqa: B018
+    model = make_model(tmp_path, targets=("arousal", "valence"))
+    both = Checkpoints([model]).predict(features)
+    assert both.targets == ("valence", "arousal")
+    plain = predict_video(model, features, hop=model.config.data.hop, audio_alignment="start")
+    np.testing.assert_array_equal(both.values, plain[:, ::-1])

@@ -131,9 +131,8 @@ def _use(config: TrainConfig) -> str:
         f"With rcma{extra} installed, and the name of this repository, or a folder with its files, for `org/model`:",
         "",
         "```python\nimport rcma\n",
-        'model = rcma.load_model("org/model")',
-        f'values = rcma.predict(model, "my_video.mp4")  # float32 (T, {len(config.model.targets)}): '
-        f"{', '.join(config.model.targets)}",
+        'prediction = rcma.Predictor("org/model")("my_video.mp4")',
+        f"values = prediction.values  # float32 (T, {len(config.model.targets)}): {', '.join(config.model.targets)}",
         "```",
         "",
         "or, for the files of the ABAW challenge,",
