@@ -79,7 +79,9 @@ def by_plain_windows(model: RCMA, features: Features, *, hop: int, alignment: Al
     """The model on windows of raw crops and patches, one at a time."""
     total, count = np.zeros((features.n_frames, 2)), np.zeros((features.n_frames, 1))
     for start in windows(features.n_frames, LENGTH, hop):
-        window = cut_window(features, start, length=LENGTH, text_width=WIDTH, audio_alignment=alignment)
+        window = cut_window(
+            features, start, model=ModelSettings(text_width=WIDTH), length=LENGTH, audio_alignment=alignment
+        )
         with torch.no_grad():
             output = model({name: value[None] for name, value in window.items()})[0].numpy()
         n = min(LENGTH, features.n_frames - start)
@@ -133,7 +135,8 @@ def test_memory_does_not_grow_with_the_video():
         return highest
 
     peak(100)
-    assert peak(6000) < 1.2 * peak(600)
+    # A few numbers of the result; the words alone have 64 bytes a frame as they are given to the model.
+    assert (peak(6000) - peak(600)) / 5400 < 60
 
 
 def test_public_predict_takes_features_and_folders(tmp_path: Path, features: Features):
@@ -225,7 +228,9 @@ def test_how_far_each_step_moves_the_features(tmp_path: Path, features: Features
     model = make_model(tmp_path, fusion=fusion)
     total, count = np.zeros((70, 3, fusion.steps)), np.zeros((70, 1, 1))
     for start in windows(70, LENGTH, 20):
-        window = cut_window(features, start, length=LENGTH, text_width=WIDTH, audio_alignment="start")
+        window = cut_window(
+            features, start, model=ModelSettings(text_width=WIDTH), length=LENGTH, audio_alignment="start"
+        )
         total[start : start + LENGTH] += changes_of_a_window(model, window).transpose(2, 0, 1)
         count[start : start + LENGTH] += 1
     changes = Checkpoints([model], changes=True).predict(features).changes
@@ -239,10 +244,11 @@ def test_how_far_each_step_moves_the_features(tmp_path: Path, features: Features
 
 def test_changes_are_given_later_like_the_predictions(tmp_path: Path, features: Features):
     model = make_model(tmp_path)
-    calm = Checkpoints([model]).predict(features)
+    calm = Checkpoints([model], changes=True).predict(features)
+    assert calm.changes
     data = model.config.data.model_copy(update={"label_delay_s": 0.2})  # five frames
     model.config = model.config.model_copy(update={"data": data})
-    late = Checkpoints([model]).predict(features)
+    late = Checkpoints([model], changes=True).predict(features)
     np.testing.assert_array_equal(late.values[5:], calm.values[:-5])
     for m, moved in late.changes.items():
         np.testing.assert_array_equal(moved[5:], calm.changes[m][:-5])
@@ -253,13 +259,14 @@ def test_several_models_make_one_prediction(tmp_path: Path, features: Features):
     one = make_model(tmp_path, modalities=("face", "audio"))
     alike = make_model(tmp_path, modalities=("face", "audio"), seed=1)
     deeper = make_model(tmp_path, modalities=("audio", "text"), targets=("arousal",), seed=2)
-    single = [Checkpoints([model]).predict(features) for model in (one, alike, deeper)]
-    together = Checkpoints([one, alike, deeper]).predict(features)
+    single = [Checkpoints([model], changes=True).predict(features) for model in (one, alike, deeper)]
+    together = Checkpoints([one, alike, deeper], changes=True).predict(features)
     assert together.video_id == "video"
     np.testing.assert_array_equal(together.time_s, features.time_s)
-    values = np.stack([prediction.values for prediction in single])
-    np.testing.assert_allclose(together.values[:, 0], values[:2, :, 0].mean(axis=0), atol=1e-6)
-    np.testing.assert_allclose(together.values[:, 1], values[:, :, 1].mean(axis=0), atol=1e-6)
+    valence = np.stack([prediction.valence for prediction in single[:2]])
+    arousal = np.stack([prediction.arousal for prediction in single])
+    np.testing.assert_allclose(together.valence, valence.mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(together.arousal, arousal.mean(axis=0), atol=1e-6)
     assert set(single[0].present) == {"face", "audio"} and set(single[2].present) == {"audio", "text"}
     expected = present_modalities(features, audio_alignment="start")
     assert set(together.present) == set(expected)
@@ -289,10 +296,10 @@ def test_spread_is_over_the_models_that_predict_a_target(tmp_path: Path, feature
     np.testing.assert_array_equal(same, np.zeros((70, 2), np.float32))
 
 
-def test_a_target_that_nobody_predicts_and_a_fusion_without_steps(tmp_path: Path, features: Features):
-    model = make_model(tmp_path, targets=("valence",), fusion=FusionSettings(kind="concat"))
-    prediction = Checkpoints([model]).predict(features)
-    assert np.isfinite(prediction.values[:, 0]).all() and np.isnan(prediction.values[:, 1]).all()
+def test_a_fusion_without_steps_changes_nothing(tmp_path: Path, features: Features):
+    model = make_model(tmp_path, fusion=FusionSettings(kind="concat"))
+    prediction = Checkpoints([model], changes=True).predict(features)
+    assert np.isfinite(prediction.values).all()
     assert prediction.changes == {}
 
 

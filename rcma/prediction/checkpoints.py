@@ -13,10 +13,11 @@ from preprocessing.errors import InputError
 from preprocessing.features import Alignment, Features
 from rcma.config import TARGETS, FaceSource, Modality, Target
 from rcma.data import (
-    SETTINGS_THAT_MUST_MATCH,
     check_face_size,
     check_like_training,
     check_sound,
+    check_vectors,
+    fixed_settings,
     other_source,
     settings_for_raw_videos,
 )
@@ -72,7 +73,7 @@ class Checkpoints:
     @property
     def fixed_settings(self) -> tuple[str, ...]:
         """Keys of :meth:`preprocessing` that must stay as they are."""
-        return (*SETTINGS_THAT_MUST_MATCH, *(["audio.waveform"] if any(map(_needs_waveform, self.models)) else []))
+        return tuple(dict.fromkeys(key for model in self.models for key in fixed_settings(model.settings)))
 
     def check(self, features: Features) -> None:
         """Refuse features that are not like those the models were trained on.
@@ -82,15 +83,19 @@ class Checkpoints:
         """
         for model in self.models:
             preprocessing, source = _training_features(model)
-            check_like_training(features.video_id, features.meta, preprocessing=preprocessing, source=source)
+            check_like_training(
+                features.video_id, features.meta, preprocessing=preprocessing, source=source, model=model.settings
+            )
             width = features.word_vectors.shape[1]
-            if len(features.words) and width != model.settings.text_width:
+            has_words = model.settings.uses("text", kind="words") and len(features.words)
+            if has_words and width != model.settings.text_width:
                 raise InputError(
                     f"{features.video_id}: its word vectors have width {width}, but the model takes "
                     f"{model.settings.text_width}; preprocess it with the words.model of the training features"
                 )
             check_face_size(model.settings, features.faces.shape[1])
             check_sound(model.settings, features)
+            check_vectors(model.settings, features)
 
     def remarks(self, sources: Mapping[str, FaceSource]) -> Iterator[str]:
         """At most one line for each source of the training's faces, where those of videos have another source.
@@ -124,7 +129,11 @@ class Checkpoints:
         for number, (model, (values, _)) in enumerate(zip(self.models, of_models, strict=True)):
             columns[number][:, [self.targets.index(target) for target in model.settings.targets]] = values
         mean, spread = _mean_and_spread(columns)
-        present = present_modalities(features, audio_alignment=_windowing(self.models[0])[1])
+        present = present_modalities(
+            features,
+            audio_alignment=_windowing(self.models[0])[1],
+            vectors={m for model in self.models for m in model.settings.vector_modalities},
+        )
         used = {m for model in self.models for m in model.modalities}
         return Prediction(
             video_id=features.video_id,

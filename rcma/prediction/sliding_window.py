@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from threading import get_ident
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from preprocessing.features import Alignment, Features
 from rcma.config import Modality
-from rcma.data import cut_window, labels_at, windows
+from rcma.data import cut_window, labels_at, overlap_average, windows
 from rcma.fast_cpu import Embed, quicker_forms
 from rcma.model import RCMA, Fusion
 
@@ -57,7 +58,6 @@ def predict_video(
     """
     length, n_frames = model.settings.length, features.n_frames
     starts = windows(n_frames, length, hop)
-    total, count = np.zeros(()), np.zeros((n_frames, 1))
     was_training = model.training
     model.eval()
     try:
@@ -66,24 +66,22 @@ def predict_video(
                 model, features, audio_alignment=audio_alignment, embeddings=embeddings, quicker=quicker
             )
             of_starts = _cut_windows(stretches, starts, length=length)
-            for first in range(0, len(starts), batch_size):
-                group = starts[first : first + batch_size]
-                cut = [next(of_starts) for _ in group]
-                batch = {name: torch.stack([window[name] for window in cut]) for name in cut[0]}
-                columns = model(batch) if run is None else run(model, batch)
-                if first == 0:
-                    total = np.zeros((n_frames, columns.shape[-1]))
-                for start, of_window in zip(group, columns.float().cpu().numpy(), strict=True):
-                    frames = slice(start, min(start + length, n_frames))
-                    total[frames] += of_window[: frames.stop - frames.start]
-                    count[frames] += 1
+            batches = iter(lambda: [*islice(of_starts, batch_size)], [])
+            columns = (_run(model, batch, run) for batch in batches)
+            mean = overlap_average(starts, (of_window for batch in columns for of_window in batch), n_frames)
     finally:
         model.train(was_training)
-    mean = (total / count).astype(np.float32)
     if label_delay_s:
         time_s = np.asarray(features.time_s)
         mean = labels_at(time_s, np.maximum(time_s - label_delay_s, time_s[0]), mean)
     return mean
+
+
+def _run(model: RCMA, windows: Sequence[Mapping[str, Tensor]], run: RunModel | None) -> NDArray[np.float32]:
+    """Columns (B,L,C) of windows."""
+    batch = {name: torch.stack([window[name] for window in windows]) for name in windows[0]}
+    columns: Tensor = model(batch) if run is None else run(model, batch)
+    return np.asarray(columns.float().cpu().numpy())
 
 
 def predictions_and_changes(model: RCMA, batch: Mapping[str, Tensor]) -> Tensor:
@@ -112,22 +110,19 @@ def _embed_stretches(
     """A video in stretches of some hundred frames, each as a batch of :meth:`RCMA.forward` without its dimension B;
     crops and log-mel have become embeddings, so that a frame in several windows goes through the backbones once.
     """
-    assert model.settings.text_width is not None  # RCMA refuses to be built without
     if quicker is None:
         quicker = quicker_forms(model) if embeddings is None else {}
     device = next(model.parameters()).device
-    needed = {"frame_mask", *model.modalities, *(f"{m}_mask" for m in model.modalities)}
     for start in range(0, features.n_frames, _FRAMES_AT_ONCE):
         cut = cut_window(
             features,
             start,
+            model=model.settings,
             length=min(_FRAMES_AT_ONCE, features.n_frames - start),
-            text_width=model.settings.text_width,
             audio_alignment=audio_alignment,
-            audio=model.settings.audio_input,
             embeddings=embeddings,
         )
-        stretch = {name: value.to(device) for name, value in cut.items() if name in needed}
+        stretch = {name: value.to(device) for name, value in cut.items()}
         for m in model.backbone:
             stretch[m] = model.embed(
                 m,  # type: ignore[arg-type]
