@@ -181,13 +181,13 @@ def test_threads_that_share_a_predictor_get_what_one_gets(tmp_path: Path) -> Non
             tcn=TCNSettings(face=(8,), audio=(8,), text=(8,), kernel_size=3),
         )
         predictor = rcma.Predictor(RCMA(settings), changes=True)
-        videos = [make_features(tmp_path / str(n), make_labels(9 + n, n), seed=n) for n in range(3)]
+        videos = [make_features(tmp_path / str(n), make_labels(9 + n, n), seed=n) for n in range(2)]
         expected = [predictor(features) for features in videos]
         with ThreadPoolExecutor(4) as threads:
             counts = [threads.submit(torch.get_num_threads) for _ in range(4)]
-            given = list(threads.map(predictor, videos * 4))
+            given = list(threads.map(predictor, videos * 3))
             assert {count.result() for count in counts} == {2}
-        for prediction, alone in zip(given, expected * 4, strict=True):
+        for prediction, alone in zip(given, expected * 3, strict=True):
             np.testing.assert_array_equal(prediction.values, alone.values)
             for m, changes in alone.changes.items():
                 np.testing.assert_array_equal(prediction.changes[m], changes)
