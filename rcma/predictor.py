@@ -92,6 +92,7 @@ class Predictor:
         fill: FillKind = "nearest",
         smooth: tuple[SmoothKind, float] | None = None,
         changes: bool = False,
+        calibration: Path | str | None = None,
     ) -> None:
         """Load the models.
 
@@ -105,6 +106,7 @@ class Predictor:
             fill: what is put where nothing is known, see :func:`rcma.prediction.finish`.
             smooth: kind and extent in seconds, such as ``("median", 0.5)``; see there.
             changes: also measure how far each fusion step moves its features, see :attr:`Prediction.changes`.
+            calibration: file of ``rcma-calibrate``, which fits the public models to labels; not with a checkpoint.
 
         Raises:
             InputError: a checkpoint cannot be loaded, a setting is unknown or must agree with the training.
@@ -116,7 +118,11 @@ class Predictor:
             raise ValueError(f"smooth must be a kind ({', '.join(get_args(SmoothKind))}) and seconds, given: {smooth}")
         device = resolve_device(device)
         self._finish = partial(finish, fill=fill, smoothing=smooth)
-        self.models: Models = PublicModels() if checkpoint is None else _load(checkpoint, device, changes=changes)
+        if checkpoint is not None and calibration is not None:
+            raise InputError("--calibration: is for the public models; leave it out with --checkpoint")
+        self.models: Models = (
+            PublicModels(calibration=calibration) if checkpoint is None else _load(checkpoint, device, changes=changes)
+        )
         self.preprocessing = change_raw_video_settings(
             self.models.preprocessing(), settings or {}, fixed=self.models.fixed_settings
         )

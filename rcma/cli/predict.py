@@ -56,6 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "with a --checkpoint of its own); without: the public models that can be had on this machine",
     )
     parser.add_argument(
+        "--calibration",
+        metavar="FILE",
+        help="what rcma-calibrate made: fits the public models to your own labels; not with --checkpoint",
+    )
+    parser.add_argument(
         "--out",
         required=True,
         metavar="PREDICTIONS",
@@ -146,6 +151,7 @@ def _predict(args: argparse.Namespace) -> int:
         fill=args.fill,
         smooth=_parse_smoothing(args.smooth) if args.smooth else None,
         changes=args.report,
+        calibration=args.calibration,
     )
     _print_models(predictor)
     settings.check_targets(predictor.targets)

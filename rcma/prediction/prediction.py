@@ -87,10 +87,15 @@ class Prediction:
         if self.spread is not None:
             ending = "spread" if self.experts else "sd"
             table |= {f"{target}_{ending}": self.spread[:, k] for k, target in enumerate(self.targets)}
+        return table | self.columns_of_experts()
+
+    def columns_of_experts(self) -> dict[str, NDArray[np.float32]]:
+        """(T,) of each output of each public model by the name of its column, such as ``words_valence``."""
+        columns: dict[str, NDArray[np.float32]] = {}
         for name, outputs in self.outputs.items():
-            columns = [*self.targets, *(output for output in outputs if output not in self.targets)]
-            table |= {f"{name}_{output}": self.experts[name][:, columns.index(output)] for output in outputs}
-        return table
+            places = [*self.targets, *(output for output in outputs if output not in self.targets)]
+            columns |= {f"{name}_{output}": self.experts[name][:, places.index(output)] for output in outputs}
+        return columns
 
     def save_abaw(self, path: Path | str) -> None:
         """Write valence and arousal as the ABAW challenge has them for one video: a header, then a line a frame.
