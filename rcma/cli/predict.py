@@ -6,7 +6,7 @@ import argparse
 import logging
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -23,9 +23,12 @@ from preprocessing.console import (
 from preprocessing.errors import InputError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from rcma.abaw import Format
-    from rcma.output import OutputSettings, ReportedVideo
-    from rcma.prediction import SmoothKind
+    from rcma.output import OutputSettings
+    from rcma.prediction import Prediction, SmoothKind
     from rcma.predictor import Predictor, PreparedVideo
 
 CACHE_FOLDER = "features"
@@ -97,20 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="OUT.mp4",
         help="the video with face box, words and gauge drawn in; a folder, if there are several videos",
     )
-    raw = parser.add_argument_group("preprocessing of raw videos")
-    raw.add_argument(
-        "--set",
-        dest="overrides",
-        metavar="KEY=VALUE",
-        action="append",
-        default=[],
-        help="change one setting, for example speech.backend=faster-whisper; without, the settings are those of the "
-        "training; those that change what the model sees are refused; may be given many times",
-    )
-    raw.add_argument("--language", metavar="CODE", help="speech.language: such as en; without, it is detected")
-    raw.add_argument(
-        "--workers", type=int, metavar="N", help="videos at the same time; without: one for two cores, at most 8"
-    )
+    _add_raw_video_arguments(parser)
     add_common_arguments(parser)
     return run_command(_predict, parser, argv)
 
@@ -135,6 +125,23 @@ def _add_challenge_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_raw_video_arguments(parser: argparse.ArgumentParser) -> None:
+    raw = parser.add_argument_group("preprocessing of raw videos")
+    raw.add_argument(
+        "--set",
+        dest="overrides",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="change one setting, for example speech.backend=faster-whisper; without, the settings are those of the "
+        "training; those that change what the model sees are refused; may be given many times",
+    )
+    raw.add_argument("--language", metavar="CODE", help="speech.language: such as en; without, it is detected")
+    raw.add_argument(
+        "--workers", type=int, metavar="N", help="videos at the same time; without: one for two cores, at most 8"
+    )
+
+
 def _predict(args: argparse.Namespace) -> int:
     settings = _output_settings(args)
     from preprocessing.inputs import sort_inputs
@@ -143,7 +150,8 @@ def _predict(args: argparse.Namespace) -> int:
     from rcma.predictor import Predictor
 
     checkpoints, given = _split_checkpoints(args.checkpoint, args.inputs)
-    labels = find_annotations(Path(args.annotations)) if args.annotations else {}
+    failures = _Failures()
+    annotations = find_annotations(Path(args.annotations)) if args.annotations else {}
     predictor = Predictor(
         checkpoints or None,
         device=args.device,
@@ -158,7 +166,6 @@ def _predict(args: argparse.Namespace) -> int:
     inputs = sort_inputs([Path(text) for text in given])
     # Before the work, not after hours of it.
     settings.check_videos(inputs.video_ids)
-    failures = _Failures()
     videos = predictor.prepare(
         inputs, features=settings.folder / CACHE_FOLDER, workers=args.workers, progress=True, on_failure=failures.tell
     )
@@ -167,63 +174,45 @@ def _predict(args: argparse.Namespace) -> int:
     for remark in settings.reconcile({video.video_id: video.n_frames for video in videos}):
         print(remark, file=sys.stderr)
     with Reporter(len(videos), unit="video") as reporter:
-        # Recordings are shown nowhere else.
-        shows_them = settings.report or settings.overlay is not None
-        reported = _report(predictor, videos, labels, failures, reporter, show_recordings=shows_them)
-        written = write_outputs(
-            reported,
+        predicted = predictor.predict_many(videos, status=reporter.status, on_failure=failures.tell)
+        n_videos, n_frames = write_outputs(
+            _tell_of_each(predicted, reporter),
             settings,
+            labels=_read_labels(annotations, videos, failures),
             predicted_by=predictor.models.name,
             about=predictor.models.describe(),
             status=reporter.status,
+            on_failure=failures.tell,
         )
-    for line in written.failures:
-        failures.tell(line)
-    for line in written.remarks:
-        log.warning(line)
     where = settings.single_file_path if settings.format == "single-file" else settings.folder
     by = f" ({predictor.models.name})" if predictor.models.name else ""
-    print(
-        f"{written.n_frames} frames of {written.n_videos} videos are in {where}{by}"
-        + (f"; {failures.n} failed" if failures.n else "")
-    )
+    failed = f"; {failures.n} failed" if failures.n else ""
+    print(f"{n_frames} frames of {n_videos} videos are in {where}{by}{failed}")
     return EXIT_SOME_FAILED if failures.n else EXIT_DONE
 
 
-def _report(
-    predictor: Predictor,
-    videos: Sequence[PreparedVideo],
-    labels: Mapping[str, Path],
-    failures: _Failures,
-    reporter: Reporter,
-    *,
-    show_recordings: bool,
-) -> Iterator[ReportedVideo]:
-    """Predict videos; tell of each, and leave out those that fail."""
+def _read_labels(
+    annotations: Mapping[str, Path], videos: Sequence[PreparedVideo], failures: _Failures
+) -> dict[str, NDArray[np.float32]]:
     from rcma.abaw import read_annotation
-    from rcma.output import ReportedVideo
 
-    def announced() -> Iterator[PreparedVideo]:
-        for video in videos:
-            reporter.status(video.video_id)
-            yield video
-
-    for video, prediction in predictor.predict_many(announced(), on_failure=failures.tell):
-        name, recording = video.video_id, None
+    labels = {}
+    for name in (video.video_id for video in videos if video.video_id in annotations):
         try:
-            annotation = read_annotation(labels[name]) if name in labels else None
+            labels[name] = read_annotation(annotations[name])
         except InputError as error:
             failures.tell(error)
-            continue
-        if show_recordings:
-            try:
-                recording = video.find_recording()
-            except InputError as error:
-                log.warning(f"{name}: no pictures of the video: {error}")
-        yield ReportedVideo(prediction, video.folder, recording, annotation)
+    return labels
+
+
+def _tell_of_each(
+    predicted: Iterable[tuple[PreparedVideo, Prediction]], reporter: Reporter
+) -> Iterator[tuple[PreparedVideo, Prediction]]:
+    for video, prediction in predicted:
+        yield video, prediction
         # Not a NaN: it equals itself.
         spoke = [f"{who} {(values == values).any(axis=1).mean():.0%}" for who, values in prediction.experts.items()]
-        reporter.finished(f"{name}: {video.n_frames} frames" + (f"; {', '.join(spoke)}" if spoke else ""))
+        reporter.finished("; ".join([f"{video.video_id}: {video.n_frames} frames", *spoke]))
 
 
 def _print_models(predictor: Predictor) -> None:
