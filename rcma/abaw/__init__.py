@@ -5,7 +5,6 @@ Out: arrays over frames; files in the challenge's formats; every problem of a su
 from rcma.abaw.files import (
     EDITIONS,
     Format,
-    Location,
     find_annotations,
     find_split,
     per_video_file,
@@ -17,6 +16,7 @@ from rcma.abaw.files import (
     write_per_video,
     write_single_file,
 )
+from rcma.abaw.rows import Location
 from rcma.abaw.submission import check_submission
 
 __all__ = [
