@@ -6,10 +6,8 @@ it, 1 or 0 in CSV, and empty where the model does not use it. Where several mode
 ``arousal_sd``: the standard deviation of their predictions, see :attr:`rcma.prediction.postprocess.Prediction.spread`.
 
 Where public models predicted: ``valence_spread`` and ``arousal_spread``, the weighted standard deviation of their
-values, empty where fewer than two have one; and what each says by itself, empty where it says nothing: such as
-``words_valence``, ``words_arousal``, ``voice_relative_arousal`` (relative to the recording, 0 is its own median), and
-the logits of a face model's emotions, ``enet_b0_8_va_mtl_logit_anger`` to ``_surprise``. ``rcma-calibrate`` fits these
-to labels.
+values, empty where fewer than two have one; and what each says by itself, such as ``words_valence``, ``words_arousal``
+and ``voice_arousal``, empty where it says nothing.
 """
 
 from __future__ import annotations

@@ -45,8 +45,8 @@ class Prediction:
     a target that fewer than two models predict; None where that holds for both. Of
     public models, the weighted standard deviation of :func:`rcma.experts.fuse`, frame by frame."""
     experts: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
-    """(T,2+n) of each public model, by its name: valence, arousal and n further outputs, as it gives them by itself;
-    NaN where it says nothing. Neither smoothed nor filled. Empty for RCMA."""
+    """(T,2) of each public model, by its name: what it says by itself, NaN where it says nothing. Neither smoothed nor
+    filled. Empty for RCMA."""
 
 
 def present_modalities(
