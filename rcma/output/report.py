@@ -195,11 +195,6 @@ def _row(prediction: Prediction, labels: NDArray[np.float32] | None) -> dict[str
     }
 
 
-def _targets_not_given(prediction: Prediction) -> list[Target]:
-    """Those of which no public model said anything, so that every frame was filled."""
-    return [target for k, target in enumerate(TARGETS) if prediction.experts and not prediction.values[:, k].any()]
-
-
 def _content(
     video: ReportedVideo, features: Features, labels: NDArray[np.float32] | None, source: Mapping[str, object] | None
 ) -> dict[str, Any]:
@@ -210,9 +205,7 @@ def _content(
     experts = [values[:, : len(TARGETS)] for values in prediction.experts.values()]
     columns = [prediction.values, *prediction.changes.values(), *experts, *others]
     shown = _frames_to_draw(np.concatenate(columns, axis=1), most=_MOST_POINTS)
-    notes = [
-        f"No model gives {target} for this video: the zeros are filled in." for target in _targets_not_given(prediction)
-    ]
+    notes = []
     if len(shown) < len(time_s):
         notes.append(
             f"{len(shown)} of {len(time_s)} frames are drawn: the highest and the lowest of each stretch. "
@@ -221,6 +214,9 @@ def _content(
     if video.labels is not None and len(video.labels) != len(time_s):
         notes.append(f"{len(video.labels)} labels for {len(time_s)} frames: label i belongs to frame i.")
     embedded = source is not None and "block" in source
+    notes += [
+        f"No model gives {name} for this video: the zeros are filled in." for name in _targets_not_given(prediction)
+    ]
     return {
         "end": _number(end_s),
         "frame": shown.tolist(),
@@ -248,6 +244,11 @@ def _content(
 
 
 # Numbers.
+
+
+def _targets_not_given(prediction: Prediction) -> list[Target]:
+    """Those of which no public model said anything, so that every frame was filled."""
+    return [target for k, target in enumerate(TARGETS) if prediction.experts and not prediction.values[:, k].any()]
 
 
 def _end_s(time_s: NDArray[np.float64]) -> float:
