@@ -95,4 +95,4 @@ def test_python_example_runs(tmp_path: Path, short_clip: Path, monkeypatch: pyte
     for target in ("valence", "arousal"):
         values = getattr(names["prediction"], target)
         assert values.dtype == np.float32 and values.shape == (12,)
-        assert (np.abs(names[target]) <= 1).all()
+        assert (np.abs(values) <= 1).all()
