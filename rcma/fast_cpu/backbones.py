@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from preprocessing.threads import n_cores, use_cores
+from preprocessing.threads import use_cores
 from rcma.fast_cpu.winograd import Place, WinogradConvolution
 from rcma.model import IR50, RCMA, IRUnit, VGGish
 
@@ -261,7 +261,7 @@ def _to_maps(images: Tensor) -> Tensor:
 
 def _share_out(work: Embed, images: Tensor) -> Tensor:
     """Work on pieces of a batch (N,...), one in each thread at a time, all of about the same size."""
-    n_threads = n_cores()
+    n_threads = torch.get_num_threads()
     n_rounds = math.ceil(len(images) / (_IMAGES_AT_ONCE * n_threads))
     n_pieces = min(n_rounds * n_threads, len(images))
     return torch.cat(list(_threads(n_threads).map(torch.no_grad()(work), images.tensor_split(n_pieces))))
