@@ -4,8 +4,11 @@ Out: arrays over frames; files in the challenge's formats; every problem of a su
 
 from rcma.abaw.files import (
     EDITIONS,
+    PER_VIDEO_HEADER,
+    SPLIT_FOLDERS,
     Format,
     Location,
+    Split,
     find_annotations,
     find_split,
     per_video_file,
@@ -21,8 +24,11 @@ from rcma.abaw.submission import check_submission
 
 __all__ = [
     "EDITIONS",
+    "PER_VIDEO_HEADER",
+    "SPLIT_FOLDERS",
     "Format",
     "Location",
+    "Split",
     "check_submission",
     "find_annotations",
     "find_split",
