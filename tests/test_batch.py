@@ -25,6 +25,7 @@ from preprocessing.errors import InputError
 from preprocessing.features.folder import load_features, load_meta
 from preprocessing.inputs import Source, collect_sources, take_shard
 from preprocessing.run.many_videos import Engine, Report, plan, run
+from rcma.config import ModelSettings
 from rcma.data.windows import cut_window, open_training_data
 
 SILENT = PreprocessConfig(speech=SpeechSettings(backend="none"))
@@ -179,7 +180,7 @@ def test_aff_wild2_as_it_is_delivered(short_clip: Path, tmp_path: Path, capsys: 
     assert np.flatnonzero(np.isfinite(right.face_score)).tolist() == [3, 4]
     assert any("cannot be read" in remark for remark in right.meta["warnings"]["faces"])
     np.testing.assert_array_equal(right.log_mel, load_features(out / "video59_left").log_mel)
-    window = cut_window(main_face, 0, length=12, text_width=1, audio_alignment="start")
+    window = cut_window(main_face, 0, model=ModelSettings(text_width=1), length=12, audio_alignment="start")
     assert np.flatnonzero(window["face_mask"]).tolist() == there
     check_annotations_of_other_lengths(out, tmp_path / "annotations")
     # Nothing is done again, until a face is added: then the faces alone.

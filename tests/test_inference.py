@@ -79,7 +79,9 @@ def by_plain_windows(model: RCMA, features: Features, *, hop: int, alignment: Al
     """The model on windows of raw crops and patches, one at a time."""
     total, count = np.zeros((features.n_frames, 2)), np.zeros((features.n_frames, 1))
     for start in windows(features.n_frames, LENGTH, hop):
-        window = cut_window(features, start, length=LENGTH, text_width=WIDTH, audio_alignment=alignment)
+        window = cut_window(
+            features, start, model=ModelSettings(text_width=WIDTH), length=LENGTH, audio_alignment=alignment
+        )
         with torch.no_grad():
             output = model({name: value[None] for name, value in window.items()})[0].numpy()
         n = min(LENGTH, features.n_frames - start)
@@ -133,7 +135,8 @@ def test_memory_does_not_grow_with_the_video():
         return highest
 
     peak(100)
-    assert peak(6000) < 1.2 * peak(600)
+    # A few numbers of the result; the words alone have 64 bytes a frame as they are given to the model.
+    assert (peak(6000) - peak(600)) / 5400 < 60
 
 
 def test_public_predict_takes_features_and_folders(tmp_path: Path, features: Features):
@@ -225,7 +228,9 @@ def test_how_far_each_step_moves_the_features(tmp_path: Path, features: Features
     model = make_model(tmp_path, fusion=fusion)
     total, count = np.zeros((70, 3, fusion.steps)), np.zeros((70, 1, 1))
     for start in windows(70, LENGTH, 20):
-        window = cut_window(features, start, length=LENGTH, text_width=WIDTH, audio_alignment="start")
+        window = cut_window(
+            features, start, model=ModelSettings(text_width=WIDTH), length=LENGTH, audio_alignment="start"
+        )
         total[start : start + LENGTH] += changes_of_a_window(model, window).transpose(2, 0, 1)
         count[start : start + LENGTH] += 1
     changes = predict_frames([model], features).changes

@@ -32,7 +32,7 @@ from preprocessing.config import PreprocessConfig
 from preprocessing.errors import InputError
 from preprocessing.features.folder import Features, load_features
 from rcma import cli
-from rcma.config import TrainConfig
+from rcma.config import ModelSettings, TrainConfig
 from rcma.data.embeddings import Embeddings, embed_videos
 from rcma.data.windows import WindowDataset, cut_window, open_training_data
 from rcma.model.backbones import HFSpeech, speech_config
@@ -105,14 +105,17 @@ def config_for(root: Path, encoder: Path, **sections: dict) -> TrainConfig:
     return TrainConfig.model_validate(tree)
 
 
+SPEECH = ModelSettings.model_validate({"text_width": WIDTH, "audio": {"kind": "hf", "hf": "a speech encoder"}})
+"""Takes the waveform; of the encoder nothing is read here."""
+
+
 def cut(features: Features, *, alignment: str = "start", length: int = LENGTH) -> dict[str, torch.Tensor]:
     return cut_window(
         features,
         0,
+        model=SPEECH,
         length=length,
-        text_width=WIDTH,
-        audio_alignment=alignment,
-        audio="waveform",  # type: ignore[arg-type]
+        audio_alignment=alignment,  # type: ignore[arg-type]
     )
 
 
@@ -124,8 +127,8 @@ def test_a_window_holds_the_samples_of_each_frame_where_the_patch_is(root: Path,
     features = load_features(root / "features" / "video1")
     assert features.waveform is not None
     window, patches = (
-        cut_window(features, 0, length=70, text_width=WIDTH, audio_alignment=alignment, audio=kind)  # type: ignore[arg-type]
-        for kind in ("waveform", "log_mel")
+        cut_window(features, 0, model=model, length=70, audio_alignment=alignment)  # type: ignore[arg-type]
+        for model in (SPEECH, ModelSettings(text_width=WIDTH))
     )
     assert window["audio"].shape == (70, 96, 160)
     assert window["audio"].dtype == torch.float32
@@ -351,13 +354,10 @@ def test_training_windows_hold_samples(root: Path) -> None:
     data = open_training_data(root / "features", root / "annotations")
     dataset = WindowDataset(
         data.train,
-        targets=("valence",),
-        length=LENGTH,
+        model=SPEECH.model_copy(update={"length": LENGTH}),
         hop=20,
-        text_width=WIDTH,
         audio_alignment="start",
         seed=0,
-        audio="waveform",
     )
     expected = cut(data.train[0].features())
     assert torch.equal(dataset[0]["audio"], expected["audio"])

@@ -158,12 +158,12 @@ def test_pretrained_vggish_takes_log_mel_as_it_is(root: Path, weight_files: dict
     assert changed(config, model={"audio": {"weights": None}}).model.standardises_log_mel
     assert small_config(root).model.standardises_log_mel
     data = open_training_data(root / "features", root / "annotations")
-    statistics = fit_normalisation(data.train, log_mel=config.model.standardises_log_mel)
+    statistics = fit_normalisation(data.train, config.model)
     model = RCMA(config.model.model_copy(update={"text_width": 16})).eval()
     model.load_backbones()
     model.set_normalisation(statistics.audio_mean, statistics.audio_std, statistics.text_mean, statistics.text_std)
     features = data.train[0].features()
-    window = cut_window(features, 0, length=2, text_width=16, audio_alignment="start")
+    window = cut_window(features, 0, model=model.settings, length=2, audio_alignment="start")
     patch = torch.from_numpy(np.asarray(features.log_mel[:96], np.float32))
     with torch.no_grad():
         embedded = model.embed("audio", window["audio"][None], window["audio_mask"][None])[0, 0]
@@ -633,7 +633,7 @@ def test_missing_vision_encoder_is_one_line(root: Path, tmp_path: Path) -> None:
 def test_processes_share_each_batch(root: Path) -> None:
     data = open_training_data(root / "features", root / "annotations")
     dataset = WindowDataset(
-        data.train, targets=("valence",), length=32, hop=10, text_width=16, audio_alignment="start", seed=0
+        data.train, model=ModelSettings(length=32, text_width=16), hop=10, audio_alignment="start", seed=0
     )
     alone = list(SharedBatches(dataset, 4))
     shares = [list(SharedBatches(dataset, 4, process=process, n_processes=3)) for process in range(3)]

@@ -11,11 +11,13 @@ from rcma.data.windows import (
     WindowDataset,
     check_face_size,
     check_sound,
+    check_vectors,
     cut_window,
     drop_modalities,
     fit_normalisation,
     labels_at,
     open_training_data,
+    overlap_average,
     windows,
 )
 
@@ -28,6 +30,7 @@ __all__ = [
     "check_face_size",
     "check_like_training",
     "check_sound",
+    "check_vectors",
     "cut_window",
     "drop_modalities",
     "embed_videos",
@@ -36,6 +39,7 @@ __all__ = [
     "labels_at",
     "open_training_data",
     "other_source",
+    "overlap_average",
     "settings_for_raw_videos",
     "windows",
 ]

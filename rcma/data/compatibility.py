@@ -8,9 +8,13 @@ from typing import Any
 
 from preprocessing.config import PreprocessConfig, flatten
 from preprocessing.errors import InputError
-from rcma.config import FaceSource
+from rcma.config import FaceSource, Modality, ModelSettings
 
-SETTINGS_THAT_MUST_MATCH = ("faces.size", "faces.margin", "faces.alignment", "words.model")
+_SETTINGS_OF: Mapping[Modality, tuple[str, ...]] = {
+    "face": ("faces.size", "faces.margin", "faces.alignment"),
+    "text": ("words.model",),
+}
+SETTINGS_THAT_MUST_MATCH = tuple(key for keys in _SETTINGS_OF.values() for key in keys)
 """Preprocessing settings without which a network sees other crops or other word vectors than it was trained on. The
 log-mel has no settings; the waveform is asked for by the models that need it; words may come from any recogniser."""
 SETTINGS_THAT_MUST_MATCH_IN_TRAINING = (*SETTINGS_THAT_MUST_MATCH, "speech.model")
@@ -100,7 +104,12 @@ def check_alike(described: Sequence[tuple[Path, Mapping[str, Any]]]) -> FaceSour
 
 
 def check_like_training(
-    video_id: str, meta: Mapping[str, Any], *, preprocessing: PreprocessConfig, source: FaceSource | None
+    video_id: str,
+    meta: Mapping[str, Any],
+    *,
+    preprocessing: PreprocessConfig,
+    source: FaceSource | None,
+    model: ModelSettings,
 ) -> None:
     """Refuse features that were not made like those of the training.
 
@@ -109,6 +118,7 @@ def check_like_training(
         meta: content of their ``meta.json``.
         preprocessing: settings of the training features.
         source: of the training features' faces; None where nobody recorded it: any source is accepted then.
+        model: of a modality that it does not use, or takes from features made elsewhere, nothing needs to match.
 
     Raises:
         InputError: naming the video, what differs, and both values.
@@ -116,7 +126,8 @@ def check_like_training(
     given_source = None if source is None else face_source(meta)
     given = matching_settings(meta["settings"], given_source)
     wanted = matching_settings(preprocessing.model_dump(mode="json"), source)
-    different = [key for key in SETTINGS_THAT_MUST_MATCH if given[key] != wanted[key]]
+    made_here = [m for m in _SETTINGS_OF if model.uses(m) and m not in model.vector_modalities]
+    different = [key for m in made_here for key in _SETTINGS_OF[m] if given[key] != wanted[key]]
     if not different:
         return
     key = different[0]

@@ -181,10 +181,9 @@ class _Maker:
         window = cut_window(
             features,
             first,
+            model=self._model.settings.model_copy(update={"modalities": (m,)}),
             length=n,
-            text_width=features.word_vectors.shape[1],
             audio_alignment=self._audio_alignment,
-            audio=self._model.settings.audio_input,
             crop=(view["top"], view["left"]) if m == "face" else None,
             flip=m == "face" and view["flipped"],
         )

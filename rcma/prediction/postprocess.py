@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -49,12 +49,15 @@ class Prediction:
     filled. Empty for RCMA."""
 
 
-def present_modalities(features: Features, *, audio_alignment: Alignment) -> dict[Modality, NDArray[np.bool_]]:
+def present_modalities(
+    features: Features, *, audio_alignment: Alignment, vectors: Collection[Modality] = ()
+) -> dict[Modality, NDArray[np.bool_]]:
     """Which modalities each frame of a video has.
 
     Args:
         features: the video, of T frames.
         audio_alignment: where the 0.96 s patch of a frame lies, see :func:`preprocessing.features.patch_start`.
+        vectors: modalities of which the features made elsewhere count.
 
     Returns:
         (T,) bool of each modality. ``face``: one was found. ``audio``: the sound of the whole patch is there, be it
@@ -66,11 +69,12 @@ def present_modalities(features: Features, *, audio_alignment: Alignment) -> dic
     inside = (first >= 0) & (first + PATCH_ROWS <= len(features.log_mel))
     audio = np.zeros(features.n_frames, np.bool_)
     audio[inside] = n_missing[first[inside] + PATCH_ROWS] == n_missing[first[inside]]
-    return {
+    present: dict[Modality, NDArray[np.bool_]] = {
         "face": np.isfinite(features.face_score),
         "audio": audio,
         "text": np.asarray(features.frame_word) >= 0,
     }
+    return present | {m: np.isfinite(features.vectors[m][:, 0]) for m in vectors}
 
 
 def finish(prediction: Prediction, *, fill: FillKind, smoothing: tuple[SmoothKind, float] | None = None) -> Prediction:

@@ -6,6 +6,7 @@ import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,11 @@ from rcma.data import (
     check_face_size,
     check_like_training,
     check_sound,
+    check_vectors,
     cut_window,
     labels_at,
     other_source,
+    overlap_average,
     settings_for_raw_videos,
     windows,
 )
@@ -121,7 +124,11 @@ def predict_frames(
         n_free = np.maximum(known.sum(axis=0) - 1, 1)
         spread = np.where(by_several, np.sqrt(squares.sum(axis=0) / n_free), np.nan).astype(np.float32)
     _, audio_alignment, _ = _windowing(models[0])
-    present = present_modalities(features, audio_alignment=audio_alignment)
+    present = present_modalities(
+        features,
+        audio_alignment=audio_alignment,
+        vectors={m for model in models for m in model.settings.vector_modalities},
+    )
     used = {m for model in models for m in model.modalities}
     first = models[0]
     alike = [
@@ -161,15 +168,19 @@ def check_features(model: RCMA, features: Features) -> None:
         InputError: naming the video, what differs and both values.
     """
     preprocessing, source = _training_features(model)
-    check_like_training(features.video_id, features.meta, preprocessing=preprocessing, source=source)
+    check_like_training(
+        features.video_id, features.meta, preprocessing=preprocessing, source=source, model=model.settings
+    )
     width = features.word_vectors.shape[1]
-    if len(features.words) and width != model.settings.text_width:
+    has_words = model.settings.uses("text", kind="words") and len(features.words)
+    if has_words and width != model.settings.text_width:
         raise InputError(
             f"{features.video_id}: its word vectors have width {width}, but the model takes "
             f"{model.settings.text_width}; preprocess it with the words.model of the training features"
         )
     check_face_size(model.settings, features.faces.shape[1])
     check_sound(model.settings, features)
+    check_vectors(model.settings, features)
 
 
 def predict_video(
@@ -222,8 +233,6 @@ def _predict_and_watch(
     """What :func:`predict_video` returns, and :attr:`Prediction.changes`."""
     length, n_frames, n_targets = model.settings.length, features.n_frames, len(model.settings.targets)
     starts = windows(n_frames, length, hop)
-    n_columns = n_targets + len(model.modalities) * model.fusion.depth
-    total, count = np.zeros((n_frames, n_columns)), np.zeros((n_frames, 1))
     was_training = model.training
     model.eval()
     try:
@@ -232,17 +241,11 @@ def _predict_and_watch(
                 model, features, audio_alignment=audio_alignment, embeddings=embeddings, quicker=quicker
             )
             of_starts = _cut_windows(stretches, starts, length=length)
-            for first in range(0, len(starts), batch_size):
-                group = starts[first : first + batch_size]
-                cut = [next(of_starts) for _ in group]
-                output = _run_windows(model, {name: torch.stack([window[name] for window in cut]) for name in cut[0]})
-                for start, columns in zip(group, output, strict=True):
-                    frames = slice(start, min(start + length, n_frames))
-                    total[frames] += columns[: frames.stop - frames.start]
-                    count[frames] += 1
+            outputs = (_run_windows(model, cut) for cut in iter(lambda: [*islice(of_starts, batch_size)], []))
+            # For each frame, the columns of _run_windows.
+            mean = overlap_average(starts, (window for output in outputs for window in output), n_frames)
     finally:
         model.train(was_training)
-    mean = (total / count).astype(np.float32)  # (T,n_targets+M*S)
     if label_delay_s:
         time_s = np.asarray(features.time_s)
         mean = labels_at(time_s, np.maximum(time_s - label_delay_s, time_s[0]), mean)
@@ -261,21 +264,18 @@ def _embed_stretches(
     """A video in stretches of some hundred frames, each as a batch of :meth:`RCMA.forward` without its dimension B;
     crops and log-mel have become embeddings, so that a frame in several windows goes through the backbones once.
     """
-    assert model.settings.text_width is not None  # RCMA refuses to be built without
     if quicker is None:
         quicker = quicker_forms(model) if embeddings is None else {}
-    needed = {"frame_mask", *model.modalities, *(f"{m}_mask" for m in model.modalities)}
     for start in range(0, features.n_frames, _FRAMES_AT_ONCE):
         cut = cut_window(
             features,
             start,
+            model=model.settings,
             length=min(_FRAMES_AT_ONCE, features.n_frames - start),
-            text_width=model.settings.text_width,
             audio_alignment=audio_alignment,
-            audio=model.settings.audio_input,
             embeddings=embeddings,
         )
-        stretch = {name: value.to(_device(model)) for name, value in cut.items() if name in needed}
+        stretch = {name: value.to(_device(model)) for name, value in cut.items()}
         for m in model.backbone:
             stretch[m] = model.embed(
                 m,  # type: ignore[arg-type]
@@ -301,8 +301,9 @@ def _cut_windows(
         yield {name: F.pad(value[:length], padded[name]) for name, value in frames.items()}
 
 
-def _run_windows(model: RCMA, batch: Mapping[str, Tensor]) -> NDArray[np.float32]:
+def _run_windows(model: RCMA, windows: Sequence[Mapping[str, Tensor]]) -> NDArray[np.float32]:
     """Predictions, then the changes of each modality in each step: (B,L,n_targets+M*S)."""
+    batch = {name: torch.stack([window[name] for window in windows]) for name in windows[0]}
     with _watch_steps(model.fusion) as changes:
         output = model(batch)
     columns = [output, *torch.stack(changes, dim=-1).unbind(dim=2)] if changes else [output]
