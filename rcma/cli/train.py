@@ -37,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run ``rcma-train``; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="rcma-train",
-        description="Train recursive cross-modal attention on feature folders and ABAW annotations.",
+        description="Train recursive cross-modal attention on feature folders and labels: ABAW annotations, or tables "
+        "of labels with times of their own.",
         epilog="example:\n  rcma-train --config configs/rcma.yaml --set data.features=features --out run",
         formatter_class=HelpFormatter,
     )
@@ -48,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--fold",
         choices=("0", "1", "2", "3", "4", "5", "all"),
-        help="data.fold: 0 is the official split; all: one run after the other in RUN/fold_0 to fold_5, and a table",
+        help="data.fold: 0 is the official split; all: one run after the other in RUN/fold_0 (where there is an "
+        "official split) to fold_5, and a table",
     )
     parser.add_argument(
         "--resume", action="store_true", help="go on after the last finished epoch of RUN; start, if there is none"
@@ -65,11 +67,19 @@ def _train(args: argparse.Namespace) -> int:
         return EXIT_DONE
     refuse_to_overwrite([run / FOLDS_FILE])
     results = {}
-    for number in range(N_FOLDS + 1):
-        print(f"fold {number} of 0 to {N_FOLDS}", file=sys.stderr)
+    first = 0 if _has_official_split(args) else 1
+    for number in range(first, N_FOLDS + 1):
+        print(f"fold {number} of {first} to {N_FOLDS}", file=sys.stderr)
         results[number] = _train_one(args, run / f"fold_{number}", [f"data.fold={number}"])
     _print_folds(run, results)
     return EXIT_DONE
+
+
+def _has_official_split(args: argparse.Namespace) -> bool:
+    from rcma.data import official_split, open_labels
+
+    data = load_config(TrainConfig, Path(args.config), args.overrides).data
+    return bool(official_split(open_labels(data.annotations, data.labels), data.split))
 
 
 def _train_one(args: argparse.Namespace, run: Path, overrides: list[str]) -> TrainingResult:

@@ -4,9 +4,12 @@ Out: windows of tensors, folds, and embeddings that are computed once.
 
 from rcma.data.compatibility import check_like_training, face_source, other_source, settings_for_raw_videos
 from rcma.data.embeddings import Embeddings, embed_videos
+from rcma.data.imports import Clock, FeatureSource, import_video
+from rcma.data.labels import Labels, holds_tables, labels_at, open_labels
+from rcma.data.splits import N_FOLDS, official_split
+from rcma.data.training_data import TrainingData, open_training_data
 from rcma.data.windows import (
     SharedBatches,
-    TrainingData,
     Video,
     WindowDataset,
     check_face_size,
@@ -15,14 +18,16 @@ from rcma.data.windows import (
     cut_window,
     drop_modalities,
     fit_normalisation,
-    labels_at,
-    open_training_data,
     overlap_average,
     windows,
 )
 
 __all__ = [
+    "N_FOLDS",
+    "Clock",
     "Embeddings",
+    "FeatureSource",
+    "Labels",
     "SharedBatches",
     "TrainingData",
     "Video",
@@ -36,7 +41,11 @@ __all__ = [
     "embed_videos",
     "face_source",
     "fit_normalisation",
+    "holds_tables",
+    "import_video",
     "labels_at",
+    "official_split",
+    "open_labels",
     "open_training_data",
     "other_source",
     "overlap_average",

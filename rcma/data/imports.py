@@ -125,6 +125,12 @@ class FeatureSource:
             raise InputError(f"{path}, line 1: columns differ from those of other tables of {self.path}: {difference}")
         return table
 
+    def describe(self, video_id: str, table: FeatureTable) -> dict[str, Any]:
+        """What ``meta.json`` says of a table that was read."""
+        path = self.files[video_id]
+        columns = list(table.columns)
+        return {"path": str(path.absolute()), "sha256": sha256(path), "unit": table.unit, "columns": columns}
+
     def _read(self, path: Path) -> FeatureTable:
         if path.suffix.lower() == ".npy":
             assert self._rate is not None
@@ -169,7 +175,7 @@ class Clock:
         if video_id in self._folders:
             folder = self._folders[video_id]
             meta = load_meta(folder)
-            known = {key: meta[key] for key in ("source", "width", "height") if key in meta}
+            known: dict[str, Any] = {key: meta[key] for key in ("source", "width", "height") if key in meta}
             return np.load(folder / "time_s.npy").astype(np.float64), known
         if video_id not in self._recordings:
             raise InputError(f"{video_id}: --clock has no recording or feature folder of this name")
@@ -201,44 +207,35 @@ def import_video(
             at ``folder``.
     """
     _refuse_what_was_not_imported(folder)
-    tables: dict[Modality, list[FeatureTable]] = {}
-    for modality, of_modality in sources.items():
-        missing = [source for source in of_modality if video_id not in source.files]
-        if missing and len(missing) < len(of_modality):
-            raise InputError(f"{missing[0].path}: no table of {video_id}, which has others of {modality}")
-        if not missing:
-            tables[modality] = [source.read(video_id) for source in of_modality]
+    tables = {m: _read_tables(video_id, of_modality, m) for m, of_modality in sources.items()}
     last_s = max(table.last_s for of_modality in tables.values() for table in of_modality)
     time_s, known = clock.frames_of(video_id, last_s)
-    vectors: dict[Modality, NDArray[np.float32]] = {}
+    vectors: dict[str, NDArray[np.float32]] = {}
     described: dict[str, list[dict[str, Any]]] = {}
     lines = []
     for modality, of_modality in sources.items():
         width = sum(len(source.columns) for source in of_modality)
-        placed = [place_on_frames(table, time_s) for table in tables.get(modality, ())]
-        joined = np.concatenate([values for values, _ in placed], axis=1) if placed else np.full((1, width), np.nan)
-        vectors[modality] = np.where(np.isnan(joined).any(axis=1)[:, None], np.float32(np.nan), joined)
-        vectors[modality] = np.broadcast_to(vectors[modality], (len(time_s), width)).astype(np.float32)
-        n_there = int(np.isfinite(vectors[modality][:, 0]).sum())
-        how = ", ".join(dict.fromkeys(how for _, how in placed)) or "no table"
-        lines.append(f"{modality} {width} columns in {n_there} of {len(time_s)} frames ({how})")
-        if tables and not n_there and placed:
-            raise InputError(f"{of_modality[0].files[video_id]}: no row at the time of any frame; is it another unit?")
+        rows, how = np.full((len(time_s), width), np.nan, np.float32), "no table"
+        if tables[modality]:
+            placed = [place_on_frames(table, time_s) for table in tables[modality]]
+            rows = np.concatenate([values for values, _ in placed], axis=1)
+            rows[np.isnan(rows).any(axis=1)] = np.nan
+            how = ", ".join(dict.fromkeys(how for _, how in placed))
+            if np.isnan(rows).all():
+                path = of_modality[0].files[video_id]
+                raise InputError(f"{path}: no row of {modality} at the time of a frame; are the times in another unit?")
+        vectors[modality] = rows
         described[modality] = [
-            {
-                "path": str(source.files[video_id].absolute()),
-                "sha256": sha256(source.files[video_id]),
-                "columns": list(table.columns),
-                "unit": table.unit,
-                "placed": how,
-            }
-            for source, table, (_, how) in zip(of_modality, tables.get(modality, ()), placed, strict=False)
+            {**source.describe(video_id, table), "placed": how}
+            for source, table in zip(of_modality, tables[modality], strict=False)
         ]
+        n_there = int(np.isfinite(rows[:, 0]).sum())
+        lines.append(f"{modality} {width} columns in {n_there} of {len(time_s)} frames ({how})")
     meta = {
         **known,
         "subjects": [],
         "n_frames": len(time_s),
-        "frame_rate": (len(time_s) - 1) / (time_s[-1] - time_s[0]) if len(time_s) > 1 else 0.0,
+        "frame_rate": 1 / usual_step(time_s) if len(time_s) > 1 else 0.0,
         "audio": {"present": False, "start_s": None, "duration_s": None},
         "language": None,
         "settings": PreprocessConfig().model_dump(mode="json"),
@@ -247,6 +244,14 @@ def import_video(
     }
     save_features(folder, features_from_vectors(video_id, meta, time_s, vectors))
     return lines
+
+
+def _read_tables(video_id: str, sources: Sequence[FeatureSource], modality: Modality) -> list[FeatureTable]:
+    """Tables of one modality of a video, all or none."""
+    missing = [source for source in sources if video_id not in source.files]
+    if missing and len(missing) < len(sources):
+        raise InputError(f"{missing[0].path}: no table of {video_id}, which has others of {modality}")
+    return [] if missing else [source.read(video_id) for source in sources]
 
 
 def place_on_frames(table: FeatureTable, time_s: NDArray[np.float64]) -> tuple[NDArray[np.float32], str]:
@@ -297,8 +302,8 @@ def _to_features(table: Table, columns: Mapping[str, str], unit: Unit) -> Featur
     if "success" in names:
         values[table.numbers([names.index("success")])[:, 0] == 0] = np.nan
     values[np.isnan(values).any(axis=1)] = np.nan
-    repeated = np.flatnonzero(np.diff(times.start_s) == 0) if times.end_s is None else []
-    if len(repeated):
+    repeated = np.flatnonzero(np.diff(times.start_s) == 0)
+    if times.end_s is None and len(repeated):
         row = int(repeated[0]) + 1
         raise InputError(f"{table.where(row)}: a second row for the time {times.start_s[row]:g} s; keep one")
     found = tuple(table.header[place] for place in places)
