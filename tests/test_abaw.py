@@ -10,7 +10,6 @@ import pytest
 from preprocessing.errors import InputError
 from preprocessing.files import WRITTEN
 from rcma.abaw.files import (
-    Location,
     fill_template,
     find_annotations,
     find_split,
@@ -22,6 +21,7 @@ from rcma.abaw.files import (
     write_per_video,
     write_single_file,
 )
+from rcma.abaw.rows import Location
 
 
 def write(path: Path, text: str) -> Path:
@@ -57,7 +57,7 @@ def test_annotation_rows_stay_at_their_frames(tmp_path: Path, end: str):
         ("valence,arousal\n0.1,1.01\n", "line 2"),
         ("valence,arousal\n-4.9,0\n", "line 2"),
         ("valence,arousal\n", "no rows"),
-        ("", "no rows"),
+        ("", "empty file"),
         ("\xff\xfe", "line 1"),
     ],
 )
@@ -154,7 +154,7 @@ def test_predictions_are_of_one_kind_and_there(tmp_path: Path):
     write_per_video(tmp_path, "video0", predictions(2)["video0"])
     with pytest.raises(InputError, match=r"all\.txt"):
         read_predictions(tmp_path)
-    with pytest.raises(InputError, match="out of range"):
+    with pytest.raises(InputError, match="line 2: value of -5"):
         read_predictions(write(tmp_path / "v.txt", "valence,arousal\n-5,-5\n"))
 
 

@@ -17,11 +17,15 @@ from preprocessing.media.audio import (
     SAMPLE_RATE,
     level_for_speech,
     log_mel,
-    log_mel_on_clock,
+    log_mel_blocks,
     waveform_blocks,
-    waveform_on_clock,
 )
 from preprocessing.media.video import Audio, Video, read_audio
+
+
+def joined(blocks, audio):
+    empty = np.zeros((0, N_MELS) if blocks is log_mel_blocks else 0, np.float16)
+    return np.concatenate([empty, *blocks(audio)])
 
 
 def slow_log_mel(samples, row):
@@ -68,20 +72,6 @@ def test_number_of_rows():
     assert np.allclose(log_mel(np.zeros(400)), math.log(0.01))
 
 
-def test_blocks_join_without_a_seam_and_memory_stays_small(monkeypatch):
-    rng = np.random.default_rng(1)
-    samples = rng.uniform(-1, 1, 30 * SAMPLE_RATE).astype(np.float32)
-    whole = log_mel(samples)
-    monkeypatch.setattr(audio_module, "_ROWS_AT_ONCE", 70)
-    assert np.array_equal(log_mel(samples), whole)
-    tracemalloc.start()
-    log_mel(samples)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    # All frames of the signal at once would be 2998 x 400 doubles = 9.6 MB.
-    assert peak < 4e6
-
-
 @pytest.mark.parametrize("start_s", [0.0, 2.43, 0.5003, 1 / 3])
 def test_rows_stay_on_the_clock_whenever_the_audio_starts(start_s):
     """The same sound, cut to start later, gives the same rows from there on."""
@@ -89,11 +79,11 @@ def test_rows_stay_on_the_clock_whenever_the_audio_starts(start_s):
     world = rng.uniform(-0.5, 0.5, 5 * SAMPLE_RATE).astype(np.float32)  # sample i is at i / 16000 s
     first_sample = round(start_s * SAMPLE_RATE)
     start_s = first_sample / SAMPLE_RATE
-    rows = log_mel_on_clock(Audio(samples=world[first_sample:], start_s=start_s))
+    rows = joined(log_mel_blocks, Audio(samples=world[first_sample:], start_s=start_s))
     assert rows.dtype == np.float16
     first_row = math.ceil(first_sample / 160)
     assert np.isnan(rows[:first_row].astype(np.float32)).all()
-    reference = log_mel_on_clock(Audio(samples=world, start_s=0.0))
+    reference = joined(log_mel_blocks, Audio(samples=world, start_s=0.0))
     assert rows.shape == reference.shape
     assert np.array_equal(rows[first_row:], reference[first_row:])
 
@@ -101,7 +91,7 @@ def test_rows_stay_on_the_clock_whenever_the_audio_starts(start_s):
 def test_a_click_is_in_the_rows_around_its_time():
     samples = np.zeros(3 * SAMPLE_RATE, np.float32)
     samples[round(1.7 * SAMPLE_RATE)] = 1.0
-    rows = log_mel_on_clock(Audio(samples=samples, start_s=0.6)).astype(np.float32)
+    rows = joined(log_mel_blocks, Audio(samples=samples, start_s=0.6)).astype(np.float32)
     heard = np.flatnonzero(rows.max(axis=1) > math.log(0.02))
     # The click is at 2.3 s; a row at t hears from t to t + 25 ms.
     assert heard.min() >= round(2.3 * MEL_RATE) - 2
@@ -112,12 +102,12 @@ def test_a_click_is_in_the_rows_around_its_time():
 def test_a_patch_can_start_at_any_time_inside_the_audio(n_samples):
     audio = Audio(samples=np.full(n_samples, 0.1, np.float32), start_s=0.0)
     times = np.arange(0, n_samples, 37) / SAMPLE_RATE
-    _, present = cut_patches(log_mel_on_clock(audio), patch_start(times, "start"))
+    _, present = cut_patches(joined(log_mel_blocks, audio), patch_start(times, "start"))
     assert present.all()
 
 
 def test_audio_that_ends_before_its_first_row_has_none():
-    assert log_mel_on_clock(Audio(samples=np.ones(3, np.float32), start_s=0.002)).shape == (0, N_MELS)
+    assert joined(log_mel_blocks, Audio(samples=np.ones(3, np.float32), start_s=0.002)).shape == (0, N_MELS)
 
 
 @pytest.mark.parametrize(("start_s", "n_samples"), [(0.0, 23456), (2.43, 400), (1 / 3, 16000), (0.002, 3), (0.5, 1)])
@@ -126,7 +116,7 @@ def test_the_waveform_lies_under_the_rows_of_log_mel(start_s, n_samples):
     first_sample = round(start_s * SAMPLE_RATE)
     samples = rng.uniform(-1, 1, n_samples).astype(np.float32)
     audio = Audio(samples=samples, start_s=first_sample / SAMPLE_RATE)
-    waveform, rows = waveform_on_clock(audio), log_mel_on_clock(audio)
+    waveform, rows = joined(waveform_blocks, audio), joined(log_mel_blocks, audio)
     assert waveform.dtype == np.float16
     assert waveform.shape == (HOP_LENGTH * len(rows),)
     missing = np.isnan(waveform)
@@ -142,16 +132,18 @@ def test_faint_and_loud_sound_keep_their_shape():
     rng = np.random.default_rng(4)
     for level in (1.0, 1e-2, 2e-4):
         samples = (level * rng.uniform(-1, 1, SAMPLE_RATE)).astype(np.float32)
-        noise = waveform_on_clock(Audio(samples=samples, start_s=0.0))[:SAMPLE_RATE] - samples
+        noise = joined(waveform_blocks, Audio(samples=samples, start_s=0.0))[:SAMPLE_RATE] - samples
         assert np.square(noise).mean() < 1e-7 * np.square(samples).mean()
 
 
-def test_blocks_of_the_waveform_join_without_a_seam_and_memory_stays_small(monkeypatch):
+def test_blocks_join_without_a_seam_and_memory_stays_small(monkeypatch):
     rng = np.random.default_rng(1)
     audio = Audio(samples=rng.uniform(-1, 1, 30 * SAMPLE_RATE).astype(np.float32), start_s=3.3)
-    whole = waveform_on_clock(audio)
+    whole = {blocks: joined(blocks, audio) for blocks in (log_mel_blocks, waveform_blocks)}
     monkeypatch.setattr(audio_module, "_ROWS_AT_ONCE", 70)
-    assert np.array_equal(waveform_on_clock(audio), whole, equal_nan=True)
+    for blocks, rows in whole.items():
+        assert np.array_equal(joined(blocks, audio), rows, equal_nan=True)
+        assert max(map(len, blocks(audio))) <= 70 * HOP_LENGTH
     tracemalloc.start()
     for _ in waveform_blocks(audio):
         pass
@@ -165,11 +157,11 @@ def test_real_audio_that_starts_late(media):
     path = media / "pyfeat_face_noface.mov"  # its audio starts at 2.43 s and lasts 3.97 s
     with Video(path) as video:
         audio = read_audio(path, origin_s=video.start_s)
-    rows = log_mel_on_clock(audio).astype(np.float32)
+    rows = joined(log_mel_blocks, audio).astype(np.float32)
     there = ~np.isnan(rows).any(axis=1)
     assert abs(np.argmax(there) / MEL_RATE - 2.43) < 0.011
     assert there[np.argmax(there) :].all()
-    waveform = waveform_on_clock(audio)
+    waveform = joined(waveform_blocks, audio)
     there_too = ~np.isnan(waveform)
     assert np.argmax(there_too) == round(2.43 * SAMPLE_RATE)
     assert there_too[np.argmax(there_too) :].all()

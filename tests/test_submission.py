@@ -94,10 +94,10 @@ def constant(text: str, video: str, column: int) -> str:
 
 # Lines 2 to 41 are video7, 42 to 71 video12_left, 72 to 83 video9.
 BROKEN: dict[str, tuple[Callable[[str], str], dict[str, str]]] = {
-    "no header": (without(1, 1), {"no header": "1 (line 1: 'video7/00001.jpg,0.273923,-0.460427', but image"}),
+    "no header": (without(1, 1), {"no header": "1 (line 1: 'video7/00001.jpg,0.273923,-0.460427', expected image"}),
     "header of one video": (
         line(1, lambda _: "valence,arousal"),
-        {"wrong header": "1 (line 1: 'valence,arousal', but"},
+        {"wrong header": "1 (line 1: 'valence,arousal', expected"},
     ),
     "spaces in the header": (line(1, lambda row: row.replace(",", ", ")), {"wrong header": "1 (line 1: 'image_loc"}),
     "byte order mark": (
@@ -106,124 +106,118 @@ BROKEN: dict[str, tuple[Callable[[str], str], dict[str, str]]] = {
     ),
     "empty": (
         lambda _: "",
-        {"empty file": "1 (submission.txt)", "rows missing": "82 (first video7/00001.jpg; video7: all 40, "},
+        {"empty file": "1 (submission.txt)", "missing row": "82 (first video7/00001.jpg; video7: all 40, "},
     ),
-    "header alone": (lambda _: HEADER, {"no rows": "1 (submission.txt)", "rows missing": "82 (first video7/00001.jpg"}),
-    "one row missing": (without(3, 3), {"rows missing": "1 (first video7/00002.jpg; video7: 1 of 40)"}),
+    "header alone": (lambda _: HEADER, {"no rows": "1 (submission.txt)", "missing row": "82 (first video7/00001.jpg"}),
+    "one row missing": (without(3, 3), {"missing row": "1 (first video7/00002.jpg; video7: 1 of 40)"}),
     "one video and a half missing": (
         without(60, 83),
-        {"rows missing": "24 (first video12_left/00019.jpg; video12_left: 12 of 30, video9: all 12)"},
+        {"missing row": "24 (first video12_left/00019.jpg; video12_left: 12 of 30, video9: all 12)"},
     ),
     "two rows swapped": (
         swapped,
-        {
-            "rows in another order than the sample's": "2 (from line 5: video7/00005.jpg where the sample has "
-            "video7/00004.jpg)"
-        },
+        {"row out of order": "2 (from line 5: video7/00005.jpg where the sample has video7/00004.jpg)"},
     ),
     "sorted by name": (
         sorted_by_name,
-        {
-            "rows in another order than the sample's": "70 (from line 2: video12_left/00001.jpg where the sample has "
-            "video7/00001.jpg)"
-        },
+        {"row out of order": "70 (from line 2: video12_left/00001.jpg where the sample has video7/00001.jpg)"},
     ),
     "a row twice": (
         lambda text: text + text.splitlines(keepends=True)[4],
-        {"rows that are there already": "1 (line 84, first in line 5: 'video7/00004.jpg,"},
+        {"duplicate row": "1 (line 84: 'video7/00004.jpg', first in line 5)"},
     ),
     "frame beyond the last": (
         lambda text: text + "video9/00013.jpg,0,0\n",
-        {"frames that the sample does not have": "1 (line 84: 'video9/00013.jpg')"},
+        {"frame not in the sample": "1 (line 84: 'video9/00013.jpg')"},
     ),
     "unknown video": (
         lambda text: text + "".join(f"video8/{k:05d}.jpg,0.{k},0\n" for k in range(1, 6)),
         {
-            "rows of videos that the sample does not have": "5 (line 84: 'video8/00001.jpg'; line 85: "
+            "row of a video not in the sample": "5 (line 84: 'video8/00001.jpg'; line 85: "
             "'video8/00002.jpg'; line 86: 'video8/00003.jpg'; ...)"
         },
     ),
     "frames counted from 0": (
         name(2, "video7/00000.jpg"),
         {
-            "rows that name no frame": "1 (line 2: 'video7/00000.jpg')",
-            "rows missing": "1 (first video7/00001.jpg; video7: 1 of 40)",
+            "row that names no frame": "1 (line 2: 'video7/00000.jpg')",
+            "missing row": "1 (first video7/00001.jpg; video7: 1 of 40)",
         },
     ),
     "png instead of jpg": (
         lambda text: text.replace(".jpg", ".png"),
         {
-            "rows spelled otherwise than in the sample": "82 (line 2: 'video7/00001.png' instead of video7/00001.jpg; "
+            "row not spelled like the sample": "82 (line 2: 'video7/00001.png' instead of video7/00001.jpg; "
             "line 3: 'video7/00002.png' instead of video7/00002.jpg; line 4: "
         },
     ),
     "four digits": (
         lambda text: text.replace("/0", "/"),
-        {"rows spelled otherwise than in the sample": "82 (line 2: 'video7/0001.jpg' instead of video7/00001.jpg; "},
+        {"row not spelled like the sample": "82 (line 2: 'video7/0001.jpg' instead of video7/00001.jpg; "},
     ),
     "paths of Windows": (
         lambda text: text.replace("/", "\\"),
-        {"rows spelled otherwise than in the sample": "82 (line 2: 'video7\\\\00001.jpg' instead of video7/00001.jpg"},
+        {"row not spelled like the sample": "82 (line 2: 'video7\\\\00001.jpg' instead of video7/00001.jpg"},
     ),
     "space after the name": (
         name(83, "video9/00012.jpg "),
-        {"rows spelled otherwise than in the sample": "1 (line 83: 'video9/00012.jpg ' instead of video9/00012.jpg)"},
+        {"row not spelled like the sample": "1 (line 83: 'video9/00012.jpg ' instead of video9/00012.jpg)"},
     ),
     "only numbers as names": (
         name(2, "00001.jpg"),
-        {"rows that name no frame": "1 (line 2: '00001.jpg')", "rows missing": "1 (first video7/00001.jpg; video7: 1"},
+        {"row that names no frame": "1 (line 2: '00001.jpg')", "missing row": "1 (first video7/00001.jpg; video7: 1"},
     ),
-    "just above 1": (values(9, "0.5,1.0000001"), {"values outside [-1, 1]": "1 (line 9: '1.0000001')"}),
-    "huge": (values(9, "-1e999,2"), {"values outside [-1, 1]": "2 (line 9: '-1e999'; line 9: '2')"}),
+    "just above 1": (values(9, "0.5,1.0000001"), {"value outside [-1, 1]": "1 (line 9: '1.0000001')"}),
+    "huge": (values(9, "-1e999,2"), {"value outside [-1, 1]": "2 (line 9: '-1e999'; line 9: '2')"}),
     "-5": (
         values(9, "-5.0,-5"),
-        {"values of -5, which marks frames without annotation": "2 (line 9; line 9)"},
+        {"value of -5, which marks a frame without annotation": "2 (line 9; line 9)"},
     ),
-    "nan": (values(9, "nan,-NaN"), {"values that are nan or infinite": "2 (line 9: 'nan'; line 9: '-NaN')"}),
-    "inf": (values(9, "inf,+Infinity"), {"values that are nan or infinite": "2 (line 9: 'inf'; line 9: '+Infinity')"}),
-    "no value": (values(9, ",0.5"), {"values missing": "1 (line 9)"}),
-    "words": (values(9, "None,0_1"), {"values that are no numbers": "2 (line 9: 'None'; line 9: '0_1')"}),
-    "digits of another script": (values(9, "0,\u0661"), {"values that are no numbers": "1 (line 9: '\u0661')"}),
+    "nan": (values(9, "nan,-NaN"), {"value that is NaN or infinite": "2 (line 9: 'nan'; line 9: '-NaN')"}),
+    "inf": (values(9, "inf,+Infinity"), {"value that is NaN or infinite": "2 (line 9: 'inf'; line 9: '+Infinity')"}),
+    "no value": (values(9, ",0.5"), {"missing value": "1 (line 9)"}),
+    "words": (values(9, "None,0_1"), {"value that is not a number": "2 (line 9: 'None'; line 9: '0_1')"}),
+    "digits of another script": (values(9, "0,\u0661"), {"value that is not a number": "1 (line 9: '\u0661')"}),
     "a value too many": (
         values(9, "0.1,0.2,0.3"),
-        {"lines of another form than 3 columns": "1 (line 9: 'video7/00008.jpg,0.1,0.2,0.3')"},
+        {"number of columns other than 3": "1 (line 9: 'video7/00008.jpg,0.1,0.2,0.3')"},
     ),
     "decimal commas": (
         values(9, "0,5,0,25"),
-        {"lines of another form than 3 columns": "1 (line 9: 'video7/00008.jpg,0,5,0,25')"},
+        {"number of columns other than 3": "1 (line 9: 'video7/00008.jpg,0,5,0,25')"},
     ),
     "semicolons": (
         lambda text: text.replace(",", ";"),
         {
-            "wrong header": "1 (line 1: 'image_location;valence;arousal', but",
-            "lines of another form than 3 columns": "82 (line 2: 'video7/00001.jpg;",
-            "rows missing": "82 (first video7/00001.jpg; video7: all 40, video12_left: all 30, video9: all 12)",
+            "wrong header": "1 (line 1: 'image_location;valence;arousal', expected",
+            "number of columns other than 3": "82 (line 2: 'video7/00001.jpg;",
+            "missing row": "82 (first video7/00001.jpg; video7: all 40, video12_left: all 30, video9: all 12)",
         },
     ),
     "index column": (
         lambda text: "".join(f"{k},{row}" for k, row in enumerate(text.splitlines(keepends=True))),
         {
-            "wrong header": "1 (line 1: '0,image_location,valence,arousal', but",
-            "lines of another form than 3 columns": "82 (line 2: '1,video7/00001.jpg,",
-            "rows missing": "82 (first ",
+            "wrong header": "1 (line 1: '0,image_location,valence,arousal', expected",
+            "number of columns other than 3": "82 (line 2: '1,video7/00001.jpg,",
+            "missing row": "82 (first ",
         },
     ),
     "blank lines between rows": (
         lambda text: text.replace("video9/00001.jpg", "\n \nvideo9/00001.jpg"),
-        {"blank lines": "2 (line 72)"},
+        {"blank line before the last row": "2 (line 72)"},
     ),
     "line ends written twice": (
         lambda text: text.replace("\n", "\r\r\n"),
         {
-            "wrong header": "1 (line 1: 'image_location,valence,arousal\\r', but",
-            "values that are no numbers": "82 (line 2: '",
+            "wrong header": "1 (line 1: 'image_location,valence,arousal\\r', expected",
+            "value that is not a number": "82 (line 2: '",
         },
     ),
     "cut off in a name": (
         lambda text: text[: text.rindex("12.jpg")],
         {
             "last line is cut off": "1 (line 83: 'video9/000')",
-            "rows missing": "1 (first video9/00012.jpg; video9: 1 of",
+            "missing row": "1 (first video9/00012.jpg; video9: 1 of",
         },
     ),
     "cut off before a value": (
@@ -232,7 +226,7 @@ BROKEN: dict[str, tuple[Callable[[str], str], dict[str, str]]] = {
     ),
     "valence of a video constant": (
         lambda text: constant(text, "video12_left", 1),
-        {"videos of constant valence": "1 (video12_left: 0.25 in all 30 rows)"},
+        {"video of constant valence": "1 (video12_left: 0.25 in all 30 rows)"},
     ),
     "arousal constant": (lambda text: constant(text, "", 2), {"constant arousal in all rows": "82 (0.25)"}),
     "all of it constant": (
@@ -244,9 +238,9 @@ BROKEN: dict[str, tuple[Callable[[str], str], dict[str, str]]] = {
         {
             "byte order mark, which becomes part of the header": "1 (line 1)",
             "wrong header": "1 (line 1: 'i\\x00m\\x00a",
-            "rows that name no frame": "82 (line 2: '\\x00v\\x00i",
-            "values that are no numbers": "164 (line 2: ",
-            "rows missing": "82 (first ",
+            "row that names no frame": "82 (line 2: '\\x00v\\x00i",
+            "value that is not a number": "164 (line 2: ",
+            "missing row": "82 (first ",
         },
     ),
 }
@@ -302,12 +296,12 @@ def test_command_says_yes(tmp_path: Path, sample: Path, right: str, capsys: pyte
         (lambda text: text.replace("\n", "\r\n"), "Windows line ends: 83 (submission.txt)"),
         (
             line(1, lambda _: "Image_location,Valence,Arousal"),
-            "header in other letter case: 1 (line 1: 'Image_location,Valence,Arousal' instead of "
+            "header in other letter case: 1 (line 1: 'Image_location,Valence,Arousal', expected "
             "image_location,valence,arousal)",
         ),
-        (lambda text: text + "\n  \n", "blank lines after the last row: 2 (line 84)"),
+        (lambda text: text + "\n  \n", "blank line after the last row: 2 (line 84)"),
         (lambda text: text[:-1], "no line end after the last line: 1 (line 83)"),
-        (lambda text: constant(text, "video9", 1), "short videos of constant valence: 1 (video9: 0.25 in all 12 rows)"),
+        (lambda text: constant(text, "video9", 1), "short video of constant valence: 1 (video9: 0.25 in all 12 rows)"),
         (values(5, "1e-05,-2.5E-1"), None),
         (values(5, "1,-1.000"), None),
         (values(5, " .5, +0.5 "), None),
@@ -351,12 +345,12 @@ def test_all_problems_are_told_at_once(tmp_path: Path, sample: Path, right: str)
     text = values(20, "nan,-5")(without(50, 51)(text))
     assert described(check(tmp_path, text, sample)).keys() == {
         "wrong header",
-        "values outside [-1, 1]",
-        "values that are nan or infinite",
-        "values of -5, which marks frames without annotation",
-        "rows spelled otherwise than in the sample",
-        "rows of videos that the sample does not have",
-        "rows missing",
+        "value outside [-1, 1]",
+        "value that is NaN or infinite",
+        "value of -5, which marks a frame without annotation",
+        "row not spelled like the sample",
+        "row of a video not in the sample",
+        "missing row",
     }
 
 
@@ -373,15 +367,15 @@ def test_rows_stand_in_the_order_of_the_sample_and_no_other(tmp_path: Path, righ
     sample.write_text(header + "".join(shuffled))
     assert check(tmp_path, header + "".join(shuffled), sample).problems == ()
     # A missing row does not put those after it out of order.
-    assert described(check(tmp_path, header + "".join(shuffled[1:]), sample)).keys() == {"rows missing"}
-    assert described(check(tmp_path, right, sample)).keys() == {"rows in another order than the sample's"}
+    assert described(check(tmp_path, header + "".join(shuffled[1:]), sample)).keys() == {"missing row"}
+    assert described(check(tmp_path, right, sample)).keys() == {"row out of order"}
 
 
 def test_names_are_right_as_the_sample_spells_them(tmp_path: Path, sample: Path, right: str) -> None:
     sample.write_text(sample.read_text().replace("/000", "/").replace(".jpg", ".png"))
     assert check(tmp_path, right.replace("/000", "/").replace(".jpg", ".png"), sample).problems == ()
     problems = described(check(tmp_path, right, sample))
-    assert list(problems) == ["rows spelled otherwise than in the sample"]
+    assert list(problems) == ["row not spelled like the sample"]
 
 
 @pytest.mark.parametrize("kind", BROKEN)
@@ -389,12 +383,12 @@ def test_without_a_sample_all_but_coverage_and_order_is_checked(tmp_path: Path, 
     break_it, expected = BROKEN[kind]
     found = described(check(tmp_path, break_it(right), None))
     only_by_sample = {
-        "rows missing",
-        "rows in another order than the sample's",
-        "frames that the sample does not have",
-        "rows of videos that the sample does not have",
+        "missing row",
+        "row out of order",
+        "frame not in the sample",
+        "row of a video not in the sample",
     }
-    spelling = {"rows spelled otherwise than in the sample": "rows spelled otherwise than video7/00001.jpg"}
+    spelling = {"row not spelled like the sample": "row not spelled like video7/00001.jpg"}
     assert found.keys() == {spelling.get(what, what) for what in expected} - only_by_sample
 
 
@@ -402,8 +396,8 @@ def test_one_row_under_two_spellings_is_there_twice(tmp_path: Path) -> None:
     text = HEADER + "v/00001.jpg,0,0.1\nv/0001.jpg,0.5,0.2\nv/100000.jpg,0.6,0.3\n"
     problems = described(check(tmp_path, text, None))
     assert problems == {
-        "rows spelled otherwise than video7/00001.jpg": "1 (line 3: 'v/0001.jpg' instead of v/00001.jpg)",
-        "rows that are there already": "1 (line 3, first in line 2: 'v/0001.jpg,0.5,0.2')",
+        "row not spelled like video7/00001.jpg": "1 (line 3: 'v/0001.jpg' instead of v/00001.jpg)",
+        "duplicate row": "1 (line 3: 'v/0001.jpg', first in line 2)",
     }
 
 
@@ -447,14 +441,14 @@ def rewritten(file: str, change: Callable[[str], str]) -> Callable[[Path], None]
 
 
 BROKEN_FOLDERS: dict[str, tuple[Callable[[Path], object], dict[str, str]]] = {
-    "video missing": (lambda folder: (folder / "video7.txt").unlink(), {"videos missing": "1 (video7)"}),
+    "video missing": (lambda folder: (folder / "video7.txt").unlink(), {"missing video": "1 (video7)"}),
     "video renamed": (
         lambda folder: (folder / "video7.txt").rename(folder / "video7.mp4.txt"),
-        {"videos missing": "1 (video7)", "videos that the sample does not have": "1 (video7.mp4)"},
+        {"missing video": "1 (video7)", "video not in the sample": "1 (video7.mp4)"},
     ),
     "a row too few": (
         rewritten("video9.txt", without(13, 13)),
-        {"videos whose rows are not as many as the sample's frames": "1 (video9: 11 rows, 12 frames)"},
+        {"wrong number of rows": "1 (video9: 11 rows, 12 frames)"},
     ),
     "header missing": (
         rewritten("video9.txt", without(1, 1)),
@@ -464,23 +458,26 @@ BROKEN_FOLDERS: dict[str, tuple[Callable[[Path], object], dict[str, str]]] = {
         rewritten("video9.txt", lambda _: ""),
         {
             "empty file": "1 (video9.txt)",
-            "videos whose rows are not as many as the sample's frames": "1 (video9: 0 rows, 12 frames)",
+            "wrong number of rows": "1 (video9: 0 rows, 12 frames)",
         },
     ),
     "rows with names": (
         rewritten("video9.txt", line(3, lambda row: f"video9/00002.jpg,{row}")),
-        {"lines of another form than 2 columns": "1 (video9.txt, line 3: 'video9/00002.jpg,"},
+        {"number of columns other than 2": "1 (video9.txt, line 3: 'video9/00002.jpg,"},
     ),
     "-5": (
         rewritten("video9.txt", line(3, lambda _: "-5,-5")),
-        {"values of -5, which marks frames without annotation": "2 (video9.txt, line 3; video9.txt, line 3)"},
+        {"value of -5, which marks a frame without annotation": "2 (video9.txt, line 3; video9.txt, line 3)"},
     ),
-    "blank line": (rewritten("video9.txt", line(3, lambda row: f"\n{row}")), {"blank lines": "1 (video9.txt, line 3)"}),
+    "blank line": (
+        rewritten("video9.txt", line(3, lambda row: f"\n{row}")),
+        {"blank line before the last row": "1 (video9.txt, line 3)"},
+    ),
     "constant": (
         rewritten("video7.txt", lambda text: "valence,arousal\n" + "0.5,0.25\n" * (text.count("\n") - 1)),
         {
-            "videos of constant valence": "1 (video7: 0.5 in all 40 rows)",
-            "videos of constant arousal": "1 (video7: 0.25 in all 40 rows)",
+            "video of constant valence": "1 (video7: 0.5 in all 40 rows)",
+            "video of constant arousal": "1 (video7: 0.25 in all 40 rows)",
         },
     ),
 }
@@ -506,7 +503,7 @@ def test_other_files_of_a_folder_are_named(folder: Path, sample: Path) -> None:
     (folder / ".hidden.txt").write_text("")
     report = check_submission(folder, template=sample)
     assert report.problems == ()
-    assert [str(finding) for finding in report.remarks] == ["not looked at in the folder: 2 (features; scores.json)"]
+    assert [str(finding) for finding in report.remarks] == ["ignored in the folder: 2 (features; scores.json)"]
 
 
 def test_what_cannot_be_checked_is_no_answer(

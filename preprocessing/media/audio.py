@@ -16,8 +16,8 @@ __all__ = [
     "SAMPLE_RATE",
     "level_for_speech",
     "log_mel",
-    "log_mel_on_clock",
-    "waveform_on_clock",
+    "log_mel_blocks",
+    "waveform_blocks",
 ]
 
 N_MELS = 64
@@ -35,7 +35,7 @@ _LOG_OFFSET = 0.01
 _TAIL = SAMPLE_RATE
 """Samples of edge padding at the end, so that a patch of 0.96 s can start at any time inside the audio."""
 _ROWS_AT_ONCE = 60 * MEL_RATE
-"""A minute: keeps the temporaries at some 50 MB for audio of any length."""
+"""A minute: keeps the temporaries at some 100 MB for audio of any length."""
 
 _LEVEL_BLOCK = SAMPLE_RATE // 10
 """Samples whose level is measured together: 100 ms."""
@@ -71,41 +71,49 @@ def log_mel(samples: npt.ArrayLike) -> npt.NDArray[np.float32]:
     Source: the features of VGGish (Hershey et al., "CNN architectures for large-scale audio classification", 2017),
     tensorflow/models, research/audioset/vggish.
     """
-    signal = np.asarray(samples)
+    import torch
+    from torchaudio.functional import spectrogram
+
+    # float64, because the logarithm near its offset magnifies rounding beside a loud band a thousandfold.
+    signal = torch.from_numpy(np.array(samples, np.float64))
     if len(signal) < _WINDOW_LENGTH:
         return np.zeros((0, N_MELS), np.float32)
-    frames = np.lib.stride_tricks.sliding_window_view(signal, _WINDOW_LENGTH)[::HOP_LENGTH]
-    hann = 0.5 - 0.5 * np.cos(2.0 * np.pi / _WINDOW_LENGTH * np.arange(_WINDOW_LENGTH))
-    weights = _mel_weights()
-    rows = np.empty((len(frames), N_MELS), np.float32)
-    for first in range(0, len(frames), _ROWS_AT_ONCE):
-        # float64, because the logarithm near its offset magnifies rounding beside a loud band a thousandfold.
-        windowed = frames[first : first + _ROWS_AT_ONCE].astype(np.float64) * hann
-        magnitude = np.abs(np.fft.rfft(windowed, _N_FFT))
-        rows[first : first + _ROWS_AT_ONCE] = np.log(magnitude @ weights + _LOG_OFFSET)
-    return rows
-
-
-def log_mel_on_clock(audio: Audio) -> npt.NDArray[np.float16]:
-    """Log-mel whose row m is at m / 100 s on the video's clock, whenever the audio starts.
-
-    The signal is edge-padded by 1 s at its end.
-
-    Returns:
-        float16 (M, 64); rows before the audio starts are NaN. (0, 64) where the audio ends before its first row.
-    """
-    return np.concatenate([np.zeros((0, N_MELS), np.float16), *log_mel_blocks(audio)])
+    # A window shorter than the FFT would stand in the middle of its frame; VGGish has the zeros at the end.
+    zeros = _N_FFT - _WINDOW_LENGTH
+    window = torch.nn.functional.pad(torch.hann_window(_WINDOW_LENGTH, dtype=torch.float64), (0, zeros))
+    signal = torch.nn.functional.pad(signal, (0, zeros))
+    energy = spectrogram(
+        signal,
+        0,
+        window,
+        n_fft=_N_FFT,
+        hop_length=HOP_LENGTH,
+        win_length=_N_FFT,
+        power=2.0,
+        normalized=False,
+        center=False,
+    )
+    # torchaudio's mel filters have sides linear in Hz; those of VGGish are linear in mel.
+    bands = energy.sqrt().T @ torch.from_numpy(_mel_weights())
+    return np.asarray((bands + _LOG_OFFSET).log().float())
 
 
 def n_log_mel_rows(audio: Audio) -> int:
-    """M, the number of rows of :func:`log_mel_on_clock`."""
+    """M, the number of rows of :func:`log_mel_blocks`."""
     first_row, skipped = _first_row(audio)
     n_samples = len(audio.samples) - skipped
     return first_row + 1 + (n_samples + _TAIL - _WINDOW_LENGTH) // HOP_LENGTH if n_samples > 0 else 0
 
 
 def log_mel_blocks(audio: Audio) -> Iterator[npt.NDArray[np.float16]]:
-    """Rows of :func:`log_mel_on_clock`, at most a minute at a time: memory does not grow with the audio."""
+    """Log-mel whose row m is at m / 100 s on the video's clock, whenever the audio starts.
+
+    The signal is edge-padded by 1 s at its end. Memory does not grow with the audio.
+
+    Yields:
+        float16 (m, 64), at most a minute at a time; rows before the audio starts are NaN. There are none where the
+        audio ends before its first row.
+    """
     for n_rows, signal in _signal_blocks(audio):
         if signal is None:
             yield np.full((n_rows, N_MELS), np.nan, np.float16)
@@ -113,20 +121,13 @@ def log_mel_blocks(audio: Audio) -> Iterator[npt.NDArray[np.float16]]:
             yield log_mel(signal).astype(np.float16)
 
 
-def waveform_on_clock(audio: Audio) -> npt.NDArray[np.float16]:
-    """The samples under each row of :func:`log_mel_on_clock`: sample k is at k / 16000 s on the video's clock.
-
-    So a stretch of it is there exactly where the same rows of log-mel are there.
-
-    Returns:
-        float16 (160 M,) in [-1, 1], edge-padded like log-mel; NaN where the rows of log-mel are NaN. float16 keeps the
-        shape of faint sound as well as that of loud sound: 11 significant bits down to -84 dB of full scale.
-    """
-    return np.concatenate([np.zeros(0, np.float16), *waveform_blocks(audio)])
-
-
 def waveform_blocks(audio: Audio) -> Iterator[npt.NDArray[np.float16]]:
-    """Samples of :func:`waveform_on_clock`, at most a minute at a time: memory does not grow with the audio."""
+    """The samples under each row of :func:`log_mel_blocks`: sample k is at k / 16000 s on the video's clock.
+
+    Yields:
+        float16 (160 m,) in [-1, 1], at most a minute at a time, edge-padded and NaN like the rows of log-mel. float16
+        keeps the shape of faint sound as well as that of loud sound: 11 significant bits down to -84 dB of full scale.
+    """
     for n_rows, signal in _signal_blocks(audio):
         if signal is None:
             yield np.full(n_rows * HOP_LENGTH, np.nan, np.float16)

@@ -4,10 +4,8 @@ Out: arrays over frames; files in the challenge's formats; every problem of a su
 
 from rcma.abaw.files import (
     EDITIONS,
-    PER_VIDEO_HEADER,
     SPLIT_FOLDERS,
     Format,
-    Location,
     Split,
     find_annotations,
     find_split,
@@ -20,6 +18,7 @@ from rcma.abaw.files import (
     write_per_video,
     write_single_file,
 )
+from rcma.abaw.rows import PER_VIDEO_HEADER, Location
 from rcma.abaw.submission import check_submission
 
 __all__ = [

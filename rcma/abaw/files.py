@@ -8,30 +8,37 @@ counted from 1. Source: https://affective-behavior-analysis-in-the-wild.github.i
 from __future__ import annotations
 
 import csv
-import math
+import io
 import os
-import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from preprocessing.errors import InputError
 from preprocessing.files import replace_own
-from preprocessing.names import as_video_id, by_video_id, video_id_of
+from preprocessing.names import by_video_id, video_id_of
 from preprocessing.text import read_text
+from rcma.abaw.rows import (
+    PER_VIDEO_HEADER,
+    SINGLE_FILE_HEADER,
+    Location,
+    is_single_file,
+    names_rows,
+    parse_lines,
+    parse_location,
+    parse_rows,
+    raise_errors,
+    shown,
+)
 
 Split = Literal["train", "validation", "test"]
 
 SPLIT_FOLDERS: dict[Split, str] = {"train": "Train_Set", "validation": "Validation_Set", "test": "Test_Set"}
 _CHALLENGE_FOLDER = "VA_Estimation_Challenge"
-
-PER_VIDEO_HEADER = "valence,arousal"
-SINGLE_FILE_HEADER = "image_location,valence,arousal"
-NOT_ANNOTATED = -5.0
 
 Format = Literal["per-video", "single-file"]
 
@@ -51,18 +58,6 @@ _REPEATABLE = 0.01
 
 _LONGEST_NAME = 255
 """Bytes that file systems allow for the name of a file."""
-
-_LOCATION = re.compile(r"(?P<video>.+)/(?P<frame>\d+)\.\w+")
-
-
-class Location(NamedTuple):
-    """One row of the organisers' sample file."""
-
-    text: str
-    """As it stands in the file, for example ``video7/00001.jpg``."""
-    video_id: str
-    frame: int
-    """Counted from 1."""
 
 
 def find_split(annotations: Path, split: Split) -> dict[str, Path]:
@@ -112,7 +107,7 @@ def read_annotation(path: Path) -> NDArray[np.float32]:
         InputError: the file cannot be read, its header is another one, or a line does not hold two values in [-1,1]
             (or -5); the line is named.
     """
-    return _read_per_video(path, not_annotated=NOT_ANNOTATED)
+    return _read_per_video(path, annotation=True)
 
 
 def read_predictions(path: Path) -> dict[str, NDArray[np.float32]]:
@@ -130,9 +125,9 @@ def read_predictions(path: Path) -> dict[str, NDArray[np.float32]]:
     if not path.exists():
         raise InputError(f"{path}: no such predictions; give a folder of <video_id>.txt files or a single file")
     if path.is_file():
-        return _read_single_file(path) if _is_single_file(path) else {video_id_of(path): _read_per_video(path)}
+        return _read_single_file(path) if is_single_file(path) else {video_id_of(path): _read_per_video(path)}
     files = find_annotations(path)
-    single = [file for file in files.values() if _is_single_file(file)]
+    single = [file for file in files.values() if is_single_file(file)]
     if not single:
         return {video_id: _read_per_video(file) for video_id, file in files.items()}
     if len(files) > 1:
@@ -205,7 +200,7 @@ def write_single_file(
     for video_id, values in predictions.items():
         _check_predictions(video_id, values)
     require_writable_ids(predictions, "single-file", has_template=template is not None)
-    rows = _all_rows(predictions) if template is None else fill_template(template, predictions)
+    rows = _rows(_every_frame(predictions), predictions) if template is None else fill_template(template, predictions)
     _write_lines(path, SINGLE_FILE_HEADER, (f"{location},{v:.6f},{a:.6f}\n" for location, v, a in rows))
 
 
@@ -220,13 +215,11 @@ def read_template(path: Path) -> list[Location]:
     """
     locations: list[Location] = []
     seen: dict[str, set[int]] = defaultdict(set)
-    for number, line in _lines(path):
-        text = line.split(",")[0].strip()
-        if number == 1 and _normal(text) == _normal(SINGLE_FILE_HEADER.split(",")[0]):
+    for number, line in parse_lines(_lines(path), raise_errors(path)):
+        text = line.partition(",")[0].strip()
+        if number == 1 and names_rows(text):
             continue
-        location = _parse_location(text, where=f"{path}, line {number}")
-        if location.frame in seen[location.video_id]:
-            raise InputError(f"{path}, line {number}: {text} is there twice; each row may be there once")
+        location = _require_location(path, number, text, seen)
         seen[location.video_id].add(location.frame)
         locations.append(location)
     if not locations:
@@ -246,8 +239,7 @@ def fill_template(
         InputError: videos without predictions, or with too few frames for what the template asks; all are named.
     """
     reconcile(template, {video_id: len(values) for video_id, values in predictions.items()})
-    last = {video_id: len(values) - 1 for video_id, values in predictions.items()}
-    return ((row.text, *_pair(predictions[row.video_id][min(row.frame - 1, last[row.video_id])])) for row in template)
+    return _rows(template, predictions)
 
 
 def reconcile(template: Sequence[Location], n_frames: Mapping[str, int]) -> list[str]:
@@ -296,14 +288,18 @@ def _write_lines(path: Path, header: str, lines: Iterable[str]) -> None:
         file.writelines(lines)
 
 
-def _all_rows(predictions: Mapping[str, NDArray[np.floating]]) -> Iterator[tuple[str, float, float]]:
+def _every_frame(predictions: Mapping[str, NDArray[np.floating]]) -> Iterator[Location]:
     for video_id, values in predictions.items():
-        for frame, value in enumerate(values, start=1):
-            yield (f"{video_id}/{frame:05d}.jpg", *_pair(value))
+        yield from (Location(f"{video_id}/{k:05d}.jpg", video_id, k) for k in range(1, len(values) + 1))
 
 
-def _pair(row: NDArray[np.floating]) -> tuple[float, float]:
-    return float(row[0]), float(row[1])
+def _rows(
+    locations: Iterable[Location], predictions: Mapping[str, NDArray[np.floating]]
+) -> Iterator[tuple[str, float, float]]:
+    for location in locations:
+        values = predictions[location.video_id]
+        valence, arousal = values[min(location.frame, len(values)) - 1]
+        yield location.text, float(valence), float(arousal)
 
 
 def _check_predictions(video_id: str, predictions: NDArray[np.floating]) -> None:
@@ -313,38 +309,16 @@ def _check_predictions(video_id: str, predictions: NDArray[np.floating]) -> None
         raise ValueError(f"{video_id}: predictions that are no number in [-1,1]")
 
 
-def _read_per_video(path: Path, *, not_annotated: float | None = None) -> NDArray[np.float32]:
-    rows: list[tuple[float, float]] = []
-    for number, line in _lines(path):
-        if number == 1:
-            _check_header(path, line, PER_VIDEO_HEADER)
-            continue
-        where = f"{path}, line {number}"
-        cells = line.split(",")
-        if len(cells) != 2:
-            raise InputError(f"{where}: {len(cells)} column(s), but two are right: {PER_VIDEO_HEADER}")
-        rows.append(_parse_values(cells, where=where, not_annotated=not_annotated))
-    if not rows:
-        raise InputError(f"{path}: no rows after the header; expected one line per frame")
-    return np.array(rows, dtype=np.float32)
+def _read_per_video(path: Path, *, annotation: bool = False) -> NDArray[np.float32]:
+    rows = parse_rows(_lines(path), PER_VIDEO_HEADER, raise_errors(path), annotation=annotation)
+    return np.array([row.values for row in rows], dtype=np.float32)
 
 
 def _read_single_file(path: Path) -> dict[str, NDArray[np.float32]]:
-    rows: dict[str, dict[int, tuple[float, float]]] = defaultdict(dict)
-    for number, line in _lines(path):
-        if number == 1:
-            _check_header(path, line, SINGLE_FILE_HEADER)
-            continue
-        where = f"{path}, line {number}"
-        cells = line.split(",")
-        if len(cells) != 3:
-            raise InputError(f"{where}: {len(cells)} column(s), but three are right: {SINGLE_FILE_HEADER}")
-        location = _parse_location(cells[0].strip(), where=where)
-        if location.frame in rows[location.video_id]:
-            raise InputError(f"{where}: {location.text} is there twice; each row may be there once")
-        rows[location.video_id][location.frame] = _parse_values(cells[1:], where=where)
-    if not rows:
-        raise InputError(f"{path}: no rows after the header")
+    rows: dict[str, dict[int, tuple[float, float] | None]] = defaultdict(dict)
+    for row in parse_rows(_lines(path), SINGLE_FILE_HEADER, raise_errors(path)):
+        location = _require_location(path, row.line, row.cells[0].strip(), rows)
+        rows[location.video_id][location.frame] = row.values
     predictions = {}
     for video_id, values in rows.items():
         predictions[video_id] = np.full((max(values), 2), np.nan, dtype=np.float32)
@@ -352,48 +326,17 @@ def _read_single_file(path: Path) -> dict[str, NDArray[np.float32]]:
     return predictions
 
 
-def _is_single_file(path: Path) -> bool:
-    return _normal(read_text(path).partition("\n")[0]) == _normal(SINGLE_FILE_HEADER)
+def _lines(path: Path) -> Iterable[str]:
+    return io.StringIO(read_text(path), newline="\n")
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Number (from 1) and content of each line; blank lines may only come at the end, or frames would slip."""
-    blank = 0
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if not line.strip():
-            blank = blank or number
-        elif blank:
-            raise InputError(f"{path}, line {blank}: blank; each line belongs to one frame, only the last may be blank")
-        else:
-            yield number, line.strip()
-
-
-def _check_header(path: Path, line: str, header: str) -> None:
-    if _normal(line) != _normal(header):
-        raise InputError(f"{path}, line 1: {line[:60]!r} instead of the header {header}")
-
-
-def _normal(header: str) -> str:
-    """A header without what programs vary: letter case, spaces, underscores."""
-    return re.sub(r"[\s_]", "", header.lower())
-
-
-def _parse_values(cells: Sequence[str], *, where: str, not_annotated: float | None = None) -> tuple[float, float]:
-    try:
-        valence, arousal = float(cells[0]), float(cells[1])
-    except ValueError:
-        raise InputError(f"{where}: {','.join(cells)[:60]!r} is not two numbers") from None
-    if not_annotated is not None and not_annotated in (valence, arousal):
-        return math.nan, math.nan
-    for value in (valence, arousal):
-        if not -1.0 <= value <= 1.0:
-            allowed = "in [-1, 1]" if not_annotated is None else f"in [-1, 1], or {not_annotated:g} where not annotated"
-            raise InputError(f"{where}: {value:g} is out of range; values are {allowed}")
-    return valence, arousal
-
-
-def _parse_location(text: str, *, where: str) -> Location:
-    match = _LOCATION.fullmatch(text)
-    if match is None or int(match["frame"]) < 1:
-        raise InputError(f"{where}: {text[:80]!r} does not name a frame; expected <video>/00001.jpg, counted from 1")
-    return Location(text, as_video_id(match["video"]), int(match["frame"]))
+def _require_location(path: Path, line: int, text: str, seen: Mapping[str, Container[int]]) -> Location:
+    """The frame that a row names, which must be one that was not there before."""
+    location = parse_location(text)
+    if location is None:
+        raise InputError(
+            f"{path}, line {line}: {shown(text)} names no frame; expected <video>/00001.jpg, counted from 1"
+        )
+    if location.frame in seen[location.video_id]:
+        raise InputError(f"{path}, line {line}: duplicate row {shown(text)}; each frame may have one")
+    return location
