@@ -26,7 +26,8 @@ from preprocessing.features.folder import load_features, load_meta
 from preprocessing.inputs import Source, collect_sources, take_shard
 from preprocessing.run.many_videos import Engine, Report, plan, run
 from rcma.config import ModelSettings
-from rcma.data.windows import cut_window, open_training_data
+from rcma.data.training_data import open_training_data
+from rcma.data.windows import cut_window
 
 SILENT = PreprocessConfig(speech=SpeechSettings(backend="none"))
 NO_SPEECH = ["--set", "speech.backend=none", "--device", "cpu"]

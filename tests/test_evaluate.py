@@ -260,7 +260,7 @@ def test_command_prints_the_scores_and_of_many_videos_the_worst(
     printed, error = capsys.readouterr()
     lines = [line.split() for line in printed.splitlines()]
     content = json.loads((tmp_path / "p" / "scores.json").read_text())
-    assert f"{n_videos} videos; {content['n_not_annotated']} rows are not annotated (-5); 1 videos differ" in printed
+    assert f"{n_videos} videos; {content['n_not_annotated']} frames are not annotated; 1 videos differ" in printed
     assert error.startswith("warning: v02: ") and error.count("\n") == 1
     for name in ("valence", "arousal", "mean"):
         row = next(line for line in lines if line[1:2] == [name])
