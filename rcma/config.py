@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, PositiveFloat, model_validator
 
 from preprocessing.config import PreprocessConfig, Settings
 
@@ -66,12 +66,48 @@ class BackboneSettings(Settings):
         return self
 
 
+class OnnxSettings(Settings):
+    """What a face encoder that comes as an ONNX graph takes and gives; its file is ``weights``."""
+
+    size: Annotated[int, Field(ge=1)] | None = None
+    """Side of its square input, pixels; None: as the graph says."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Subtracted from the channels in [0,1], in the graph's order; default: ImageNet's."""
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
+    """What the differences are divided by."""
+    channels: Literal["rgb", "bgr"] = "rgb"
+    output: str | int = 0
+    """Name, or place, of the output that is the embedding: one vector a picture."""
+    width: int | None = None
+    """Length of that vector; this and what follows is filled in by rcma-train."""
+    n_bytes: int | None = None
+    sha256: str | None = None
+    """Of the file."""
+
+
 class FaceBackbone(BackboneSettings):
     """``ir50``: 512 values; ``small``: 64, trains from scratch on a CPU; ``hf``: a vision encoder, such as DINOv2;
-    ``features``: no network, the rows of ``face_vectors.npy`` are the embeddings.
+    ``onnx``: any network of crops to vectors, frozen, whose graph the checkpoint holds; ``features``: no network, the
+    rows of ``face_vectors.npy`` are the embeddings.
     """
 
-    kind: Literal["ir50", "small", "hf", "features"] = "ir50"
+    kind: Literal["ir50", "small", "hf", "onnx", "features"] = "ir50"
+    onnx: OnnxSettings | None = None
+    """With kind ``onnx``; None: all its defaults."""
+
+    @model_validator(mode="after")
+    def _onnx_is_frozen(self) -> FaceBackbone:
+        if self.kind != "onnx":
+            if self.onnx is not None:
+                raise ValueError(f"onnx goes with kind onnx, not {self.kind}")
+            return self
+        if self.weights is None:
+            raise ValueError("kind onnx needs model.face.weights, the .onnx file")
+        if not self.frozen:
+            raise ValueError("an ONNX graph cannot be trained: set model.face.frozen=true")
+        if self.precision != "float32":
+            raise ValueError("an ONNX graph runs in its own precision: leave model.face.precision at float32")
+        return self
 
 
 class AudioBackbone(BackboneSettings):

@@ -193,13 +193,13 @@ def test_words_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         "arousal_spread",
         "words_valence",
         "words_arousal",
-        "voice_arousal",
+        "voice_relative_arousal",
     ]
     expected = TextAffect()(SAID)
     for row, time_s in zip(rows, features.time_s, strict=True):
         k, since_s = divmod(time_s, 2.0)
         speaks = k < len(SAID) and since_s < 0.2 * len(SAID[int(k)].split()) - 1e-6
-        assert row["voice_arousal"] == row["valence_spread"] == row["face"] == ""
+        assert row["voice_relative_arousal"] == row["valence_spread"] == row["face"] == ""
         assert row["valence"] == row["words_valence"] and row["arousal"] == row["words_arousal"]
         if speaks:
             assert float(row["valence"]) == pytest.approx(expected[int(k), 0], abs=1e-4)
@@ -232,7 +232,7 @@ def test_sound_that_cannot_be_had_is_a_warning(tmp_path: Path, capsys: pytest.Ca
     out = tmp_path / "out"
     assert cli.predict.main([str(tmp_path / "talk"), "--out", str(out)]) == 0
     text = capsys.readouterr().err
-    assert "talk: voice" in text and "nowhere.mp4" in text and "no public model gives valence" in text
+    assert "talk: voice_relative" in text and "nowhere.mp4" in text and "no public model gives valence" in text
     lines = (out / "talk.txt").read_text().splitlines()[1:]
     assert len(lines) == 50 and {float(cell) for line in lines for cell in line.split(",")} == {0.0}
 
@@ -251,7 +251,7 @@ def test_without_the_packaged_encoder_no_words_are_recognised(monkeypatch: pytes
 
     monkeypatch.setattr(importlib.util, "find_spec", without)
     models = PublicModels()
-    assert [expert.name for expert in models.experts] == ["voice"]
+    assert [expert.name for expert in models.experts] == ["voice_relative"]
     assert [line.partition(":")[0] for line in models.missing] == ["face", "words", "audeering"]
     assert "pip install" in models.missing[1]
     assert models.preprocessing().speech.backend == "none"
@@ -326,7 +326,7 @@ def test_a_fetched_face_model_joins_the_others(
     features = replace(features, face_box=box, face_score=np.ones(40, np.float32))
     prediction = PublicModels().predict(features, lambda: video)
     assert prediction.present["face"].all()
-    np.testing.assert_array_equal(prediction.values, prediction.experts["face"])
+    np.testing.assert_array_equal(prediction.values, prediction.experts[entry.name][:, :2])
     # Of a video's red, compression leaves about 253 in 255; blue stays near 0.
     np.testing.assert_allclose(prediction.values, np.tile([1.0, -1.0], (40, 1)), atol=0.1)
 
@@ -340,7 +340,7 @@ def test_a_real_clip_from_file_to_table(media: Path, tmp_path: Path, capfd: pyte
     rows = rows_of(out / "frames.csv")
     valence = np.array([float(row["words_valence"]) for row in rows if row["words_valence"]])
     assert len(valence) > len(rows) / 2 and (valence > -0.05).all() and (valence < 0.7).all()
-    assert sum(row["voice_arousal"] != "" for row in rows) > len(rows) / 2
+    assert sum(row["voice_relative_arousal"] != "" for row in rows) > len(rows) / 2
     # From the features that it made, the recording is found again and gives the same.
     again = tmp_path / "again"
     (folder,) = (out / "features").iterdir()

@@ -15,7 +15,7 @@ import rcma
 from preprocessing.errors import InputError
 from preprocessing.features import Features, features_from_vectors, load_features, save_features
 from rcma.config import ModelSettings, TrainConfig
-from rcma.data import FeatureReader, Video, cut_window, fit_normalisation, overlap_average, windows
+from rcma.data import Video, cut_window, fit_normalisation, overlap_average, windows
 from rcma.model import export_model, load_model
 from rcma.training import train
 
@@ -28,14 +28,13 @@ MODEL = ModelSettings.model_validate(
 
 
 def make_vectors(folder: Path, labels: np.ndarray, *, seed: int, modalities=("face", "audio", "text")) -> Features:
-    """A folder that holds vectors alone: mixtures of the labels, in units of their own; the face is away for a while."""
+    """A folder that holds vectors alone: mixtures of the labels, in units of their own; some frames have no face."""
     random = np.random.default_rng(seed)
     mixing = np.random.default_rng(0)
     vectors = {}
     for m in ("face", "audio", "text"):
-        mixed = labels @ mixing.normal(size=(labels.shape[1], WIDTHS[m])) + random.normal(
-            0, 0.1, (len(labels), WIDTHS[m])
-        )
+        mixed = labels @ mixing.normal(size=(labels.shape[1], WIDTHS[m]))
+        mixed += random.normal(0, 0.1, mixed.shape)
         vectors[m] = (mixed * 10.0 ** np.arange(WIDTHS[m]) + 5).astype(np.float32)
     vectors["face"][5:8] = np.nan
     meta = {**make_meta(len(labels)), "settings": {}}
@@ -114,7 +113,7 @@ def test_an_array_that_a_folder_should_hold_is_missed(tmp_path: Path) -> None:
 
 def test_windows_hold_the_vectors_of_their_frames(tmp_path: Path) -> None:
     made = make_vectors(tmp_path / "v", make_labels(N, 0), seed=0)
-    reader = FeatureReader(tmp_path / "v")
+    reader = Video(tmp_path / "v", make_labels(N, 0)).reader
     for features in (reader.features(), reader.features(), pickle.loads(pickle.dumps(reader)).features()):
         for start in (0, 50):
             window = cut_window(features, start, model=MODEL, length=32, audio_alignment="start")

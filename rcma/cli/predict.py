@@ -63,6 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "with a --checkpoint of its own); without: the public models that can be had on this machine",
     )
     parser.add_argument(
+        "--calibration",
+        metavar="FILE",
+        help="what rcma-calibrate made: fits the public models to your own labels; not with --checkpoint",
+    )
+    parser.add_argument(
         "--out",
         required=True,
         metavar="PREDICTIONS",
@@ -131,7 +136,9 @@ def _predict(args: argparse.Namespace) -> int:
 
     checkpoints, inputs = _split_checkpoints(args.checkpoint, args.inputs)
     labels = _find_labels(args.annotations)
-    predictor = _load_checkpoints(checkpoints, device=device) if checkpoints else _load_public_models()
+    if checkpoints and args.calibration:
+        raise InputError("--calibration: is for the public models; leave it out with --checkpoint")
+    predictor = _load_checkpoints(checkpoints, device=device) if checkpoints else _load_public_models(args.calibration)
     settings = replace(settings, **predictor.shown_as)
     folders, sources = _sort_inputs([Path(text) for text in inputs])
     named = [*((_id_of(folder), folder) for folder in folders), *((s.video_id, s.path) for s in sources)]
@@ -225,11 +232,11 @@ def _load_checkpoints(names: Sequence[str], *, device: str) -> _Predictor:
     )
 
 
-def _load_public_models() -> _Predictor:
+def _load_public_models(calibration: str | None) -> _Predictor:
     """Load them and say on stdout which they are."""
     from rcma.experts import NOT_RCMA, PublicModels
 
-    models = PublicModels()
+    models = PublicModels(calibration=calibration)
     print(f"{NOT_RCMA}:")
     for line in models.describe():
         print(f"  {line}")

@@ -238,6 +238,8 @@ def _describe_backbone(model: RCMA, m: Modality) -> dict[str, Any]:
     described: dict[str, Any] = {"method": _METHOD, "kind": settings.kind, "precision": settings.precision}
     if settings.hf_config is not None:
         described["hf_config"] = {key: value for key, value in settings.hf_config.items() if key != "_name_or_path"}
+    if settings.kind == "onnx":
+        described["onnx"] = settings.onnx.model_dump(mode="json")
     if m == "audio" and model.settings.audio_input == "log_mel":
         described["standardised_with_sha256"] = _sha256_of_tensors({"mean": model.audio_mean, "std": model.audio_std})
     described["weights_sha256"] = _sha256_of_tensors(network.state_dict())

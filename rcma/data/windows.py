@@ -200,8 +200,8 @@ def check_face_size(settings: ModelSettings, size: int) -> None:
         InputError: naming ``faces.size`` and what fits.
     """
     side, kind = face_side(size), settings.face.kind
-    if kind in ("hf", "features") or not settings.uses("face"):
-        return  # an encoder of Hugging Face enlarges its pictures itself
+    if kind in ("hf", "onnx", "features") or not settings.uses("face"):
+        return  # encoders enlarge their pictures themselves
     if (side != IR50.side) if kind == "ir50" else (side % 8 != 0):
         wanted = str(IR50.side) if kind == "ir50" else "multiples of 8"
         raise InputError(

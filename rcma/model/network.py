@@ -12,9 +12,10 @@ from torch.distributed.nn.functional import all_reduce
 
 from preprocessing.features import PATCH_ROWS
 from preprocessing.media import HOP_LENGTH, N_MELS
-from rcma.config import MODALITIES, HeadKind, Modality, ModelSettings
+from rcma.config import MODALITIES, HeadKind, Modality, ModelSettings, OnnxSettings
 from rcma.model.backbones import IR50, HFSpeech, HFVision, SmallAudioNet, SmallFaceNet, VGGish, load_backbone_weights
 from rcma.model.fusion import Fusion
+from rcma.model.onnx_encoder import OnnxVision
 from rcma.model.tcn import TemporalConvNet
 
 PUBLISHED_HEADS: dict[str, HeadKind] = {"rjcma": "rjcma", "jca": "jca"}
@@ -184,6 +185,8 @@ class RCMA(nn.Module):
             weights = getattr(self.settings, m).weights
             if isinstance(backbone, HFVision | HFSpeech):
                 backbone.load_pretrained(str(getattr(self.settings, m).hf))
+            elif isinstance(backbone, OnnxVision):
+                backbone.load_graph(weights)
             elif weights is not None:
                 load_backbone_weights(backbone, weights)
 
@@ -372,7 +375,9 @@ def _shared_batch_norm(norm: nn.BatchNorm1d, frames: Tensor) -> Tensor:
 
 def _new_backbone(
     m: Modality, settings: ModelSettings
-) -> IR50 | VGGish | SmallFaceNet | SmallAudioNet | HFVision | HFSpeech:
+) -> IR50 | VGGish | SmallFaceNet | SmallAudioNet | HFVision | HFSpeech | OnnxVision:
+    if m == "face" and settings.face.kind == "onnx":
+        return OnnxVision(settings.face.onnx or OnnxSettings())
     backbone = settings.face if m == "face" else settings.audio
     if backbone.kind != "hf":
         return BACKBONES[m][backbone.kind]()

@@ -24,12 +24,13 @@ from numpy.typing import NDArray
 
 from preprocessing.errors import InputError
 from preprocessing.files import replace_own
-from rcma.config import MODALITIES, TARGETS, Target
+from rcma.config import MODALITIES, TARGETS
 from rcma.prediction import Prediction
 
 TableKind = Literal["csv", "parquet"]
-Experts = Mapping[str, Sequence[Target]]
-"""Targets of each public model, by its name."""
+Experts = Mapping[str, Sequence[str]]
+"""Of each public model, by its name: the targets that it gives, then its further outputs, which are the last columns of
+its values."""
 
 TABLE = "frames"
 """Name of the table's file, without its ending."""
@@ -49,7 +50,7 @@ def open_table(
     Args:
         path: of the table.
         kind: of file.
-        experts: targets of each public model that predicts, by its name; none for RCMA.
+        experts: outputs of each public model that predicts; none for RCMA.
 
     Raises:
         InputError: Parquet without the package that writes it, or a file is there that this program did not write.
@@ -68,44 +69,88 @@ def read_spreads(folder: Path) -> dict[str, tuple[NDArray[np.float32], NDArray[n
     Raises:
         InputError: the table is damaged, or Parquet and the package that reads it is not installed.
     """
-    names = ["video", *TARGETS, *SPREADS]
-    for path, read in ((folder / f"{TABLE}.csv", _read_csv), (folder / f"{TABLE}.parquet", _read_parquet)):
-        if path.is_file():
-            try:
-                columns = read(path, names)
-                if not columns["video"]:
-                    return {}
-                numbers = np.array([[_number(cell) for cell in columns[name]] for name in names[1:]], np.float32)
-            except KeyError:
-                return {}
-            except (OSError, ValueError, IndexError, csv.Error) as error:
-                raise InputError(f"{path}: cannot be read as rcma-predict's table: {error}") from None
-            videos, of_rows = np.unique(np.array(columns["video"], dtype=str), return_inverse=True)
-            order = np.argsort(of_rows, kind="stable")
-            parts = np.split(numbers[:, order], np.cumsum(np.bincount(of_rows))[:-1], axis=1)
-            n = len(TARGETS)
-            return {str(name): (part[:n].T, part[n:].T) for name, part in zip(videos, parts, strict=True)}
+    n = len(TARGETS)
+    for path in _tables(folder):
+        names = [*TARGETS, *SPREADS]
+        if set(names) <= set(_header(path)):
+            return {video: (part[:, :n], part[:, n:]) for video, part in _read_numbers(path, names).items()}
+        return {}
     return {}
 
 
-def _read_csv(path: Path, names: list[str]) -> dict[str, list[Any]]:
+def read_experts(path: Path) -> tuple[tuple[str, ...], dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]]:
+    """Read what public models said from a table, or from the one in a folder.
+
+    Returns:
+        Names of the n columns of the models; and of each video (T,n) what they said, and (T,2) valence and arousal as
+        they were predicted; NaN where there is nothing.
+
+    Raises:
+        InputError: there is no such table, or it is damaged, or no public models predicted.
+    """
+    found = next(_tables(path), None) if path.is_dir() else path
+    if found is None or not found.is_file():
+        raise InputError(f"{path}: no {TABLE}.csv or {TABLE}.parquet; rcma-predict writes one unless --table none")
+    header = _header(found)
+    if not {*TARGETS, *_SPREADS_OF_EXPERTS} <= set(header):
+        raise InputError(f"{found}: no public models predicted it; run rcma-predict without --checkpoint")
+    names = header[header.index(_SPREADS_OF_EXPERTS[-1]) + 1 :]
+    n = len(TARGETS)
+    videos = {video: (part[:, n:], part[:, :n]) for video, part in _read_numbers(found, [*TARGETS, *names]).items()}
+    return tuple(names), videos
+
+
+def _tables(folder: Path) -> Iterator[Path]:
+    yield from (path for ending in ("csv", "parquet") if (path := folder / f"{TABLE}.{ending}").is_file())
+
+
+@contextmanager
+def _table_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, IndexError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read as rcma-predict's table: {error}") from None
+
+
+def _header(path: Path) -> list[str]:
+    with _table_errors(path):
+        if path.suffix == ".parquet":
+            return list(_reading_parquet(path, lambda pq: pq.read_schema(path)).names)
+        with path.open(encoding="utf-8", newline="") as file:
+            return next(csv.reader(file), [])
+
+
+def _read_numbers(path: Path, names: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+    """(T,n) of each video, the columns of these names; NaN where a cell is empty."""
+    wanted = ["video", *names]
+    with _table_errors(path):
+        columns = (_read_parquet if path.suffix == ".parquet" else _read_csv)(path, wanted)
+        if not columns["video"]:
+            return {}
+        numbers = np.array([[_number(cell) for cell in columns[name]] for name in names], np.float32)
+    videos, of_rows = np.unique(np.array(columns["video"], dtype=str), return_inverse=True)
+    order = np.argsort(of_rows, kind="stable")
+    parts = np.split(numbers[:, order].T, np.cumsum(np.bincount(of_rows))[:-1])
+    return {str(name): part for name, part in zip(videos, parts, strict=True)}
+
+
+def _read_csv(path: Path, names: Sequence[str]) -> dict[str, list[Any]]:
     with path.open(encoding="utf-8", newline="") as file:
         rows = csv.reader(file)
         header = next(rows, [])
-        if not set(names) <= set(header):
-            raise KeyError
         places = [header.index(name) for name in names]
         cells = [[row[place] for place in places] for row in rows if row]
     return {name: [row[k] for row in cells] for k, name in enumerate(names)}
 
 
-def _read_parquet(path: Path, names: list[str]) -> dict[str, list[Any]]:
+def _read_parquet(path: Path, names: Sequence[str]) -> dict[str, list[Any]]:
+    return dict(_reading_parquet(path, lambda pq: pq.read_table(path, columns=list(names))).to_pydict())
+
+
+def _reading_parquet(path: Path, read: Callable[[Any], Any]) -> Any:
     pa, pq = _pyarrow(path.name)
     try:
-        schema = pq.read_schema(path)
-        if not set(names) <= set(schema.names):
-            raise KeyError
-        return dict(pq.read_table(path, columns=names).to_pydict())
+        return read(pq)
     except pa.ArrowInvalid as error:
         raise ValueError(str(error)) from None
 
@@ -166,7 +211,9 @@ def _spreads(prediction: Prediction, experts: Experts) -> list[NDArray[np.float3
     """The spread, and what each expert says by itself."""
     spread = [] if prediction.spread is None else list(prediction.spread.T)
     own = [
-        prediction.experts[name][:, TARGETS.index(target)] for name, targets in experts.items() for target in targets
+        prediction.experts[name][:, TARGETS.index(column) if column in TARGETS else k - len(columns)]
+        for name, columns in experts.items()
+        for k, column in enumerate(columns)
     ]
     return [*spread, *own]
 

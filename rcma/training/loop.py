@@ -26,7 +26,7 @@ from preprocessing.config import flatten
 from preprocessing.device import resolve_device
 from preprocessing.errors import InputError
 from preprocessing.files import replace_when_whole
-from rcma.config import Modality, ModelSettings, Target, TrainConfig, TrainSettings
+from rcma.config import Modality, ModelSettings, OnnxSettings, Target, TrainConfig, TrainSettings
 from rcma.data import (
     Embeddings,
     SharedBatches,
@@ -46,6 +46,7 @@ from rcma.model import (
     SCORES_FILE,
     TrainedRCMA,
     TrainingState,
+    describe_onnx,
     load_run_config,
     load_state,
     load_weights,
@@ -414,6 +415,10 @@ def _resolve(config: TrainConfig, data: TrainingData) -> TrainConfig:
     if model.face.hf is not None and "face" in model.modalities:
         face = model.face.model_copy(update={"hf_config": vision_config(model.face.hf)})
         model = model.model_copy(update={"face": face})
+    if model.face.kind == "onnx" and "face" in model.modalities:
+        assert model.face.weights is not None  # the settings refuse it
+        described = describe_onnx(model.face.onnx or OnnxSettings(), model.face.weights)
+        model = model.model_copy(update={"face": model.face.model_copy(update={"onnx": described})})
     if model.audio.hf is not None and "audio" in model.modalities:
         audio = model.audio.model_copy(update={"hf_config": speech_config(model.audio.hf)})
         model = model.model_copy(update={"audio": audio})
