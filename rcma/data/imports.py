@@ -157,6 +157,8 @@ class Clock:
         self._rate = rate
         self._folders: dict[str, Path] = {}
         self._recordings: dict[str, Path] = {}
+        if like is not None and not like.exists():
+            raise InputError(f"{like}: no such recordings or feature folders")
         if like is not None and like.is_dir() and any(like.glob("*/meta.json")):
             folders = (path.parent for path in sorted(like.glob("*/meta.json")))
             self._folders = by_video_id((as_video_id(folder.name), folder) for folder in folders)
