@@ -177,13 +177,14 @@ def test_other_files_are_refused_and_kept(tmp_path: Path, calibration: Calibrati
 def write_predictions(folder: Path, videos: list[LabelledVideo], kind: str = "csv") -> None:
     """As rcma-predict writes them of two public models."""
     experts = {"good": TARGETS, "noise": ("valence",)}
-    with open_table(folder / f"frames.{kind}", kind, experts=experts) as append:
+    with open_table(folder / f"frames.{kind}", kind) as append:
         for video in videos:
             n = len(video.values)
             nothing = np.full((n, 1), np.nan, np.float32)
             said = {"good": video.values[:, :2], "noise": np.concatenate([video.values[:, 2:], nothing], axis=1)}
             spread = np.zeros((n, 2), np.float32)
-            append(Prediction(video.video_id, np.arange(n) / RATE, video.fused, {}, spread=spread, experts=said))
+            time_s = np.arange(n) / RATE
+            append(Prediction(video.video_id, time_s, video.fused, {}, spread=spread, experts=said, outputs=experts))
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
@@ -276,7 +277,7 @@ def test_predictions_of_a_face_model_are_calibrated_on_its_logits(
     assert models.columns[face_model.name] == (*TARGETS, *(f"logit_{emotion}" for emotion in EMOTIONS))
     recordings = [coloured(tmp_path, make_video, number) for number in range(6)]
     predictions = [models.predict(features, lambda video=video: video) for features, video in recordings]
-    with open_table(tmp_path / "frames.csv", "csv", experts=models.columns) as append:
+    with open_table(tmp_path / "frames.csv", "csv") as append:
         for prediction in predictions:
             append(prediction)
     for prediction in predictions[:5]:

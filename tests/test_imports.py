@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 import yaml
 from made_features import make_features, make_labels
-from made_tables import LAYOUTS, LENGTH_S, VIDEOS, write_features, write_rows
+from made_tables import LAYOUTS, LENGTH_S, VIDEOS, value, write_features, write_rows
 
 from preprocessing.errors import InputError
 from preprocessing.features import load_features
 from preprocessing.files import sha256
 from rcma import cli
 from rcma.data.imports import FeatureSource, FeatureTable, place_on_frames
+from rcma.metrics import ccc
+from rcma.output.table import read_frames
 
 
 def table(times: Sequence[float], values: Sequence[float], ends: Sequence[float] | None = None) -> FeatureTable:
@@ -260,6 +262,39 @@ def test_a_set_in_each_layout_trains_and_evaluates(
     assert 0.75 * n_frames < scores["n_frames"] <= n_frames
 
 
+def test_a_third_target_goes_from_tables_to_scores_and_a_report(
+    features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    LAYOUTS["muse"][0](tmp_path / "labels")
+    data = {"annotations": str(tmp_path / "labels")}
+    config = write_config(tmp_path / "c.yaml", features, data, ["liking", "arousal", "valence"])
+    runs = [tmp_path / "run 1", tmp_path / "run 2"]
+    for seed, run_folder in enumerate(runs):
+        words = ["--config", str(config), "--out", str(run_folder), "--device", "cpu", "--set", f"train.seed={seed}"]
+        assert cli.train.main(words) == 0
+    words = [word for run_folder in runs for word in ("--checkpoint", str(run_folder))]
+    words += [str(features), "--out", str(tmp_path / "p"), "--format", "none", "--device", "cpu"]
+    report = ["--report", "--annotations", str(tmp_path / "labels")]
+    assert cli.predict.main([*words, *report]) == 0, capsys.readouterr().err
+    frames = read_frames(tmp_path / "p")
+    assert set(frames.targets) == {"valence", "arousal", "liking"} and set(frames.values) == set(VIDEOS)
+    page = (tmp_path / "p" / "report.html").read_text(encoding="utf-8")
+    block = page.partition('id="video-0">')[2].partition("</script>")[0]
+    shown = json.loads(block)
+    known = [label is not None for label in shown["labels"]["valence"]]
+    # Between MuSe's segments there is no label.
+    assert known == [time_s <= 5.0 or 7.0 <= time_s <= 11.75 for time_s in shown["time"]]
+    words = ["--predictions", str(tmp_path / "p"), "--annotations", str(tmp_path / "labels")]
+    assert cli.evaluate.main(words) == 0, capsys.readouterr().err
+    scores = json.loads((tmp_path / "p" / "scores.json").read_text())
+    assert scores["liking"] > 0.2 and set(scores["disagreement"]) == set(frames.targets)
+    expected = np.concatenate([value(video, "liking", frames.time_s[video]) for video in sorted(frames.values)])
+    predicted = np.concatenate([frames.values[v][:, frames.targets.index("liking")] for v in sorted(frames.values)])
+    # Labels are interpolated from four samples a second, and cover four fifths of the frames.
+    assert scores["liking"] == pytest.approx(ccc(predicted, expected), abs=0.1)
+    assert "liking" in capsys.readouterr().out
+
+
 def test_evaluation_by_time_refuses_what_it_cannot_compare(
     features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -295,7 +330,7 @@ def test_splits_of_labels_of_ones_own(features: Path, tmp_path: Path, capsys: py
     assert cli.train.main([*words, str(tmp_path / "b"), "--set", f"data.split={table}"]) == 2
     assert "split.csv, line 3" in capsys.readouterr().err
     assert cli.train.main([*words, str(tmp_path / "b"), "--set", "model.targets=[dominance]", "--fold", "1"]) == 2
-    assert "talk_a.csv, line 1: no column of dominance" in capsys.readouterr().err
+    assert ".csv, line 1: no column of dominance" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ from rcma.experts.public_models import at_frames
 from rcma.experts.registry import hash_file
 from rcma.output.table import open_table
 from rcma.prediction import Prediction, finish
+from rcma.predictor import Predictor
 
 EXPERTS = {"face": "face", "words": "text", "voice": "audio", "other voice": "audio"}
 needs_minilm = pytest.mark.skipif(
@@ -218,7 +219,7 @@ def test_voice_alone_from_the_stored_waveform(tmp_path: Path, monkeypatch: pytes
     meta = given.meta | {"settings": config}
     save_features(tmp_path / "talk", replace(given, meta=meta, log_mel=mel, waveform=waveform))
     monkeypatch.setattr("rcma.experts.public_models.detect_speech", lambda samples, threshold: [(0.0, 8.0)])
-    prediction = PublicModels()(tmp_path / "talk")
+    prediction = Predictor(fill="nan")(tmp_path / "talk")
     arousal = prediction.values[:, 1]
     there = np.isfinite(arousal)
     assert there.mean() > 0.9 and np.isnan(prediction.values[:, 0]).all()
@@ -239,7 +240,7 @@ def test_sound_that_cannot_be_had_is_a_warning(tmp_path: Path, capsys: pytest.Ca
 
 @needs_minilm
 def test_words_of_another_language_are_not_judged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    prediction = PublicModels()(speaking(tmp_path / "talk", language="de"))
+    prediction = Predictor(fill="nan")(speaking(tmp_path / "talk", language="de"))
     assert np.isnan(prediction.values).all() and "'de'" in caplog.text
 
 
@@ -290,10 +291,10 @@ def test_columns_are_those_of_the_run_whatever_the_first_video_has(tmp_path: Pat
     values = some_values(5)
     silent = {name: np.full((5, 2), np.nan, np.float32) for name in columns}
     spoken = {name: values[name].astype(np.float32) for name in columns}
-    with open_table(path, kind, experts=columns) as append:
+    with open_table(path, kind) as append:
         for name, experts in (("a", silent), ("b", spoken)):
             mean, spread = fuse(experts, EXPERTS)
-            append(Prediction(name, np.arange(5) / 25, mean, {}, spread=spread, experts=experts))
+            append(Prediction(name, np.arange(5) / 25, mean, {}, spread=spread, experts=experts, outputs=columns))
     if kind == "csv":
         rows = [{name: float(cell) if cell else None for name, cell in row.items() if name != "video"}
                 for row in rows_of(path)]  # fmt: skip

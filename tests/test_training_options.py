@@ -38,7 +38,7 @@ from rcma.metrics import ccc, n_loss_terms, training_loss
 from rcma.model.backbones import IR50, VGGish
 from rcma.model.checkpoint import load_run_config, load_state
 from rcma.model.network import BACKBONES, RCMA
-from rcma.prediction.predictor import predict_frames, predict_video, to_abaw_columns
+from rcma.prediction import Checkpoints, predict_video
 from rcma.training.loop import train
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -422,7 +422,7 @@ def test_one_modality_trains_with_modality_dropout_for_several(root: Path, tmp_p
         )
         run = tmp_path / "-".join(modalities)
         train(config, run, device="cpu")
-        prediction = rcma.predict(rcma.load_model(run), root / "features" / "video3")
+        prediction = rcma.Predictor(rcma.load_model(run))(root / "features" / "video3").values
         assert np.isfinite(prediction).all()
 
 
@@ -436,10 +436,11 @@ def test_several_models_are_averaged_and_complete_each_other(
         runs.append(tmp_path / name)
     models = [rcma.load_model(run) for run in runs]
     features = load_features(root / "features" / "video3")
-    one, two = (to_abaw_columns(model, rcma.predict(model, features)) for model in models)
-    mean = predict_frames(models, features).values
-    np.testing.assert_allclose(mean[:, 0], (one[:, 0] + two[:, 0]) / 2, atol=1e-6)
-    np.testing.assert_allclose(mean[:, 1], one[:, 1], atol=1e-6)
+    one, two = (rcma.Predictor(model)(features) for model in models)
+    assert one.targets == ("valence", "arousal") and two.targets == ("valence",)
+    mean = Checkpoints(models).predict(features).values
+    np.testing.assert_allclose(mean[:, 0], (one.valence + two.valence) / 2, atol=1e-6)
+    np.testing.assert_allclose(mean[:, 1], one.arousal, atol=1e-6)
     video = str(root / "features" / "video3")
     arguments = ["--checkpoint", str(runs[0]), str(runs[1]), video, "--out", str(tmp_path / "out"), "--device", "cpu"]
     assert cli.predict.main(arguments) == 0
@@ -471,7 +472,7 @@ def test_a_run_for_each_target_makes_both_columns(
     assert cli.predict.main(arguments) == 0, capsys.readouterr().err
     written = np.loadtxt(tmp_path / "out" / "video3.txt", delimiter=",", skiprows=1)
     for column, run in enumerate(runs.values()):
-        np.testing.assert_allclose(written[:, column], rcma.predict(rcma.load_model(run), video)[:, 0], atol=1e-6)
+        np.testing.assert_allclose(written[:, column], rcma.Predictor(run)(video).values[:, 0], atol=1e-6)
 
 
 @pytest.mark.parametrize("stop_at", [(1, 2), (2, 1), (2, 3)])
@@ -526,7 +527,7 @@ def test_any_vision_encoder_of_hugging_face_trains_and_loads_without_its_files(r
         assert model.embedding_widths["face"] == width
         loaded = model.backbone["face"].model.state_dict()
         assert all(torch.equal(loaded[key], before[key]) for key in before)
-        assert np.isfinite(rcma.predict(model, root / "features" / "video3")).all()
+        assert np.isfinite(rcma.Predictor(model)(root / "features" / "video3").values).all()
         if name == "vit":
             assert model.backbone["face"].image_mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
 

@@ -2,7 +2,14 @@
 Out: windows of tensors, folds, and embeddings that are computed once.
 """
 
-from rcma.data.compatibility import check_like_training, face_source, other_source, settings_for_raw_videos
+from rcma.data.compatibility import (
+    change_raw_video_settings,
+    check_like_training,
+    face_source,
+    fixed_settings,
+    other_source,
+    settings_for_raw_videos,
+)
 from rcma.data.embeddings import Embeddings, embed_videos
 from rcma.data.imports import Clock, FeatureSource, import_video
 from rcma.data.labels import Labels, holds_tables, labels_at, open_labels
@@ -32,6 +39,7 @@ __all__ = [
     "TrainingData",
     "Video",
     "WindowDataset",
+    "change_raw_video_settings",
     "check_face_size",
     "check_like_training",
     "check_sound",
@@ -41,6 +49,7 @@ __all__ = [
     "embed_videos",
     "face_source",
     "fit_normalisation",
+    "fixed_settings",
     "holds_tables",
     "import_video",
     "labels_at",

@@ -9,14 +9,17 @@ threads that share one wait for each other longer than they work.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from preprocessing.threads import use_cores
 from rcma.fast_cpu.winograd import Place, WinogradConvolution
 from rcma.model import IR50, RCMA, IRUnit, VGGish
 
@@ -261,9 +264,15 @@ def _share_out(work: Embed, images: Tensor) -> Tensor:
     n_threads = torch.get_num_threads()
     n_rounds = math.ceil(len(images) / (_IMAGES_AT_ONCE * n_threads))
     n_pieces = min(n_rounds * n_threads, len(images))
-    torch.set_num_threads(1)  # holds for the new threads
-    try:
-        with ThreadPoolExecutor(n_threads) as pool:
-            return torch.cat(list(pool.map(torch.no_grad()(work), images.tensor_split(n_pieces))))
-    finally:
-        torch.set_num_threads(n_threads)
+    return torch.cat(list(_threads(n_threads).map(torch.no_grad()(work), images.tensor_split(n_pieces))))
+
+
+@cache
+def _threads(n: int) -> ThreadPoolExecutor:
+    """Threads of one core each, shared by all that predict at the same time."""
+    return ThreadPoolExecutor(n, "fast_cpu", initializer=use_cores, initargs=(1,))
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, where nothing is forked
+    # The threads of a process are not there in one that is forked from it.
+    os.register_at_fork(after_in_child=_threads.cache_clear)

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from preprocessing.errors import InputError
 from preprocessing.features import load_features
+from preprocessing.files import refuse_to_overwrite
 from preprocessing.run import Status, separate_process
-from rcma.abaw import Format, Location, per_video_file, write_per_video, write_single_file
+from rcma.abaw import (
+    Format,
+    Location,
+    per_video_file,
+    reconcile,
+    require_writable_ids,
+    write_single_file,
+)
+from rcma.config import TARGETS, Target
 from rcma.output.report import ReportedVideo, write_report
-from rcma.output.table import TABLE, Experts, TableKind, open_table
-from rcma.prediction import FillKind, Prediction, SmoothKind, finish
+from rcma.output.table import TABLE, TableKind, open_table
+from rcma.prediction import Prediction
 
 SINGLE_FILE = "predictions.txt"
 REPORT = "report.html"
@@ -32,18 +41,9 @@ class OutputSettings:
     template: Sequence[Location] | None = None
     """Rows of the single file; None: every frame of every video."""
     table: TableKind | None = "csv"
-    smoothing: tuple[SmoothKind, float] | None = None
-    """See :func:`rcma.prediction.postprocess.finish`."""
-    fill: FillKind = "nearest"
     report: bool = False
     overlay: Path | None = None
     """A ``.mp4`` file for the only video, or a folder for ``<video_id>.mp4`` of each."""
-    experts: Experts = field(default_factory=dict)
-    """Targets of each public model that predicts, by its name; empty for RCMA."""
-    predicted_by: str = ""
-    """Added to the title of the page, if it was not RCMA that predicted."""
-    about: Sequence[str] = ()
-    """What the page says of the models that predicted, a line each."""
 
     @property
     def single_file_path(self) -> Path:
@@ -59,6 +59,42 @@ class OutputSettings:
         """Where the overlay of a video goes."""
         assert self.overlay is not None
         return self.overlay if self.overlay.suffix else self.overlay / f"{video_id}.mp4"
+
+    def check_targets(self, targets: Sequence[Target]) -> None:
+        """Raise InputError for outputs that need valence and arousal, if one of them is not predicted."""
+        missing = [target for target in TARGETS if target not in targets]
+        if not missing:
+            return
+        what = f"the model predicts {', '.join(targets)}, not {missing[0]}"
+        if self.format is not None:
+            raise InputError(
+                f"--format {self.format}: {what}, but files of the ABAW challenge need both valence and arousal; add "
+                "--format none, or a --checkpoint that predicts the other"
+            )
+        if self.report or self.overlay is not None:
+            option = "--report" if self.report else "--overlay"
+            raise InputError(f"{option}: {what}, and shows valence and arousal only; the table has all targets")
+
+    def check_videos(self, video_ids: Sequence[str]) -> None:
+        """Raise InputError if files of these videos cannot have their names, or would replace what they must not."""
+        require_writable_ids(video_ids, self.format, has_template=self.template is not None)
+        refuse_to_overwrite(self.paths(video_ids))
+
+    def reconcile(self, n_frames: Mapping[str, int]) -> list[str]:
+        """Compare what will be predicted with what is asked for.
+
+        Args:
+            n_frames: of each video_id.
+
+        Returns:
+            A line for each video whose frames are not exactly the template's.
+
+        Raises:
+            InputError: the template is not covered, or there is one overlay for several videos.
+        """
+        if self.overlay is not None and self.overlay.suffix and len(n_frames) > 1:
+            raise InputError(f"--overlay {self.overlay}: there are {len(n_frames)} videos; give a folder")
+        return [] if self.template is None else reconcile(self.template, n_frames)
 
     def paths(self, video_ids: Sequence[str]) -> list[Path]:
         """Every file that :func:`write_outputs` will write for these videos."""
@@ -82,15 +118,22 @@ class Written:
 
 
 def write_outputs(
-    videos: Iterable[ReportedVideo], settings: OutputSettings, *, status: Callable[[str], None]
+    videos: Iterable[ReportedVideo],
+    settings: OutputSettings,
+    *,
+    predicted_by: str = "",
+    about: Sequence[str] = (),
+    status: Callable[[str], None],
 ) -> Written:
     """Write all that is asked for; each video's own files as soon as it comes, the common ones at the end.
 
     Only files that this function wrote before are replaced.
 
     Args:
-        videos: predictions as the models gave them.
+        videos: predictions, smoothed and filled.
         settings: what to write.
+        predicted_by: added to the title of the page, if it was not RCMA that predicted.
+        about: what the page says of the models that predicted, a line each.
         status: is told in a few words what is being done.
 
     Raises:
@@ -99,19 +142,20 @@ def write_outputs(
     """
     done: list[ReportedVideo] = []
     failures: list[str] = []
-    table = open_table(settings.table_path, settings.table, experts=settings.experts) if settings.table else None
+    table = open_table(settings.table_path, settings.table) if settings.table else None
     with table or nullcontext(_write_nothing) as append_to_table, separate_process(status=status) as call:
         for video in videos:
-            video = replace(
-                video, prediction=finish(video.prediction, fill=settings.fill, smoothing=settings.smoothing)
-            )
+            prediction = video.prediction
             if settings.format == "per-video":
-                write_per_video(settings.folder, video.prediction.video_id, video.prediction.values)
-            append_to_table(video.prediction)
+                prediction.save_abaw(per_video_file(settings.folder, prediction.video_id))
+            append_to_table(prediction)
+            if settings.report or settings.overlay is not None or settings.format is not None:
+                # What follows knows these two.
+                video = replace(video, prediction=prediction.select(TARGETS))
             if settings.overlay is not None:
                 try:
                     # Decoding may crash its process.
-                    call(video.video, _overlay, video, settings.overlay_path(video.prediction.video_id))
+                    call(video.video, _overlay, video, settings.overlay_path(prediction.video_id))
                 except InputError as error:
                     failures.append(str(error))
             done.append(video)
@@ -120,12 +164,12 @@ def write_outputs(
         write_single_file(settings.single_file_path, values, template=settings.template)
     remarks: tuple[str, ...] = ()
     if settings.report:
-        by = f" ({settings.predicted_by})" if settings.predicted_by else ""
+        by = f" ({predicted_by})" if predicted_by else ""
         remarks = write_report(
             settings.folder / REPORT,
             done,
             title=f"Valence and arousal: {settings.folder.resolve().name}{by}",
-            about=settings.about,
+            about=about,
             on_video=lambda name: status(f"{REPORT}: {name}"),
         )
     n_frames = sum(len(video.prediction.time_s) for video in done)
