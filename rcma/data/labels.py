@@ -281,11 +281,12 @@ def _sort_tables(
     files: dict[str, list[_File]] = {}
     split: dict[str, Split] = {}
     split_of = {name.lower(): split for split, name in SPLIT_FOLDERS.items()}
+    # A video with a file of its own name has no VIDEO_RATER.csv beside it: that is another video.
+    with_suffix = set(video_ids) - {video_id_of(path) for path in paths}
     for path in paths:
         stem = video_id_of(path)
-        video_id = max((known for known in video_ids if stem.startswith(f"{known}_")), key=len, default=stem)
-        if stem in video_ids:
-            video_id = stem
+        video_id = max((known for known in with_suffix if stem.startswith(f"{known}_")), key=len, default=stem)
+        video_id = stem if stem in video_ids else video_id
         folders = path.relative_to(folder).parts[:-1]
         suffix = stem.removeprefix(video_id).split("_")[1:]
         parts = (*(name for name in folders if name.lower() not in split_of), *suffix)

@@ -113,7 +113,9 @@ def _open_videos(
         except InputError as error:
             warnings.append(f"{error}: not used")
             continue
-        labels = source.at(features.video_id, features.time_s, targets, delay_s=delay_s, on_warning=warnings.append)
+        # Not the id of the features: the folder may be a link to one of another name.
+        video_id = as_video_id(folder.name)
+        labels = source.at(video_id, features.time_s, targets, delay_s=delay_s, on_warning=warnings.append)
         yield Video(folder, labels, reader)
 
 
