@@ -257,6 +257,12 @@ def test_two_files_for_one_video_are_refused(tmp_path: Path, files: list[str], s
         open_labels(tmp_path)
 
 
+def test_a_video_with_a_file_of_its_own_name_has_no_raters_beside_it(tmp_path: Path) -> None:
+    for name in ("v.csv", "v_2.csv", "w_anna.csv", "w_bob.csv", "x_left_anna.csv"):
+        write(tmp_path / name, "time,valence\n0,0\n1,0\n")
+    assert open_labels(tmp_path, video_ids=["v", "w", "x", "x_left"]).videos == ("v", "v_2", "w", "x_left")
+
+
 def test_one_table_needs_a_video_in_each_row(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"a\.csv, line 1: a column video"):
         open_labels(write(tmp_path / "a.csv", "time,valence\n0,0\n"))

@@ -83,6 +83,7 @@ class FeatureSource:
         """
         path, _, rate = text.rpartition("@") if not Path(text).exists() else (text, "", "")
         self.path, self._columns, self._unit = Path(path), columns, unit
+        self._last: tuple[Path, FeatureTable] | None = None
         self._rate = _parse_rate(text, rate) if rate or not path else None
         if self.path.is_file():
             found = [self.path]
@@ -132,6 +133,12 @@ class FeatureSource:
         return {"path": str(path.absolute()), "sha256": sha256(path), "unit": table.unit, "columns": columns}
 
     def _read(self, path: Path) -> FeatureTable:
+        # The first table is asked for its columns, and then for its rows.
+        if self._last is None or self._last[0] != path:
+            self._last = path, self._parse(path)
+        return self._last[1]
+
+    def _parse(self, path: Path) -> FeatureTable:
         if path.suffix.lower() == ".npy":
             assert self._rate is not None
             return _read_array(path, self._rate)

@@ -74,7 +74,8 @@ class Table:
         """
         cells = [[row[column] for column in columns] for row in self.rows]
         try:
-            values = np.array(cells, dtype=np.float64).reshape(len(cells), len(columns))
+            # Several times as fast as numpy.array(cells).
+            values = np.array([list(map(float, row)) for row in cells]).reshape(len(cells), len(columns))
         except ValueError:
             values = self._parse(cells, columns)
         if np.isinf(values).any():
