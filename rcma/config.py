@@ -266,7 +266,7 @@ class DataSettings(Settings):
     given that much later."""
     folds: Literal["published", "subject-disjoint"] = "published"
     """How ``fold`` divides the annotated videos: five blocks of the sorted training videos, as in the authors' code, or
-    five parts of all videos; see :func:`rcma.data.open_training_data`."""
+    five parts of all videos; see :func:`rcma.data.splits.divide`."""
     fold: Annotated[int, Field(ge=0, le=5)] = 0
     """0: the official split, or that of ``split``."""
     split: Path | None = None

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,12 +85,22 @@ def read_frames(folder: Path) -> PredictedFrames | None:
     )
 
 
-def read_experts(path: Path) -> tuple[tuple[str, ...], dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]]:
+class SaidByExperts(NamedTuple):
+    """What public models said of a video of T frames."""
+
+    time_s: NDArray[np.float64]
+    """(T,) presentation times."""
+    values: NDArray[np.float32]
+    """(T,n) what each said, NaN where it said nothing."""
+    fused: NDArray[np.float32]
+    """(T,2) valence and arousal as they were predicted, NaN where nothing was."""
+
+
+def read_experts(path: Path) -> tuple[tuple[str, ...], dict[str, SaidByExperts]]:
     """Read what public models said from a table, or from the one in a folder.
 
     Returns:
-        Names of the n columns of the models; and of each video (T,n) what they said, and (T,2) valence and arousal as
-        they were predicted; NaN where there is nothing.
+        Names of the n columns of the models; and what they said of each video.
 
     Raises:
         InputError: there is no such table, or it is damaged, or no public models predicted.
@@ -103,9 +113,10 @@ def read_experts(path: Path) -> tuple[tuple[str, ...], dict[str, tuple[NDArray[n
         raise InputError(f"{found}: no public models predicted it; run rcma-predict without --checkpoint")
     names = header[header.index(_SPREADS_OF_EXPERTS[-1]) + 1 :]
     n = len(TARGETS)
-    parts = _read_numbers(found, [*TARGETS, *names])
+    parts = _read_numbers(found, ["time_s", *TARGETS, *names])
     return tuple(names), {
-        video: (part[:, n:].astype(np.float32), part[:, :n].astype(np.float32)) for video, part in parts.items()
+        video: SaidByExperts(part[:, 0], part[:, n + 1 :].astype(np.float32), part[:, 1 : n + 1].astype(np.float32))
+        for video, part in parts.items()
     }
 
 
