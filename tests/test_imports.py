@@ -12,6 +12,7 @@ import yaml
 from made_features import make_features, make_labels
 from made_tables import LAYOUTS, LENGTH_S, VIDEOS, value, write_features, write_rows
 
+from preprocessing.cli import main as preprocess
 from preprocessing.errors import InputError
 from preprocessing.features import load_features
 from preprocessing.files import sha256
@@ -102,7 +103,7 @@ def test_all_kinds_of_tables_give_the_same_features(tmp_path: Path, capsys: pyte
     x = np.arange(6, dtype=np.float32)
     np.testing.assert_array_equal(features.vectors["face"], np.stack([x, -x, x, -x], axis=1))
     np.testing.assert_array_equal(features.vectors["audio"], np.stack([x, -x], axis=1))
-    one, other = features.meta["imported"]["face"]
+    one, other = features.meta["source"]["tables"]["face"]
     assert (one["sha256"], one["columns"], one["unit"]) == (sha256(tmp_path / "csv" / "v.csv"), ["x", "y"], "s")
     assert (other["sha256"], other["unit"]) == (sha256(tmp_path / "npy" / "v.npy"), "10 Hz")
     # An earlier import is replaced; features made of a recording never are.
@@ -124,7 +125,7 @@ def test_frames_are_those_of_feature_folders(tmp_path: Path, capsys: pytest.Capt
     features = load_features(tmp_path / "features" / "v")
     np.testing.assert_array_equal(features.time_s, made.time_s)
     np.testing.assert_array_equal(features.vectors["audio"][:, 0], [1, 1, 1, 2, 2, 2, 2, 2, 3, 3, 3, 3])
-    assert features.meta["source"] == made.meta["source"]
+    assert features.meta["source"].items() >= made.meta["source"].items()
 
 
 def test_openface_rows_without_success_are_not_there(tmp_path: Path) -> None:
@@ -205,6 +206,17 @@ def test_arrays_that_are_no_features_are_refused(tmp_path: Path, array: np.ndarr
     np.save(tmp_path / "v.npy", array)
     with pytest.raises(InputError, match=r"v\.npy"):
         FeatureSource(f"{tmp_path}@10", columns={}, unit="auto").read("v")
+
+
+def test_imported_features_are_not_replaced_by_those_of_the_recording(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_rows(tmp_path / "t" / "v.csv", ["time", "x"], [[0, 1.0], [1, 2.0]])
+    assert run("--face", tmp_path / "t", "--rate", 2, "--out", tmp_path / "f") == 0
+    (tmp_path / "v.mp4").touch()
+    assert preprocess([str(tmp_path / "v.mp4"), "--out", str(tmp_path / "f"), "--set", "speech.backend=none"]) == 1
+    assert "rcma-import made" in capsys.readouterr().err
+    assert "face" in load_features(tmp_path / "f" / "v").vectors
 
 
 # From tables to scores.

@@ -15,7 +15,6 @@ Frames without a row are NaN.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -242,6 +241,8 @@ def import_video(
         lines.append(f"{modality} {width} columns in {n_there} of {len(time_s)} frames ({how})")
     meta = {
         **known,
+        # Beside the recording, if there is one: the tables are what the features were made from.
+        "source": {**known["source"], "tables": described},
         "subjects": [],
         "n_frames": len(time_s),
         "frame_rate": 1 / usual_step(time_s) if len(time_s) > 1 else 0.0,
@@ -249,7 +250,6 @@ def import_video(
         "language": None,
         "settings": PreprocessConfig().model_dump(mode="json"),
         "warnings": {},
-        "imported": described,
     }
     save_features(folder, features_from_vectors(video_id, meta, time_s, vectors))
     return lines
@@ -344,7 +344,7 @@ def _read_parquet(path: Path) -> Table:
         raise InputError(f'{path}: pyarrow is not installed; pip install "rcma[parquet]"') from None
     try:
         content = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: cannot be read as Parquet: {' '.join(str(error).split())}") from None
     if not content.num_rows:
         raise InputError(f"{path}: no rows in it")
@@ -372,9 +372,8 @@ def _difference(given: Sequence[str], wanted: Sequence[str]) -> str:
 
 
 def _refuse_what_was_not_imported(folder: Path) -> None:
-    if own_source(folder) is not None:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        if "imported" not in meta:
-            raise InputError(
-                f"{folder}: features that rcma-preprocess made, and not replaced by imported ones; give another --out"
-            )
+    made_from = own_source(folder)
+    if made_from is not None and "tables" not in made_from:
+        raise InputError(
+            f"{folder}: features that rcma-preprocess made, and not replaced by imported ones; give another --out"
+        )
