@@ -220,15 +220,21 @@ class Predictor:
         return videos
 
     def predict_many(
-        self, videos: Iterable[PreparedVideo], *, on_failure: Callable[[object], object] = log.error
+        self,
+        videos: Iterable[PreparedVideo],
+        *,
+        status: Callable[[str], object] = lambda _: None,
+        on_failure: Callable[[object], object] = log.error,
     ) -> Iterator[tuple[PreparedVideo, Prediction]]:
         """Predict videos of :meth:`prepare` one by one; what fails is left out.
 
         Args:
             videos: taken from the iterable when their turn comes.
+            status: is told the video_id of each before the work on it.
             on_failure: is told of each video that fails, in one line.
         """
         for video in videos:
+            status(video.video_id)
             try:
                 prediction = self(video)
             except InputError as error:

@@ -280,6 +280,16 @@ def test_report_says_who_predicted_and_shows_each_of_them(tmp_path: Path) -> Non
     page = (out / "report.html").read_text(encoding="utf-8")
     assert f"<h1>Valence and arousal: out ({NOT_RCMA})</h1>" in page
     assert '"experts":{' in page and "AUC .92 to .99" in page
+    assert "zeros are filled in" not in page
+
+
+def test_report_does_not_show_what_no_model_said_as_a_mean_of_zero(tmp_path: Path) -> None:
+    pytest.importorskip("plotly")
+    speaking(tmp_path / "talk", language="de")
+    out = tmp_path / "out"
+    assert cli.predict.main([str(tmp_path / "talk"), "--out", str(out), "--report"]) == 0
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert '"mean":{"valence":null,"arousal":null}' in page and page.count("the zeros are filled in") == 2
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])

@@ -6,7 +6,7 @@ import argparse
 import logging
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -22,13 +22,12 @@ from preprocessing.console import (
 )
 from preprocessing.errors import InputError
 from rcma.cli.arguments import add_label_arguments, label_settings
-from rcma.config import TARGETS
 
 if TYPE_CHECKING:
     from rcma.abaw import Format
     from rcma.data import Labels
-    from rcma.output import OutputSettings, ReportedVideo
-    from rcma.prediction import SmoothKind
+    from rcma.output import OutputSettings
+    from rcma.prediction import Prediction, SmoothKind
     from rcma.predictor import Predictor, PreparedVideo
 
 CACHE_FOLDER = "features"
@@ -103,20 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="OUT.mp4",
         help="the video with face box, words and gauge drawn in; a folder, if there are several videos",
     )
-    raw = parser.add_argument_group("preprocessing of raw videos")
-    raw.add_argument(
-        "--set",
-        dest="overrides",
-        metavar="KEY=VALUE",
-        action="append",
-        default=[],
-        help="change one setting, for example speech.backend=faster-whisper; without, the settings are those of the "
-        "training; those that change what the model sees are refused; may be given many times",
-    )
-    raw.add_argument("--language", metavar="CODE", help="speech.language: such as en; without, it is detected")
-    raw.add_argument(
-        "--workers", type=int, metavar="N", help="videos at the same time; without: one for two cores, at most 8"
-    )
+    _add_raw_video_arguments(parser)
     add_common_arguments(parser)
     return run_command(_predict, parser, argv)
 
@@ -141,6 +127,23 @@ def _add_challenge_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_raw_video_arguments(parser: argparse.ArgumentParser) -> None:
+    raw = parser.add_argument_group("preprocessing of raw videos")
+    raw.add_argument(
+        "--set",
+        dest="overrides",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="change one setting, for example speech.backend=faster-whisper; without, the settings are those of the "
+        "training; those that change what the model sees are refused; may be given many times",
+    )
+    raw.add_argument("--language", metavar="CODE", help="speech.language: such as en; without, it is detected")
+    raw.add_argument(
+        "--workers", type=int, metavar="N", help="videos at the same time; without: one for two cores, at most 8"
+    )
+
+
 def _predict(args: argparse.Namespace) -> int:
     settings = _output_settings(args)
     from preprocessing.inputs import sort_inputs
@@ -148,6 +151,7 @@ def _predict(args: argparse.Namespace) -> int:
     from rcma.predictor import Predictor
 
     checkpoints, given = _split_checkpoints(args.checkpoint, args.inputs)
+    failures = _Failures()
     predictor = Predictor(
         checkpoints or None,
         device=args.device,
@@ -163,7 +167,6 @@ def _predict(args: argparse.Namespace) -> int:
     # Before the work, not after hours of it.
     settings.check_videos(inputs.video_ids)
     _open_labels(args, inputs.video_ids)
-    failures = _Failures()
     videos = predictor.prepare(
         inputs, features=settings.folder / CACHE_FOLDER, workers=args.workers, progress=True, on_failure=failures.tell
     )
@@ -172,65 +175,21 @@ def _predict(args: argparse.Namespace) -> int:
     for remark in settings.reconcile({video.video_id: video.n_frames for video in videos}):
         print(remark, file=sys.stderr)
     with Reporter(len(videos), unit="video") as reporter:
-        # Recordings are shown nowhere else.
-        shows_them = settings.report or settings.overlay is not None
-        labels = _open_labels(args, [video.video_id for video in videos])
-        reported = _report(predictor, videos, labels, failures, reporter, show_recordings=shows_them)
-        written = write_outputs(
-            reported,
+        predicted = predictor.predict_many(videos, status=reporter.status, on_failure=failures.tell)
+        n_videos, n_frames = write_outputs(
+            _tell_of_each(predicted, reporter),
             settings,
+            labels=_open_labels(args, [video.video_id for video in videos]),
             predicted_by=predictor.models.name,
             about=predictor.models.describe(),
             status=reporter.status,
+            on_failure=failures.tell,
         )
-    for line in written.failures:
-        failures.tell(line)
-    for line in written.remarks:
-        log.warning(line)
     where = settings.single_file_path if settings.format == "single-file" else settings.folder
     by = f" ({predictor.models.name})" if predictor.models.name else ""
-    print(
-        f"{written.n_frames} frames of {written.n_videos} videos are in {where}{by}"
-        + (f"; {failures.n} failed" if failures.n else "")
-    )
+    failed = f"; {failures.n} failed" if failures.n else ""
+    print(f"{n_frames} frames of {n_videos} videos are in {where}{by}{failed}")
     return EXIT_SOME_FAILED if failures.n else EXIT_DONE
-
-
-def _report(
-    predictor: Predictor,
-    videos: Sequence[PreparedVideo],
-    labels: Labels | None,
-    failures: _Failures,
-    reporter: Reporter,
-    *,
-    show_recordings: bool,
-) -> Iterator[ReportedVideo]:
-    """Predict videos; tell of each, and leave out those that fail."""
-    from rcma.output import ReportedVideo
-
-    def announced() -> Iterator[PreparedVideo]:
-        for video in videos:
-            reporter.status(video.video_id)
-            yield video
-
-    for video, prediction in predictor.predict_many(announced(), on_failure=failures.tell):
-        name, recording, annotation = video.video_id, None, None
-        notes: list[str] = []
-        try:
-            if labels is not None and name in labels.videos:
-                annotation = labels.at(name, prediction.time_s, TARGETS, on_warning=notes.append)
-        except InputError as error:
-            failures.tell(error)
-            continue
-        if show_recordings:
-            try:
-                recording = video.find_recording()
-            except InputError as error:
-                log.warning(f"{name}: no pictures of the video: {error}")
-        yield ReportedVideo(prediction, video.folder, recording, annotation, notes)
-        # Not a NaN: it equals itself.
-        spoke = [f"{who} {(values == values).any(axis=1).mean():.0%}" for who, values in prediction.experts.items()]
-        reporter.finished(f"{name}: {video.n_frames} frames" + (f"; {', '.join(spoke)}" if spoke else ""))
 
 
 def _open_labels(args: argparse.Namespace, video_ids: Sequence[str]) -> Labels | None:
@@ -239,6 +198,16 @@ def _open_labels(args: argparse.Namespace, video_ids: Sequence[str]) -> Labels |
     if not args.annotations:
         return None
     return open_labels(Path(args.annotations), label_settings(args), video_ids=video_ids)
+
+
+def _tell_of_each(
+    predicted: Iterable[tuple[PreparedVideo, Prediction]], reporter: Reporter
+) -> Iterator[tuple[PreparedVideo, Prediction]]:
+    for video, prediction in predicted:
+        yield video, prediction
+        # Not a NaN: it equals itself.
+        spoke = [f"{who} {(values == values).any(axis=1).mean():.0%}" for who, values in prediction.experts.items()]
+        reporter.finished("; ".join([f"{video.video_id}: {video.n_frames} frames", *spoke]))
 
 
 def _print_models(predictor: Predictor) -> None:

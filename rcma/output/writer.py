@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from preprocessing.errors import InputError
 from preprocessing.features import load_features
@@ -20,12 +24,16 @@ from rcma.abaw import (
     write_single_file,
 )
 from rcma.config import TARGETS, Target
+from rcma.data import Labels
 from rcma.output.report import ReportedVideo, write_report
 from rcma.output.table import TABLE, TableKind, open_table
 from rcma.prediction import Prediction
+from rcma.predictor import PreparedVideo
 
 SINGLE_FILE = "predictions.txt"
 REPORT = "report.html"
+
+log = logging.getLogger("rcma")
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,11 @@ class OutputSettings:
     report: bool = False
     overlay: Path | None = None
     """A ``.mp4`` file for the only video, or a folder for ``<video_id>.mp4`` of each."""
+
+    @property
+    def shows_recordings(self) -> bool:
+        """Whether anything shows pictures of the videos."""
+        return self.report or self.overlay is not None
 
     @property
     def single_file_path(self) -> Path:
@@ -71,7 +84,7 @@ class OutputSettings:
                 f"--format {self.format}: {what}, but files of the ABAW challenge need both valence and arousal; add "
                 "--format none, or a --checkpoint that predicts the other"
             )
-        if self.report or self.overlay is not None:
+        if self.shows_recordings:
             option = "--report" if self.report else "--overlay"
             raise InputError(f"{option}: {what}, and shows valence and arousal only; the table has all targets")
 
@@ -105,64 +118,67 @@ class OutputSettings:
         return paths + ([self.overlay_path(name) for name in video_ids] if self.overlay else [])
 
 
-@dataclass(frozen=True)
-class Written:
-    """What came of it."""
-
-    n_videos: int
-    n_frames: int
-    failures: tuple[str, ...]
-    """Overlays that could not be written, a line each."""
-    remarks: tuple[str, ...]
-    """What the page leaves out, a line each."""
-
-
 def write_outputs(
-    videos: Iterable[ReportedVideo],
+    predicted: Iterable[tuple[PreparedVideo, Prediction]],
     settings: OutputSettings,
     *,
+    labels: Labels | None = None,
     predicted_by: str = "",
     about: Sequence[str] = (),
     status: Callable[[str], None],
-) -> Written:
+    on_failure: Callable[[str], object],
+) -> tuple[int, int]:
     """Write all that is asked for; each video's own files as soon as it comes, the common ones at the end.
 
-    Only files that this function wrote before are replaced.
+    Only files that this function wrote before are replaced. What the page leaves out is a warning.
 
     Args:
-        videos: predictions, smoothed and filled.
+        predicted: as :meth:`rcma.predictor.Predictor.predict_many` gives them.
         settings: what to write.
+        labels: of videos, for the page.
         predicted_by: added to the title of the page, if it was not RCMA that predicted.
         about: what the page says of the models that predicted, a line each.
         status: is told in a few words what is being done.
+        on_failure: is told of each overlay that cannot be written, and of labels that cannot be read, in one line.
+
+    Returns:
+        How many videos there were, and how many frames.
 
     Raises:
         InputError: the template is not covered, a package is missing, or one of :meth:`OutputSettings.paths` is there
             already and must not be replaced.
     """
+    n_videos = n_frames = 0
     done: list[ReportedVideo] = []
-    failures: list[str] = []
+    of_challenge: dict[str, NDArray[np.float32]] = {}
     table = open_table(settings.table_path, settings.table) if settings.table else None
     with table or nullcontext(_write_nothing) as append_to_table, separate_process(status=status) as call:
-        for video in videos:
-            prediction = video.prediction
+        for video, prediction in predicted:
+            n_videos, n_frames = n_videos + 1, n_frames + len(prediction.time_s)
             if settings.format == "per-video":
-                prediction.save_abaw(per_video_file(settings.folder, prediction.video_id))
+                prediction.save_abaw(per_video_file(settings.folder, video.video_id))
+            elif settings.format == "single-file":
+                of_challenge[video.video_id] = prediction.select(TARGETS).values
             append_to_table(prediction)
-            if settings.report or settings.overlay is not None or settings.format is not None:
-                # What follows knows these two.
-                video = replace(video, prediction=prediction.select(TARGETS))
+            if not settings.shows_recordings:
+                continue
+            notes: list[str] = []
+            shown = ReportedVideo(
+                prediction.select(TARGETS),
+                video.folder,
+                _find_recording(video),
+                _read_labels(labels, prediction, on_warning=notes.append, on_failure=on_failure),
+                notes,
+            )
             if settings.overlay is not None:
                 try:
                     # Decoding may crash its process.
-                    call(video.video, _overlay, video, settings.overlay_path(prediction.video_id))
+                    call(shown.video, _overlay, shown, settings.overlay_path(video.video_id))
                 except InputError as error:
-                    failures.append(str(error))
-            done.append(video)
+                    on_failure(str(error))
+            done.append(shown)
     if settings.format == "single-file":
-        values = {video.prediction.video_id: video.prediction.values for video in done}
-        write_single_file(settings.single_file_path, values, template=settings.template)
-    remarks: tuple[str, ...] = ()
+        write_single_file(settings.single_file_path, of_challenge, template=settings.template)
     if settings.report:
         by = f" ({predicted_by})" if predicted_by else ""
         remarks = write_report(
@@ -172,8 +188,33 @@ def write_outputs(
             about=about,
             on_video=lambda name: status(f"{REPORT}: {name}"),
         )
-    n_frames = sum(len(video.prediction.time_s) for video in done)
-    return Written(len(done), n_frames, tuple(failures), remarks)
+        for remark in remarks:
+            log.warning(remark)
+    return n_videos, n_frames
+
+
+def _find_recording(video: PreparedVideo) -> Path | None:
+    try:
+        return video.find_recording()
+    except InputError as error:
+        log.warning(f"{video.video_id}: no pictures of the video: {error}")
+        return None
+
+
+def _read_labels(
+    labels: Labels | None,
+    prediction: Prediction,
+    *,
+    on_warning: Callable[[str], None],
+    on_failure: Callable[[str], object],
+) -> NDArray[np.float32] | None:
+    if labels is None or prediction.video_id not in labels.videos:
+        return None
+    try:
+        return labels.at(prediction.video_id, prediction.time_s, TARGETS, on_warning=on_warning)
+    except InputError as error:
+        on_failure(str(error))
+        return None
 
 
 def _write_nothing(prediction: Prediction) -> None:
