@@ -3,6 +3,7 @@ Out: arrays over frames; files in the challenge's formats; every problem of a su
 """
 
 from rcma.abaw.files import (
+    CHALLENGE_FOLDER,
     EDITIONS,
     SPLIT_FOLDERS,
     Format,
@@ -22,6 +23,7 @@ from rcma.abaw.rows import PER_VIDEO_HEADER, Location
 from rcma.abaw.submission import check_submission
 
 __all__ = [
+    "CHALLENGE_FOLDER",
     "EDITIONS",
     "PER_VIDEO_HEADER",
     "SPLIT_FOLDERS",

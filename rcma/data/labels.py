@@ -36,7 +36,15 @@ from numpy.typing import NDArray
 from preprocessing.errors import InputError
 from preprocessing.inputs import MEDIA_SUFFIXES
 from preprocessing.names import as_video_id, refuse_shared_ids, video_id_of
-from rcma.abaw import PER_VIDEO_HEADER, SPLIT_FOLDERS, Split, find_annotations, find_split, read_annotation
+from rcma.abaw import (
+    CHALLENGE_FOLDER,
+    PER_VIDEO_HEADER,
+    SPLIT_FOLDERS,
+    Split,
+    find_annotations,
+    find_split,
+    read_annotation,
+)
 from rcma.config import TARGETS, LabelSettings, Target
 from rcma.data.ratings import VIDEO_NAMES, Ratings, combine, find_column, read_ratings
 from rcma.data.tables import TABLE_SUFFIXES, Table, read_table, some_names
@@ -99,6 +107,8 @@ def open_labels(annotations: Path, settings: LabelSettings | None = None, *, vid
         InputError: nothing there, or two files for one video.
     """
     settings = LabelSettings() if settings is None else settings
+    if not (annotations.is_dir() or holds_tables(annotations)):
+        raise InputError(f"{annotations}: no such folder of annotations, and no table of labels (.csv, .tsv)")
     if not holds_tables(annotations):
         return _AbawLabels(annotations)
     if annotations.is_file():
@@ -139,7 +149,7 @@ class _AbawLabels:
     def __init__(self, annotations: Path) -> None:
         self._files: dict[str, Path] = {}
         self.split: dict[str, Split] = {}
-        if not _has_splits(annotations):
+        if not _split_folders(annotations):
             self._files = find_annotations(annotations)
             return
         for split in ("train", "validation"):
@@ -331,16 +341,18 @@ def _tables_below(folder: Path) -> list[Path]:
     ]
 
 
-def _has_splits(annotations: Path) -> bool:
-    """Whether there is Train_Set or Validation_Set; where there is no folder at all, reading them says so."""
-    return not annotations.is_dir() or not any(path.suffix.lower() == ".txt" for path in annotations.iterdir())
+def _split_folders(annotations: Path) -> list[Path]:
+    """Folders of splits, where ABAW has them."""
+    names = SPLIT_FOLDERS.values()
+    return [
+        path for name in names for path in (annotations / name, annotations / CHALLENGE_FOLDER / name) if path.is_dir()
+    ]
 
 
 def _holds_abaw_files(annotations: Path) -> bool:
     """Whether there is a text file with the header of ABAW annotations, where those are looked for."""
-    folders = (annotations, *annotations.glob("*_Set"), *annotations.glob("VA_Estimation_Challenge/*_Set"))
-    texts = (path for folder in folders for path in sorted(folder.glob("*.txt")))
-    for path in texts:
+    folders = (annotations, *_split_folders(annotations))
+    for path in (path for folder in folders for path in sorted(folder.glob("*.txt"))):
         with path.open(encoding="utf-8", errors="replace") as file:
             if file.readline().strip().lower().replace(" ", "") == PER_VIDEO_HEADER:
                 return True

@@ -87,7 +87,8 @@ def open_training_data(
         for k, target in enumerate(targets):
             if not any(np.isfinite(video.labels[:, k]).any() for video in opened[name]):
                 raise InputError(
-                    f"{annotations}: no label of {target} in any frame of the {name} split with features in {features}"
+                    f"model.targets: {target}: {annotations} has no label of it in any frame of the {name} split that "
+                    f"has features in {features}"
                 )
     described = [(video.folder, video.features().meta) for videos in opened.values() for video in videos]
     faces = check_alike(described)
