@@ -112,7 +112,6 @@ def test_one_model_has_no_disagreement(tmp_path, kind):
     [
         ("csv", b"video,frame,time_s,valence,face,audio,text\na,1,0.0,x,1,1,1\n"),
         ("csv", b"video,frame,time_s,valence,face,audio,text\na,1\n"),
-        ("csv", b"video,valence\na,1\n"),
         ("csv", b"\xff\xfe\n"),
         ("parquet", b"no parquet"),
     ],
@@ -123,6 +122,11 @@ def test_damaged_table_is_one_line(tmp_path, kind, content):
     (tmp_path / f"frames.{kind}").write_bytes(content)
     with pytest.raises(InputError, match=rf"frames\.{kind}: "):
         read_frames(tmp_path)
+
+
+def test_a_table_of_another_program_is_none(tmp_path):
+    (tmp_path / "frames.csv").write_text("video,valence\na,1\n")
+    assert read_frames(tmp_path) is None
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])

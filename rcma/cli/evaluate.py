@@ -121,8 +121,8 @@ def _compare_by_time(
 
     if frames is None:
         raise InputError(
-            f"{folder}: no frames.csv or frames.parquet in it; labels with times of their own need the times in it: "
-            "predict with --table csv"
+            f"{folder}: no frames.csv or frames.parquet of rcma-predict in it; labels with times of their own need the "
+            "times in it: predict with --table csv"
         )
     known = open_labels(annotations, settings, video_ids=frames.values.keys())
     # Of a video without predictions, that it has labels is all that matters.

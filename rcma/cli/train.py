@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from rcma.training import TrainingResult
 
 FOLDS_FILE = "folds.json"
-N_FOLDS = 5
-"""Beside the official split."""
 
 log = logging.getLogger("rcma")
 
@@ -67,19 +65,21 @@ def _train(args: argparse.Namespace) -> int:
         return EXIT_DONE
     refuse_to_overwrite([run / FOLDS_FILE])
     results = {}
-    first = 0 if _has_official_split(args) else 1
-    for number in range(first, N_FOLDS + 1):
-        print(f"fold {number} of {first} to {N_FOLDS}", file=sys.stderr)
+    folds = _folds(args)
+    for number in folds:
+        print(f"fold {number} of {folds[0]} to {folds[-1]}", file=sys.stderr)
         results[number] = _train_one(args, run / f"fold_{number}", [f"data.fold={number}"])
     _print_folds(run, results)
     return EXIT_DONE
 
 
-def _has_official_split(args: argparse.Namespace) -> bool:
-    from rcma.data import official_split, open_labels
+def _folds(args: argparse.Namespace) -> range:
+    """From 0, which is the official split, if there is one."""
+    from rcma.data import N_FOLDS, official_split, open_labels
 
     data = load_config(TrainConfig, Path(args.config), args.overrides).data
-    return bool(official_split(open_labels(data.annotations, data.labels), data.split))
+    has_split = official_split(open_labels(data.annotations, data.labels), data.split)
+    return range(0 if has_split else 1, N_FOLDS + 1)
 
 
 def _train_one(args: argparse.Namespace, run: Path, overrides: list[str]) -> TrainingResult:

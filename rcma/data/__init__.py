@@ -1,5 +1,5 @@
-"""In: feature folders and labels.
-Out: windows of tensors, folds, and embeddings that are computed once.
+"""In: feature folders and labels of any source; tables of features made elsewhere.
+Out: windows of tensors, labels at the times of frames, folds, embeddings that are computed once; feature folders.
 """
 
 from rcma.data.compatibility import (

@@ -62,7 +62,7 @@ def read_frames(folder: Path) -> PredictedFrames | None:
     """Read predictions, their times, and how far several models disagree, from the table in a folder.
 
     Returns:
-        None where there is no table.
+        None where there is no table, or another program's.
 
     Raises:
         InputError: the table is damaged, or Parquet and the package that reads it is not installed.
@@ -72,7 +72,7 @@ def read_frames(folder: Path) -> PredictedFrames | None:
         return None
     header, n_first = _header(path), len(FIRST_COLUMNS)
     if tuple(header[:n_first]) != FIRST_COLUMNS or MODALITIES[0] not in header:
-        raise InputError(f"{path}: cannot be read as rcma-predict's table: its columns are {', '.join(header)[:80]}")
+        return None
     targets = tuple(header[n_first : header.index(MODALITIES[0])])
     spreads = [name for name in (f"{target}_sd" for target in targets) if name in header]
     parts = _read_numbers(path, ["time_s", *targets, *spreads])
