@@ -94,5 +94,6 @@ def test_python_example_runs(tmp_path: Path, short_clip: Path, monkeypatch: pyte
     names: dict[str, Any] = {}
     exec("\n".join(line[4:] for line in example.splitlines() if line.startswith("    ")), names)
     for target in ("valence", "arousal"):
-        assert names[target].dtype == np.float32 and names[target].shape == (12,)
-        assert (np.abs(names[target]) <= 1).all()
+        values = getattr(names["prediction"], target)
+        assert values.dtype == np.float32 and values.shape == (12,)
+        assert (np.abs(values) <= 1).all()
