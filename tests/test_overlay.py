@@ -157,6 +157,18 @@ def test_word_being_spoken_is_lit(tmp_path: Path) -> None:
     assert yellow[0] > 50 and yellow[1] == 0
 
 
+def test_what_predicted_is_named_where_it_was_not_rcma(tmp_path: Path) -> None:
+    features = make_features(tmp_path / "clip", make_labels(N_FRAMES, seed=2), seed=2, words=False)
+    grey = np.full((480, 640, 3), 90, np.uint8)
+    named, unnamed = (
+        Drawing(640, 480, features, predicted(features), predicted_by=name).draw(grey, 20).astype(int)
+        for name in ("public models, not RCMA", "")
+    )
+    yellow = [(picture[..., 0] - picture[..., 2] > 100).sum() for picture in (named, unnamed)]
+    assert yellow[0] > yellow[1] + 100
+    assert (grey == 90).all()
+
+
 @pytest.mark.parametrize("size", [(64, 48), (121, 91), (1920, 1080)])
 def test_any_size_is_drawn_with_even_sides(tmp_path: Path, size: tuple[int, int]) -> None:
     features = make_features(tmp_path / "clip", make_labels(N_FRAMES, seed=2), seed=2)

@@ -41,7 +41,7 @@ class OutputSettings:
     experts: Experts = field(default_factory=dict)
     """Targets of each public model that predicts, by its name; empty for RCMA."""
     predicted_by: str = ""
-    """Added to the title of the page, if it was not RCMA that predicted."""
+    """Shown on the page and in overlays, if it was not RCMA that predicted."""
     about: Sequence[str] = ()
     """What the page says of the models that predicted, a line each."""
 
@@ -110,8 +110,9 @@ def write_outputs(
             append_to_table(video.prediction)
             if settings.overlay is not None:
                 try:
+                    path = settings.overlay_path(video.prediction.video_id)
                     # Decoding may crash its process.
-                    call(video.video, _overlay, video, settings.overlay_path(video.prediction.video_id))
+                    call(video.video, _overlay, video, path, settings.predicted_by)
                 except InputError as error:
                     failures.append(str(error))
             done.append(video)
@@ -136,7 +137,7 @@ def _write_nothing(prediction: Prediction) -> None:
     pass
 
 
-def _overlay(video: ReportedVideo, path: Path, *, status: Status) -> None:
+def _overlay(video: ReportedVideo, path: Path, predicted_by: str, *, status: Status) -> None:
     # Imported here: most predictions are written without.
     from rcma.output.overlay import write_overlay
 
@@ -148,5 +149,6 @@ def _overlay(video: ReportedVideo, path: Path, *, status: Status) -> None:
         video.video,
         load_features(video.features),
         video.prediction,
+        predicted_by=predicted_by,
         on_frame=lambda done, total: status(f"{path.name}: frame {done} of {total}"),
     )
