@@ -197,7 +197,7 @@ class _Predictor:
 
 
 def _load_checkpoints(names: Sequence[str], *, device: str) -> _Predictor:
-    from rcma.fast_cpu import quicker_forms
+    from rcma.fast_cpu import optimised_backbones
     from rcma.model import load_model
     from rcma.prediction import (
         check_features,
@@ -210,7 +210,7 @@ def _load_checkpoints(names: Sequence[str], *, device: str) -> _Predictor:
     models = [load_model(name).to(device) for name in names]
     require_both_targets(models)
     # Of several models, they are made anew for each video: kept, each would take .8 GB.
-    quicker = [quicker_forms(model) for model in models] if len(models) == 1 else None
+    optimised = [optimised_backbones(model) for model in models] if len(models) == 1 else None
 
     def check(features: Features) -> None:
         for model in models:
@@ -219,7 +219,7 @@ def _load_checkpoints(names: Sequence[str], *, device: str) -> _Predictor:
     return _Predictor(
         # For one that needs the waveform, if there is any; the others are checked against the features.
         preprocessing=preprocessing_of(max(models, key=lambda model: model.settings.audio_input == "waveform")),
-        predict=lambda features, _: predict_frames(models, features, quicker=quicker),
+        predict=lambda features, _: predict_frames(models, features, optimised=optimised),
         check=check,
         remarks=lambda sources: faces_from_elsewhere(models, sources),
     )

@@ -29,7 +29,7 @@ from rcma.data import (
     settings_for_raw_videos,
     windows,
 )
-from rcma.fast_cpu import Embed, quicker_forms
+from rcma.fast_cpu import Embed, optimised_backbones
 from rcma.model import RCMA, Fusion, TrainedRCMA
 from rcma.prediction.postprocess import Prediction, present_modalities
 
@@ -88,14 +88,14 @@ def preprocessed(video: Path, config: PreprocessConfig, *, device: str) -> Itera
 
 
 def predict_frames(
-    models: Sequence[RCMA], features: Features, *, quicker: Sequence[Mapping[str, Embed]] | None = None
+    models: Sequence[RCMA], features: Features, *, optimised: Sequence[Mapping[str, Embed]] | None = None
 ) -> Prediction:
     """Predict every frame of one video with several models, whose predictions are averaged.
 
     Args:
         models: at least one, see :func:`predict`; models of one target each complete each other.
         features: see :func:`predict`.
-        quicker: :func:`rcma.fast_cpu.backbones.quicker_forms` of each model, kept from one video to the next; None:
+        optimised: :func:`rcma.fast_cpu.optimised_backbones` of each model, kept from one video to the next; None:
             made for this one, which takes about a second with published layer sizes.
 
     Returns:
@@ -107,7 +107,7 @@ def predict_frames(
     Raises:
         InputError: see :func:`predict`.
     """
-    forms: Sequence[Mapping[str, Embed] | None] = quicker or [None] * len(models)
+    forms: Sequence[Mapping[str, Embed] | None] = optimised or [None] * len(models)
     of_models = [_predict_features(model, features, kept) for model, kept in zip(models, forms, strict=True)]
     predictions, changes = zip(*of_models, strict=True)
     columns = np.stack([to_abaw_columns(model, values) for model, values in zip(models, predictions, strict=True)])
@@ -216,7 +216,7 @@ def _predict_and_watch(
     audio_alignment: Alignment,
     label_delay_s: float,
     embeddings: Mapping[Modality, NDArray[np.float16]] | None = None,
-    quicker: Mapping[str, Embed] | None = None,
+    optimised: Mapping[str, Embed] | None = None,
     batch_size: int = 4,
 ) -> tuple[NDArray[np.float32], dict[Modality, NDArray[np.float32]]]:
     """What :func:`predict_video` returns, and :attr:`Prediction.changes`."""
@@ -229,7 +229,7 @@ def _predict_and_watch(
     try:
         with torch.inference_mode():
             stretches = _embed_stretches(
-                model, features, audio_alignment=audio_alignment, embeddings=embeddings, quicker=quicker
+                model, features, audio_alignment=audio_alignment, embeddings=embeddings, optimised=optimised
             )
             of_starts = _cut_windows(stretches, starts, length=length)
             for first in range(0, len(starts), batch_size):
@@ -256,14 +256,14 @@ def _embed_stretches(
     *,
     audio_alignment: Alignment,
     embeddings: Mapping[Modality, NDArray[np.float16]] | None,
-    quicker: Mapping[str, Embed] | None,
+    optimised: Mapping[str, Embed] | None,
 ) -> Iterator[dict[str, Tensor]]:
     """A video in stretches of some hundred frames, each as a batch of :meth:`RCMA.forward` without its dimension B;
     crops and log-mel have become embeddings, so that a frame in several windows goes through the backbones once.
     """
     assert model.settings.text_width is not None  # RCMA refuses to be built without
-    if quicker is None:
-        quicker = quicker_forms(model) if embeddings is None else {}
+    if optimised is None:
+        optimised = optimised_backbones(model) if embeddings is None else {}
     needed = {"frame_mask", *model.modalities, *(f"{m}_mask" for m in model.modalities)}
     for start in range(0, features.n_frames, _FRAMES_AT_ONCE):
         cut = cut_window(
@@ -281,7 +281,7 @@ def _embed_stretches(
                 m,  # type: ignore[arg-type]
                 stretch[m][None],
                 stretch[f"{m}_mask"][None],
-                backbone=quicker.get(m),
+                backbone=optimised.get(m),
             )[0]
         yield stretch
 
@@ -366,13 +366,13 @@ def faces_from_elsewhere(models: Sequence[RCMA], videos: Mapping[str, FaceSource
 
 
 def _predict_features(
-    model: RCMA, features: Features, quicker: Mapping[str, Embed] | None = None
+    model: RCMA, features: Features, optimised: Mapping[str, Embed] | None = None
 ) -> tuple[NDArray[np.float32], dict[Modality, NDArray[np.float32]]]:
     """Predictions (T,n_targets), and :attr:`Prediction.changes`."""
     check_features(model, features)
     hop, audio_alignment, label_delay_s = _windowing(model)
     prediction, changes = _predict_and_watch(
-        model, features, hop=hop, audio_alignment=audio_alignment, label_delay_s=label_delay_s, quicker=quicker
+        model, features, hop=hop, audio_alignment=audio_alignment, label_delay_s=label_delay_s, optimised=optimised
     )
     if not np.isfinite(prediction).all():
         raise InputError(
