@@ -14,7 +14,7 @@ from made_features import make_features, make_labels
 
 from preprocessing.errors import InputError
 from preprocessing.features.folder import Features
-from preprocessing.media.video import Video, read_audio
+from preprocessing.media import Video, read_audio
 from rcma.output.drawing import Drawing, letterbox
 from rcma.output.overlay import write_overlay
 from rcma.prediction.postprocess import Prediction, present_modalities

@@ -18,8 +18,8 @@ import pytest
 from preprocessing.config import SpeechSettings
 from preprocessing.errors import InputError
 from preprocessing.features.folder import Word
+from preprocessing.media import Audio, Video, read_audio
 from preprocessing.media.audio import SAMPLE_RATE
-from preprocessing.media.video import Audio, Video, read_audio
 from preprocessing.speech.recognise import (
     SpeechRecogniser,
     _chunks,
@@ -401,7 +401,7 @@ torch.set_num_threads(3)
 from pathlib import Path
 from preprocessing.config import SpeechSettings
 from preprocessing.speech.recognise import SpeechRecogniser
-from preprocessing.media.video import read_audio
+from preprocessing.media import read_audio
 recogniser = SpeechRecogniser(SpeechSettings(model={str(whisper_dir / "base.pt")!r}, language="en"), device="cpu")
 assert torch.get_num_threads() == 3
 words = recogniser.transcribe(read_audio(Path({str(media / "grid_brbk7n.mpg")!r}), origin_s=0.0)).words
