@@ -19,7 +19,7 @@ from typing import Any
 from preprocessing.errors import InputError
 from preprocessing.features import Word
 from preprocessing.speech.captions import Segment, mend_times, parse_time, read_captions
-from preprocessing.speech.recognise import WRITTEN_WITHOUT_SPACES, Transcript, in_order, join_pieces
+from preprocessing.speech.recognise import Transcript
 from preprocessing.speech.spoken import (
     find_speakers,
     is_said,
@@ -28,6 +28,7 @@ from preprocessing.speech.spoken import (
     sounds_among,
     split_words,
 )
+from preprocessing.speech.word_times import WRITTEN_WITHOUT_SPACES, in_order, join_pieces
 
 SUFFIXES = (".srt", ".vtt", ".json")
 """What a transcript may be, in small letters or capitals; before it, its name is the video_id, or that and a language
