@@ -33,13 +33,11 @@ from measuring import BACKENDS, BUNDLED_CLIP, median_seconds, settings
 from results import write_result
 
 from preprocessing.features import Features, load_features, save_features
-from preprocessing.inputs import Source
 from preprocessing.media import MEL_RATE
 from preprocessing.run import Preprocessor
 from rcma.config import DataSettings, ModelSettings, TrainConfig
-from rcma.fast_cpu import optimised_backbones
 from rcma.model import TrainedRCMA
-from rcma.prediction import predict_frames
+from rcma.prediction import Checkpoints
 
 LONG_S = 60.0
 TEXT_WIDTH = 384
@@ -104,7 +102,7 @@ def peak_memory(folder: Path) -> dict[str, float]:
     watcher = threading.Thread(target=watch)
     watcher.start()
     begin = time.perf_counter()
-    predict_frames([model], load_features(folder))
+    Checkpoints([model]).predict(load_features(folder))
     seconds = time.perf_counter() - begin
     done.set()
     watcher.join()
@@ -113,18 +111,18 @@ def peak_memory(folder: Path) -> dict[str, float]:
 
 def measure_everything(video: Path, *, backend: str, repeat: int) -> dict[str, float | str]:
     """From a video's file to its last prediction, with models loaded before."""
-    model, preprocessor = published_model(), Preprocessor(settings(backend), device="cpu")
-    optimised = [optimised_backbones(model)]
+    model, preprocessor = Checkpoints([published_model()]), Preprocessor(settings(backend), device="cpu")
     preprocessing_s: list[float] = []
     with tempfile.TemporaryDirectory() as temporary:
         out = Path(temporary)
-        source = Source("clip", video)
+        source = out / f"clip{video.suffix}"
+        source.symlink_to(video.absolute())
 
         def everything() -> None:
             begin = time.perf_counter()
-            (name,) = preprocessor.process(source, out)
+            (features,) = preprocessor(source, out, overwrite=True)
             preprocessing_s.append(time.perf_counter() - begin)
-            predict_frames([model], load_features(out / name), optimised=optimised)
+            model.predict(features)
 
         all_s = median_seconds(everything, repeat)
         clip = load_features(out / "clip")
@@ -158,9 +156,9 @@ def measure_memory(video: Path, minutes: Sequence[float]) -> list[dict[str, floa
     rows: list[dict[str, float | str]] = []
     with tempfile.TemporaryDirectory() as temporary:
         out = Path(temporary)
-        Preprocessor(settings(BACKENDS[0]), device="cpu").process(Source("clip", video), out)
+        (features,) = Preprocessor(settings(BACKENDS[0]), device="cpu")(video, out)
         for length in minutes:
-            again_and_again(load_features(out / "clip"), out / "long", duration_s=60 * length)
+            again_and_again(features, out / "long", duration_s=60 * length)
             command = [sys.executable, __file__, "--peak-memory", str(out / "long")]
             told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
             rows.append(

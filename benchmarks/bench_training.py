@@ -79,10 +79,8 @@ def windows_of(video: Video, length: int, embeddings: Embeddings | None = None) 
     """Training windows of one video."""
     return WindowDataset(
         [video],
-        targets=("valence", "arousal"),
-        length=length,
+        model=ModelSettings(length=length, text_width=TEXT_WIDTH),
         hop=max(1, length // 4),
-        text_width=TEXT_WIDTH,
         audio_alignment="start",
         seed=0,
         embeddings=embeddings,
@@ -214,8 +212,8 @@ def opening_seconds(video: Video, embeddings: Embeddings | None, length: int, re
             cut_window(
                 open_features(),
                 start,
+                model=ModelSettings(text_width=TEXT_WIDTH),
                 length=length,
-                text_width=TEXT_WIDTH,
                 audio_alignment="start",
                 embeddings=None if embeddings is None else embeddings.read(video.video_id, 0),
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from ctypes import CDLL
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def resolve_device(name: str) -> str:
 
 def _may_have_gpu() -> bool:
     """False where importing PyTorch, which takes seconds, could only tell that there is no GPU."""
-    if Path("/dev/kfd").exists():  # AMD
+    if os.name == "nt" or Path("/dev/kfd").exists():  # unknown; AMD
         return True
     try:
         CDLL("libcuda.so.1")  # NVIDIA's driver, under the name by which CUDA itself loads it

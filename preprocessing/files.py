@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import hashlib
 import os
 import shutil
@@ -24,6 +23,11 @@ from pathlib import Path
 from urllib.parse import quote
 
 from preprocessing.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing is locked, and folders are exchanged in two steps
+    fcntl = None  # type: ignore[assignment]
 
 WRITTEN = ".written-by-rcma"
 """Name of the list of files that this program wrote into a folder: a line each, SHA-256 and percent-encoded name."""
@@ -255,6 +259,8 @@ def _try_lock(path: Path, *, create: bool = True) -> int | None:
     Raises:
         OSError: it cannot be opened, or has no locks.
     """
+    if fcntl is None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK), str(path))
     descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o666)
     locked = False
     try:
@@ -296,7 +302,7 @@ def _remove_scratch(folder: Path) -> None:
     for name in (_NEW, _OLD):
         shutil.rmtree(folder / name, ignore_errors=True)
     with suppress(OSError):
-        (folder / _HOLDER).unlink()
+        (folder / _HOLDER).unlink(missing_ok=True)
         folder.rmdir()
 
 
@@ -319,7 +325,7 @@ def _exchange(new: Path, folder: Path, *, old: Path) -> None:
 
 def _rename_exchange(one: Path, other: Path) -> None:
     """Exchange two names in one step (Linux 3.15 and glibc 2.28; not on NFS)."""
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    renameat2 = None if os.name == "nt" else getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if renameat2 is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     if renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) != 0:

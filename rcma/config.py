@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, PositiveFloat, model_validator
 
 from preprocessing.config import PreprocessConfig, Settings
 
 Modality = Literal["face", "audio", "text"]
-Target = Literal["valence", "arousal"]
+Target = str
+"""Name of what is predicted: a lower-case identifier of the user's own, such as ``liking``."""
 FusionKind = Literal["rcma", "rjcma", "jca", "cross-attention", "concat"]
 HeadKind = Literal["linear", "rjcma", "jca"]
 AudioInput = Literal["log_mel", "waveform"]
@@ -18,8 +20,19 @@ FaceSource = Literal["detected", "provided"]
 
 MODALITIES: tuple[Modality, ...] = ("face", "audio", "text")
 TARGETS: tuple[Target, ...] = ("valence", "arousal")
+"""The targets of ABAW files, and the default."""
+_RESERVED = {*MODALITIES, "mean", "video", "frame", "time_s"}
+"""Names that columns of tables and logs have already."""
 
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+def _check_target(name: str) -> str:
+    if not (name.isascii() and name.isidentifier() and name == name.lower()):
+        raise ValueError(f"{name!r} is not a name for a target: use a-z, 0-9 and _, starting with a letter")
+    if name in _RESERVED or name.endswith("_sd"):
+        raise ValueError(f"{name!r} is already the name of another column; give the target another name")
+    return name
 
 
 class BackboneSettings(Settings):
@@ -37,6 +50,8 @@ class BackboneSettings(Settings):
     """With kind ``hf``, an encoder of Hugging Face's transformers: a folder, or a name on the hub."""
     hf_config: dict[str, Any] | None = None
     """Its configuration; filled in by rcma-train, so that a run can be used without the encoder's own files."""
+    width: Annotated[int, Field(ge=1)] | None = None
+    """With kind ``features``, the number of columns; filled in by rcma-train."""
 
     @model_validator(mode="after")
     def _named(self) -> BackboneSettings:
@@ -44,21 +59,70 @@ class BackboneSettings(Settings):
             raise ValueError("kind hf and the name of the encoder, hf, go together")
         if self.hf is not None and self.weights is not None:
             raise ValueError("the weights of an encoder of Hugging Face come with it: leave weights out")
+        if self.kind == "features" and self.weights is not None:
+            raise ValueError("kind features has no network: leave weights out")
+        if self.kind != "features" and self.width is not None:
+            raise ValueError(f"width goes with kind features; that of {self.kind} is fixed")
         return self
 
 
-class FaceBackbone(BackboneSettings):
-    """``ir50``: 512 values; ``small``: 64, trains from scratch on a CPU; ``hf``: a vision encoder, such as DINOv2."""
+class OnnxSettings(Settings):
+    """What a face encoder that comes as an ONNX graph takes and gives; its file is ``weights``."""
 
-    kind: Literal["ir50", "small", "hf"] = "ir50"
+    size: Annotated[int, Field(ge=1)] | None = None
+    """Side of its square input, pixels; None: as the graph says."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Subtracted from the channels in [0,1], in the graph's order; default: ImageNet's."""
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
+    """What the differences are divided by."""
+    channels: Literal["rgb", "bgr"] = "rgb"
+    output: str | int = 0
+    """Name, or place, of the output that is the embedding: one vector a picture."""
+    width: int | None = None
+    """Length of that vector; this and what follows is filled in by rcma-train."""
+    n_bytes: int | None = None
+    sha256: str | None = None
+    """Of the file."""
+
+
+class FaceBackbone(BackboneSettings):
+    """``ir50``: 512 values; ``small``: 64, trains from scratch on a CPU; ``hf``: a vision encoder, such as DINOv2;
+    ``onnx``: any network of crops to vectors, frozen, whose graph the checkpoint holds; ``features``: no network, the
+    rows of ``face_vectors.npy`` are the embeddings.
+    """
+
+    kind: Literal["ir50", "small", "hf", "onnx", "features"] = "ir50"
+    onnx: OnnxSettings | None = None
+    """With kind ``onnx``; None: all its defaults."""
+
+    @model_validator(mode="after")
+    def _onnx_is_frozen(self) -> FaceBackbone:
+        if self.kind != "onnx":
+            if self.onnx is not None:
+                raise ValueError(f"onnx goes with kind onnx, not {self.kind}")
+            return self
+        if self.weights is None:
+            raise ValueError("kind onnx needs model.face.weights, the .onnx file")
+        if not self.frozen:
+            raise ValueError("an ONNX graph cannot be trained: set model.face.frozen=true")
+        if self.precision != "float32":
+            raise ValueError("an ONNX graph runs in its own precision: leave model.face.precision at float32")
+        return self
 
 
 class AudioBackbone(BackboneSettings):
     """``vggish``: 128 values; ``small``: 64, trains from scratch on a CPU; ``hf``: a speech encoder, such as wav2vec2,
-    HuBERT or WavLM, for which the features must hold the waveform (``audio.waveform`` of preprocessing).
+    HuBERT or WavLM, for which the features must hold the waveform (``audio.waveform`` of preprocessing);
+    ``features``: no network, the rows of ``audio_vectors.npy`` are the embeddings.
     """
 
-    kind: Literal["vggish", "small", "hf"] = "vggish"
+    kind: Literal["vggish", "small", "hf", "features"] = "vggish"
+
+
+class TextInput(Settings):
+    """``words``: the vector of the word spoken at each frame; ``features``: the rows of ``text_vectors.npy``."""
+
+    kind: Literal["words", "features"] = "words"
 
 
 class TCNSettings(Settings):
@@ -96,24 +160,49 @@ class FusionSettings(Settings):
 class ModelSettings(Settings):
     """Layers and sizes of the network; defaults are the published ones, except that both targets are predicted."""
 
-    targets: Annotated[tuple[Target, ...], Field(min_length=1)] = ("valence", "arousal")
+    targets: Annotated[tuple[Annotated[Target, AfterValidator(_check_target)], ...], Field(min_length=1)] = TARGETS
+    """Names of the columns that are predicted. An ABAW annotation holds valence and arousal only."""
     modalities: Annotated[tuple[Modality, ...], Field(min_length=1)] = MODALITIES
     """Which of face, audio and text are used."""
     length: Annotated[int, Field(ge=2)] = 300
     """Window length L in video frames; the fusion's time projection is tied to it."""
     text_width: Annotated[int, Field(ge=1)] | None = None
-    """Width of a word vector; taken from the features when not given."""
+    """Width of a word vector, or of a row of ``text_vectors.npy``; taken from the features when not given."""
     face: FaceBackbone = FaceBackbone()
     audio: AudioBackbone = AudioBackbone()
+    text: TextInput = TextInput()
     tcn: TCNSettings = TCNSettings()
     fusion: FusionSettings = FusionSettings()
     head: HeadKind | None = None
     """From fused features to targets; None: as published for the kind of fusion (``linear`` for rcma)."""
 
+    def uses(self, modality: Modality, *, kind: str | None = None) -> bool:
+        """Whether the model has this modality (of this kind)."""
+        return modality in self.modalities and kind in (None, getattr(self, modality).kind)
+
+    @property
+    def vector_modalities(self) -> tuple[Modality, ...]:
+        """Modalities in use whose embeddings are features made elsewhere, in the order of :data:`MODALITIES`."""
+        return tuple(m for m in MODALITIES if self.uses(m, kind="features"))
+
+    def width_of_input(self, modality: Modality) -> int | None:
+        """Columns of a word vector or of features made elsewhere; None when not known yet, or there is a backbone."""
+        return self.text_width if modality == "text" else getattr(self, modality).width
+
+    def with_widths(self, widths: Mapping[Modality, int]) -> ModelSettings:
+        """A copy that takes words, or features made elsewhere, of these widths."""
+        changes: dict[str, Any] = {}
+        for m, width in widths.items():
+            if m == "text":
+                changes["text_width"] = width
+            else:
+                changes[m] = getattr(self, m).model_copy(update={"width": width})
+        return self.model_copy(update=changes)
+
     @property
     def audio_input(self) -> AudioInput:
         """What the audio backbone takes."""
-        return "waveform" if self.audio.kind == "hf" and "audio" in self.modalities else "log_mel"
+        return "waveform" if self.uses("audio", kind="hf") else "log_mel"
 
     @property
     def standardises_log_mel(self) -> bool:
@@ -121,7 +210,7 @@ class ModelSettings(Settings):
         is (published), while a network that starts from random values learns better from standardised input.
         """
         is_pretrained = self.audio.kind == "vggish" and self.audio.weights is not None
-        return self.audio_input == "log_mel" and not is_pretrained
+        return self.uses("audio") and self.audio.kind in ("vggish", "small") and not is_pretrained
 
     @model_validator(mode="after")
     def _named_once(self) -> ModelSettings:
@@ -218,10 +307,15 @@ class TrainConfig(Settings):
 
     @model_validator(mode="after")
     def _embeddings_stay(self) -> TrainConfig:
-        backbones = {"face": self.model.face, "audio": self.model.audio}
-        thawed = [m for m, b in backbones.items() if m in self.model.modalities and not b.frozen]
-        if self.data.embeddings is not None and thawed:
-            raise ValueError(f"data.embeddings needs frozen backbones: set model.{thawed[0]}.frozen=true")
+        if self.data.embeddings is None:
+            return self
+        given = {"text", *self.model.vector_modalities}
+        frozen = {m: getattr(self.model, m).frozen for m in self.model.modalities if m not in given}
+        if not frozen:
+            raise ValueError("data.embeddings keeps outputs of backbones, but this model has none: leave it out")
+        for m, is_frozen in frozen.items():
+            if not is_frozen:
+                raise ValueError(f"data.embeddings needs frozen backbones: set model.{m}.frozen=true")
         return self
 
     @model_validator(mode="after")

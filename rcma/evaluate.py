@@ -31,11 +31,10 @@ intervals held the true score in 62 to 84 % of samples of 10 videos, 76 to 93 % 
 class Scores:
     """What predictions are worth."""
 
-    valence: float
-    """CCC in [-1,1]; NaN where it is undefined."""
-    arousal: float
+    ccc: Mapping[Target, float]
+    """CCC of each target, in [-1,1]; NaN where it is undefined."""
     mean: float
-    """Mean over the targets asked for; NaN if one of them is NaN."""
+    """Mean over the targets; NaN if one of them is NaN."""
     n_videos: int
     """Videos with both predictions and annotations."""
     n_frames: int
@@ -157,24 +156,23 @@ def evaluate(
     """Compare predictions with annotations.
 
     Args:
-        predictions: (n,2) valence and arousal in [-1,1] for each video_id; NaN where not predicted.
-        annotations: (n,2) likewise, NaN where not annotated. Where the two differ in length, the frames that both have
-            are compared and a warning gives the two counts.
-        targets: what ``mean`` is taken over.
+        predictions: (n,n_targets) in [-1,1] for each video_id; NaN where not predicted.
+        annotations: (n,n_targets) likewise, NaN where not annotated. Where the two differ in length, the frames that
+            both have are compared and a warning gives the two counts.
+        targets: names of the columns.
 
     Raises:
         InputError: no video has both.
     """
     pairs = _pair_up(predictions, annotations)
     predicted, annotated = _concatenate(pairs)
-    values = {target: ccc(predicted[:, k], annotated[:, k]) for k, target in enumerate(TARGETS)}
+    values = {target: ccc(predicted[:, k], annotated[:, k]) for k, target in enumerate(targets)}
     return Scores(
-        valence=values["valence"],
-        arousal=values["arousal"],
-        mean=float(np.mean([values[target] for target in targets])),
+        ccc=values,
+        mean=float(np.mean(list(values.values()))),
         n_videos=len(pairs),
         n_frames=int(sum(pair.labelled.sum() for pair in pairs)),
-        warnings=_warnings(predictions, annotations, pairs, targets),
+        warnings=_warnings(predictions, annotations, pairs),
     )
 
 
@@ -209,7 +207,7 @@ def evaluate_in_detail(
         mean=Measures(*means),
         intervals=_intervals(pairs, n_resamples=n_resamples, seed=seed),
         videos=tuple(_score_video(pair) for pair in pairs),
-        warnings=_warnings(predictions, annotations, pairs, TARGETS),
+        warnings=_warnings(predictions, annotations, pairs),
     )
 
 
@@ -391,11 +389,9 @@ def _warnings(
     predictions: Mapping[str, object],
     annotations: Mapping[str, object],
     pairs: Sequence[_Pair],
-    targets: Sequence[Target],
 ) -> tuple[str, ...]:
     warnings = [f"{name}: no predictions; not compared" for name in sorted(annotations.keys() - predictions.keys())]
     warnings += [f"{name}: no annotation; not compared" for name in sorted(predictions.keys() - annotations.keys())]
-    columns = [TARGETS.index(target) for target in targets]
     for pair in pairs:
         n_predicted, n_annotated = pair.n_predicted, len(pair.annotation)
         if n_predicted != n_annotated:
@@ -403,7 +399,7 @@ def _warnings(
             warnings.append(
                 f"{pair.video_id}: {n_predicted} predictions, {n_annotated} annotated rows; compared over {n}"
             )
-        gaps = (np.isnan(pair.predicted) & ~np.isnan(pair.annotated))[:, columns].any(axis=1)
+        gaps = (np.isnan(pair.predicted) & ~np.isnan(pair.annotated)).any(axis=1)
         if gaps.any():
             warnings.append(f"{pair.video_id}: {gaps.sum()} annotated frames have no prediction: CCC is undefined")
     return tuple(warnings)

@@ -43,18 +43,28 @@ def _value(field: int, name: str, shape: tuple[int | str, ...]) -> bytes:
     return _field(field, _field(1, name) + _field(2, _field(1, _field(1, _FLOAT) + _field(2, dims))))
 
 
-def write_face_model(path: Path, side: int, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> Path:
-    """A network that maps (N,3,side,side) to the means of the three channels (N,3) @ weight (3,D) + bias (D,)."""
+def write_face_model(
+    path: Path, side: int | str, weight: NDArray[np.float32], bias: NDArray[np.float32], *, n: int | str = "N"
+) -> Path:
+    """A network that maps (n,3,side,side) to the means of the three channels (n,3) @ weight (3,D) + bias (D,).
+
+    Its second output, ``means``, is (n,3); its third, ``pooled``, (n,3,1,1); its fourth, ``map``, as its input. With a
+    text for ``side`` or ``n`` the graph leaves the size open.
+    """
     graph = (
         _node("GlobalAveragePool", ["input"], "pooled")
         + _node("Flatten", ["pooled"], "means")
+        + _node("Relu", ["input"], "map")
         + _node("MatMul", ["means", "weight"], "product")
         + _node("Add", ["product", "bias"], "output")
         + _field(2, "face")
         + _tensor("weight", weight)
         + _tensor("bias", bias)
-        + _value(11, "input", ("N", 3, side, side))
-        + _value(12, "output", ("N", len(bias)))
+        + _value(11, "input", (n, 3, side, side))
+        + _value(12, "output", (n, len(bias)))
+        + _value(12, "means", (n, 3))
+        + _value(12, "pooled", (n, 3, 1, 1))
+        + _value(12, "map", (n, 3, side, side))
     )
     path.write_bytes(_field(1, 8) + _field(7, graph) + _field(8, _field(1, "") + _field(2, 13)))
     return path

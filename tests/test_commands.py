@@ -6,6 +6,8 @@ import csv
 import json
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -402,3 +404,31 @@ def test_help_shows_an_example_and_defaults(command, capsys: pytest.CaptureFixtu
     text = capsys.readouterr().out
     assert "example" in text
     assert "default: warning" in text
+
+
+WITHOUT_POSIX = """
+import os, signal, sys
+
+for name in ("fcntl", "grp", "pwd", "resource", "termios"):
+    sys.modules[name] = None
+for module, names in ((os, ("O_CLOEXEC", "sched_getaffinity")), (signal, ("SIGKILL", "pthread_sigmask"))):
+    for name in names:
+        delattr(module, name)
+
+import preprocessing.cli
+from rcma import cli
+
+sys.exit(cli.predict.main(sys.argv[1:]) or cli.predict.main(sys.argv[1:]))
+"""
+"""Predicts twice without the modules and functions of Python's library that Windows lacks."""
+
+
+@pytest.mark.slow
+def test_predicts_from_features_without_what_only_posix_has(project: Project, tmp_path: Path) -> None:
+    out = tmp_path / "predictions"
+    arguments = [*project.features("video2"), "--checkpoint", project.run, "--out", str(out), "--device", "cpu"]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_POSIX, *arguments], cwd=Path(__file__).parents[1], capture_output=True
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert sorted(path.name for path in out.iterdir()) == [WRITTEN, "frames.csv", "video2.txt"]

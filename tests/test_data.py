@@ -41,10 +41,9 @@ def open_data(root: Path):
     return open_training_data(root / "features", root / "annotations")
 
 
-def make_dataset(videos, *, seed: int = 3, targets=("valence", "arousal")) -> WindowDataset:
-    return WindowDataset(
-        videos, targets=targets, length=LENGTH, hop=HOP, text_width=WIDTH, audio_alignment="start", seed=seed
-    )
+def make_dataset(videos, *, seed: int = 3) -> WindowDataset:
+    model = ModelSettings(length=LENGTH, text_width=WIDTH)
+    return WindowDataset(videos, model=model, hop=HOP, audio_alignment="start", seed=seed)
 
 
 def same(one: dict, other: dict) -> bool:
@@ -75,7 +74,7 @@ def test_windows_that_cannot_cover_are_refused(n_frames: int, length: int, hop: 
 @pytest.mark.parametrize("start", [0, 17, 55])
 def test_window_holds_what_belongs_to_each_frame(root: Path, start: int):
     features = load_features(root / "features" / "video1")
-    window = cut_window(features, start, length=LENGTH, text_width=WIDTH, audio_alignment="start")
+    window = cut_window(features, start, model=ModelSettings(text_width=WIDTH), length=LENGTH, audio_alignment="start")
     seen = {"face": 0, "audio": 0, "text": 0}
     for position in range(LENGTH):
         frame = start + position
@@ -104,7 +103,7 @@ def test_window_holds_what_belongs_to_each_frame(root: Path, start: int):
 
 def test_video_without_sound_and_words_is_all_masked(tmp_path: Path):
     features = make_features(tmp_path / "v", make_labels(40, 0), seed=0, audio=False, words=False, width=0)
-    window = cut_window(features, 0, length=LENGTH, text_width=WIDTH, audio_alignment="centre")
+    window = cut_window(features, 0, model=ModelSettings(text_width=WIDTH), length=LENGTH, audio_alignment="centre")
     assert window["text"].shape == (LENGTH, WIDTH) and not window["text"].any() and not window["audio"].any()
     assert not window["text_mask"].any() and not window["audio_mask"].any() and window["face_mask"].any()
 
@@ -158,7 +157,7 @@ def test_labels_stay_at_their_frames(root: Path):
     dataset = make_dataset([dataclasses.replace(video, labels=labels)])
     for index, start in enumerate([0, 20, 38]):
         np.testing.assert_array_equal(dataset[index]["labels"], labels[start : start + LENGTH])
-    of_arousal = make_dataset([video], targets=("arousal",))
+    of_arousal = make_dataset([dataclasses.replace(video, labels=video.labels[:, 1:])])
     np.testing.assert_array_equal(of_arousal[1]["labels"], video.labels[20 : 20 + LENGTH, 1:])
     assert dataset.name(1) == "video0 from frame 20"
 
@@ -177,7 +176,7 @@ def test_windows_without_two_labels_are_left_out(root: Path):
     labels[[2, 50, 51], 0] = 0.5
     dataset = make_dataset([dataclasses.replace(video, labels=labels)])
     assert [dataset.name(k) for k in range(len(dataset))] == ["video0 from frame 20", "video0 from frame 38"]
-    assert len(make_dataset([dataclasses.replace(video, labels=labels)], targets=("arousal",))) == 0
+    assert len(make_dataset([dataclasses.replace(video, labels=labels[:, 1:])])) == 0
 
 
 def test_normalisation_is_that_of_all_rows_together(root: Path, tmp_path: Path):
@@ -191,7 +190,7 @@ def test_normalisation_is_that_of_all_rows_together(root: Path, tmp_path: Path):
     make_features(tmp_path / "silent", labels, seed=9, audio=False, words=False, width=0)
     videos.append(Video(tmp_path / "silent", labels))
 
-    statistics = fit_normalisation(videos, log_mel=True)
+    statistics = fit_normalisation(videos, ModelSettings())
     rows = np.concatenate([video.features().log_mel for video in videos]).astype(np.float64)
     rows = rows[~np.isnan(rows).any(axis=1)]
     np.testing.assert_allclose(statistics.audio_mean, rows.mean(axis=0), rtol=1e-5)
@@ -208,7 +207,7 @@ def test_normalisation_is_that_of_all_rows_together(root: Path, tmp_path: Path):
     assert statistics.text_mean.shape == statistics.text_std.shape == ()
     np.testing.assert_allclose(statistics.text_mean, np.concatenate(text).mean(), rtol=1e-5)
     np.testing.assert_allclose(statistics.text_std, np.concatenate(text).std(), rtol=1e-5)
-    raw = fit_normalisation(videos, log_mel=False)
+    raw = fit_normalisation(videos, ModelSettings.model_validate({"audio": {"weights": "vggish.pth"}}))
     assert torch.equal(raw.audio_mean, torch.zeros(64)) and torch.equal(raw.audio_std, torch.ones(64))
     assert torch.equal(raw.text_mean, statistics.text_mean)
 
@@ -217,7 +216,7 @@ def test_normalisation_of_what_does_not_vary_divides_by_one(tmp_path: Path):
     labels = make_labels(40, 0)
     made = make_features(tmp_path / "v", labels, seed=0, words=False)
     np.save(tmp_path / "v" / "log_mel.npy", np.full_like(made.log_mel, -4.6))
-    statistics = fit_normalisation([Video(tmp_path / "v", labels)], log_mel=True)
+    statistics = fit_normalisation([Video(tmp_path / "v", labels)], ModelSettings())
     assert statistics.audio_mean[0] == pytest.approx(-4.6, abs=1e-2)
     assert torch.equal(statistics.audio_std, torch.ones(64))
     assert (statistics.text_mean, statistics.text_std) == (0.0, 1.0)

@@ -53,17 +53,17 @@ def test_score_is_that_of_the_concatenation_not_the_mean_over_videos(labels):
         expected.append(reference(x, y))
     of_a = reference(predicted["a"][kept, 0], labels["a"][kept, 0])
     of_b = reference(predicted["b"][:, 0], labels["b"][:, 0])
-    assert scores.valence == pytest.approx(expected[0], abs=1e-12)
-    assert scores.arousal == pytest.approx(expected[1], abs=1e-12)
+    assert scores.ccc["valence"] == pytest.approx(expected[0], abs=1e-12)
+    assert scores.ccc["arousal"] == pytest.approx(expected[1], abs=1e-12)
     assert scores.mean == pytest.approx(sum(expected) / 2, abs=1e-12)
-    assert abs((of_a + of_b) / 2 - scores.valence) > 0.01
+    assert abs((of_a + of_b) / 2 - scores.ccc["valence"]) > 0.01
     assert (scores.n_videos, scores.n_frames, scores.warnings) == (2, 124, ())
 
 
 def test_lengths_that_differ_and_videos_missing_on_a_side_are_reported(labels):
     predicted = {"a": np.nan_to_num(labels["a"][:30]), "c": np.zeros((5, 2))}
     scores = evaluate(predicted, labels)
-    assert (scores.valence, scores.n_videos, scores.n_frames) == (pytest.approx(1.0), 1, 24)
+    assert (scores.ccc["valence"], scores.n_videos, scores.n_frames) == (pytest.approx(1.0), 1, 24)
     reported = " | ".join(scores.warnings)
     assert "a: 30 predictions, 40 annotated rows" in reported
     assert "b: no predictions" in reported and "c: no annotation" in reported
@@ -73,10 +73,12 @@ def test_annotated_frame_without_prediction_has_no_score(labels):
     predicted = {name: np.nan_to_num(values) for name, values in labels.items()}
     predicted["b"][5, 1] = np.nan
     scores = evaluate(predicted, labels)
-    assert scores.valence == pytest.approx(1.0) and math.isnan(scores.arousal) and math.isnan(scores.mean)
+    assert scores.ccc["valence"] == pytest.approx(1.0) and math.isnan(scores.ccc["arousal"]) and math.isnan(scores.mean)
     assert scores.warnings == ("b: 1 annotated frames have no prediction: CCC is undefined",)
-    assert evaluate(predicted, labels, targets=("valence",)).mean == pytest.approx(1.0)
-    assert evaluate(predicted, labels, targets=("valence",)).warnings == ()
+    valence, of_labels = ({name: x[:, :1] for name, x in side.items()} for side in (predicted, labels))
+    scores = evaluate(valence, of_labels, targets=("liking",))
+    assert scores.ccc == {"liking": pytest.approx(1.0)} and scores.mean == scores.ccc["liking"]
+    assert scores.warnings == ()
 
 
 def test_nothing_in_common_is_refused(labels):
@@ -173,7 +175,11 @@ def test_details_agree_with_the_score_and_with_independent_measures(labels: Arra
     random = np.random.default_rng(2)
     predicted = {name: np.nan_to_num(values) + random.normal(0, 0.3, values.shape) for name, values in labels.items()}
     scores, details = evaluate(predicted, labels), evaluate_in_detail(predicted, labels)
-    assert (details.valence.ccc, details.arousal.ccc, details.mean.ccc) == (scores.valence, scores.arousal, scores.mean)
+    assert (details.valence.ccc, details.arousal.ccc, details.mean.ccc) == (
+        scores.ccc["valence"],
+        scores.ccc["arousal"],
+        scores.mean,
+    )
     assert (len(details.videos), details.n_frames, details.warnings) == (2, scores.n_frames, ())
     x = np.concatenate([predicted["a"], predicted["b"]])
     y = np.concatenate([labels["a"], labels["b"]])

@@ -15,9 +15,8 @@ from rcma.fast_cpu import backbones as fast_backbones
 from rcma.fast_cpu.backbones import FastVGGish, optimise, optimised_backbones, overlapping_patches
 from rcma.model.backbones import IR50, SmallFaceNet, VGGish
 from rcma.model.network import RCMA
-from rcma.prediction import predictor as inference
+from rcma.prediction import predict_video, sliding_window
 from rcma.prediction.postprocess import present_modalities
-from rcma.prediction.predictor import predict_video
 
 
 def like_a_trained_one(network: nn.Module) -> nn.Module:
@@ -189,7 +188,7 @@ def test_prediction_on_the_cpu_uses_them(tmp_path, monkeypatch: pytest.MonkeyPat
     ]
     quick = predict_video(model, features, hop=20, audio_alignment="start")
     assert calls == {"face": 0, "audio": 0}
-    monkeypatch.setattr(inference, "optimised_backbones", lambda _: {})
+    monkeypatch.setattr(sliding_window, "optimised_backbones", lambda _: {})
     plain = predict_video(model, features, hop=20, audio_alignment="start")
     present = present_modalities(features, audio_alignment="start")
     assert calls == {m: present[m].sum() for m in calls}

@@ -271,3 +271,29 @@ def test_every_parameter_gets_a_gradient(variant: dict) -> None:
         sum(x.square().sum() for x in module(features).values()).backward()
         missed -= {name for name, p in module.named_parameters() if p.grad is not None and p.grad.any()}
     assert missed == set()
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: ",".join(f"{key}={value}" for key, value in v.items()))
+def test_modalities_may_have_any_names(variant: dict) -> None:
+    """In the order in which they are given, others are fused as face, audio and text are in theirs."""
+    names = dict(zip(MODALITIES, ("gaze", "heart", "skin"), strict=True))
+    standard = fusion(**variant).double()
+    other = fusion(widths={names[m]: WIDTHS[m] for m in MODALITIES}, **variant).double()
+    assert [tuple(p.shape) for p in other.parameters()] == [tuple(p.shape) for p in standard.parameters()]
+    features = {m: x.double() for m, x in random_features().items()}
+    expected = standard(features)
+    refined = other({names[m]: x for m, x in features.items()})
+    for m in MODALITIES:
+        assert torch.equal(refined[names[m]], expected[m])
+    assert variant["kind"] == "concat" or not torch.equal(refined["gaze"], features["face"])
+
+
+@pytest.mark.parametrize("kind", ["rcma", "rjcma", "jca", "cross-attention"])
+def test_the_order_in_which_modalities_are_given_does_not_matter(kind: str) -> None:
+    features = random_features()
+    turned = {m: features[m] for m in ("text", "face", "audio")}
+    module = fusion(kind=kind)
+    other = fusion(kind=kind, widths={m: WIDTHS[m] for m in turned})
+    other.load_state_dict(module.state_dict())
+    for m, x in module(features).items():
+        assert torch.equal(other(turned)[m], x)

@@ -106,7 +106,7 @@ def test_budget_is_equal(study: ModuleType, monkeypatch: pytest.MonkeyPatch) -> 
     def fake(variant, splits, *, rate, epochs, seed):
         calls.setdefault(variant.name, []).append((rate, epochs, seed, float(splits["train"].labels.sum())))
         validation, test = (0.6, 0.1) if rate == study.LEARNING_RATES[1] else (0.5, 0.9)
-        scores = study.Scores(valence=test, arousal=test, mean=test, n_videos=1, n_frames=1)
+        scores = study.Scores(ccc={"valence": test, "arousal": test}, mean=test, n_videos=1, n_frames=1)
         return study.Outcome(validation, scores, test, test, 1.0)
 
     monkeypatch.setattr(study, "run", fake)
@@ -123,7 +123,7 @@ def test_budget_is_equal(study: ModuleType, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_differences_are_paired(study: ModuleType) -> None:
     def outcomes(*values: float) -> list:
-        scores = [study.Scores(valence=v, arousal=v, mean=v, n_videos=1, n_frames=1) for v in values]
+        scores = [study.Scores(ccc={"valence": v, "arousal": v}, mean=v, n_videos=1, n_frames=1) for v in values]
         return [study.Outcome(0.5, score, float("nan"), 0.1, 1.0) for score in scores]
 
     variant = study.variants()[0]

@@ -351,3 +351,51 @@ def test_an_ir50_can_train_on_fewer_than_two_faces(n_faces: int) -> None:
     y.sum().backward()
     assert torch.isfinite(y).all()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+# Features made elsewhere.
+
+
+VECTORS: dict = {
+    "length": 12,
+    "modalities": ["face", "audio"],
+    "face": {"kind": "features", "width": 12},
+    "audio": {"kind": "features", "width": 15},
+    "tcn": {"face": [8], "audio": [6], "kernel_size": 3},
+    "fusion": {"steps": 1},
+}
+
+
+def test_vectors_of_any_width_need_no_backbone_and_no_words() -> None:
+    model = RCMA(ModelSettings.model_validate(VECTORS)).eval()
+    assert not model.backbone and model.embedding_widths == {"face": 12, "audio": 15}
+    batch = {"face": torch.randn(2, 12, 12), "audio": torch.randn(2, 12, 15)}
+    assert model(batch).shape == (2, 12, 2)
+    with pytest.raises(ValueError, match=r"face: the shape must be \(B,L,12\), given: \(2, 12, 64\)"):
+        model(batch | {"face": torch.randn(2, 12, 64)})
+    with pytest.raises(ValueError, match=r"model\.audio\.width is not set"):
+        RCMA(ModelSettings.model_validate({**VECTORS, "audio": {"kind": "features"}}))
+
+
+def test_vectors_are_standardised_column_by_column_and_zero_where_absent() -> None:
+    model = RCMA(ModelSettings.model_validate(VECTORS)).eval()
+    mean, std = torch.arange(12.0), torch.arange(1.0, 13.0)
+    nothing = torch.zeros(64), torch.ones(64), torch.tensor(0.0), torch.tensor(1.0)
+    model.set_normalisation(*nothing, {"face": (mean, std)})
+    x, mask = torch.randn(2, 5, 12), torch.ones(2, 5, dtype=torch.bool)
+    x[0, 1], mask[0, 1] = torch.nan, False
+    embedded = model.embed("face", x, mask)
+    assert not embedded[0, 1].any()
+    torch.testing.assert_close(embedded[mask], ((x - mean) / std)[mask])
+    with pytest.raises(ValueError, match="face_vectors_std"):
+        model.set_normalisation(*nothing, {"face": (mean, 0 * std)})
+
+
+def test_text_may_be_vectors_as_well() -> None:
+    settings = {"length": 12, "modalities": ["text"], "text": {"kind": "features"}, "text_width": 5}
+    model = RCMA(ModelSettings.model_validate({**settings, "tcn": {"text": [8]}})).eval()
+    mask = torch.zeros(1, 12, dtype=torch.bool)
+    model.set_normalisation(
+        torch.zeros(64), torch.ones(64), torch.tensor(9.0), torch.tensor(1.0), {"text": (torch.ones(5), torch.ones(5))}
+    )
+    assert not model.embed("text", torch.randn(1, 12, 5), mask).any(), "not the standardised zeros of words"

@@ -24,9 +24,7 @@ SCORES = ValidationScores(
     split="validation",
     best_epoch=4,
     epochs=9,
-    valence_ccc=0.25,
-    arousal_ccc=None,
-    mean_ccc=-0.5,
+    ccc={"valence": 0.25, "arousal": None, "mean": -0.5},
     n_videos=7,
     n_frames=1234,
 )
@@ -130,7 +128,7 @@ def test_undefined_scores_are_no_numbers(root: Path):
         ("CCC valence", 0.25),
         ("CCC mean", -0.5),
     ]
-    nothing = SCORES.model_copy(update={"valence_ccc": None, "mean_ccc": None})
+    nothing = SCORES.model_copy(update={"ccc": dict.fromkeys(("valence", "arousal", "mean"))})
     assert "| – | – | – |" in text_of(changed(root), scores=nothing)
 
 
@@ -156,7 +154,7 @@ def test_kinds_of_models_are_told_apart(root: Path):
     assert "| fusion |" not in single
     assert "| words |" not in single
     assert "face encoder" not in single
-    assert "needs a model of the other target" in single
+    assert "need a model of valence beside this one" in single
     assert "needs a model of the other target" not in plain
     audio = {"kind": "vggish", "weights": "vggish-10086976.pth", "frozen": True}
     assert "`vggish`, started from `vggish-10086976.pth`, frozen" in text_of(changed(root, model={"audio": audio}))

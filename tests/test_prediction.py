@@ -8,6 +8,7 @@ import pytest
 from made_features import WIDTH, make_features, make_labels
 from scipy.ndimage import gaussian_filter1d, median_filter
 
+from rcma.config import ModelSettings
 from rcma.data.windows import cut_window
 from rcma.prediction.postprocess import Prediction, finish, present_modalities, smooth
 
@@ -21,7 +22,7 @@ def test_a_frame_has_what_the_model_sees(tmp_path, alignment, audio):
         late[:50] = np.nan
         features = dataclasses.replace(features, log_mel=late)
     present = present_modalities(features, audio_alignment=alignment)
-    window = cut_window(features, 0, length=70, text_width=WIDTH, audio_alignment=alignment)
+    window = cut_window(features, 0, model=ModelSettings(text_width=WIDTH), length=70, audio_alignment=alignment)
     for m, there in present.items():
         np.testing.assert_array_equal(there, window[f"{m}_mask"].numpy(), err_msg=m)
         assert there.any() == (m != "audio" or audio != "none")

@@ -25,6 +25,7 @@ from rcma.experts.public_models import at_frames
 from rcma.experts.registry import hash_file
 from rcma.output.table import open_table
 from rcma.prediction import Prediction, finish
+from rcma.predictor import Predictor
 
 EXPERTS = {"face": "face", "words": "text", "voice": "audio", "other voice": "audio"}
 needs_minilm = pytest.mark.skipif(
@@ -193,13 +194,13 @@ def test_words_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         "arousal_spread",
         "words_valence",
         "words_arousal",
-        "voice_arousal",
+        "voice_relative_arousal",
     ]
     expected = TextAffect()(SAID)
     for row, time_s in zip(rows, features.time_s, strict=True):
         k, since_s = divmod(time_s, 2.0)
         speaks = k < len(SAID) and since_s < 0.2 * len(SAID[int(k)].split()) - 1e-6
-        assert row["voice_arousal"] == row["valence_spread"] == row["face"] == ""
+        assert row["voice_relative_arousal"] == row["valence_spread"] == row["face"] == ""
         assert row["valence"] == row["words_valence"] and row["arousal"] == row["words_arousal"]
         if speaks:
             assert float(row["valence"]) == pytest.approx(expected[int(k), 0], abs=1e-4)
@@ -218,7 +219,7 @@ def test_voice_alone_from_the_stored_waveform(tmp_path: Path, monkeypatch: pytes
     meta = given.meta | {"settings": config}
     save_features(tmp_path / "talk", replace(given, meta=meta, log_mel=mel, waveform=waveform))
     monkeypatch.setattr("rcma.experts.public_models.detect_speech", lambda samples, threshold: [(0.0, 8.0)])
-    prediction = PublicModels()(tmp_path / "talk")
+    prediction = Predictor(fill="nan")(tmp_path / "talk")
     arousal = prediction.values[:, 1]
     there = np.isfinite(arousal)
     assert there.mean() > 0.9 and np.isnan(prediction.values[:, 0]).all()
@@ -232,14 +233,14 @@ def test_sound_that_cannot_be_had_is_a_warning(tmp_path: Path, capsys: pytest.Ca
     out = tmp_path / "out"
     assert cli.predict.main([str(tmp_path / "talk"), "--out", str(out)]) == 0
     text = capsys.readouterr().err
-    assert "talk: voice" in text and "nowhere.mp4" in text and "no public model gives valence" in text
+    assert "talk: voice_relative" in text and "nowhere.mp4" in text and "no public model gives valence" in text
     lines = (out / "talk.txt").read_text().splitlines()[1:]
     assert len(lines) == 50 and {float(cell) for line in lines for cell in line.split(",")} == {0.0}
 
 
 @needs_minilm
 def test_words_of_another_language_are_not_judged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    prediction = PublicModels()(speaking(tmp_path / "talk", language="de"))
+    prediction = Predictor(fill="nan")(speaking(tmp_path / "talk", language="de"))
     assert np.isnan(prediction.values).all() and "'de'" in caplog.text
 
 
@@ -251,7 +252,7 @@ def test_without_the_packaged_encoder_no_words_are_recognised(monkeypatch: pytes
 
     monkeypatch.setattr(importlib.util, "find_spec", without)
     models = PublicModels()
-    assert [expert.name for expert in models.experts] == ["voice"]
+    assert [expert.name for expert in models.experts] == ["voice_relative"]
     assert [line.partition(":")[0] for line in models.missing] == ["face", "words", "audeering"]
     assert "pip install" in models.missing[1]
     assert models.preprocessing().speech.backend == "none"
@@ -279,6 +280,16 @@ def test_report_says_who_predicted_and_shows_each_of_them(tmp_path: Path) -> Non
     page = (out / "report.html").read_text(encoding="utf-8")
     assert f"<h1>Valence and arousal: out ({NOT_RCMA})</h1>" in page
     assert '"experts":{' in page and "AUC .92 to .99" in page
+    assert "zeros are filled in" not in page
+
+
+def test_report_does_not_show_what_no_model_said_as_a_mean_of_zero(tmp_path: Path) -> None:
+    pytest.importorskip("plotly")
+    speaking(tmp_path / "talk", language="de")
+    out = tmp_path / "out"
+    assert cli.predict.main([str(tmp_path / "talk"), "--out", str(out), "--report"]) == 0
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert '"mean":{"valence":null,"arousal":null}' in page and page.count("the zeros are filled in") == 2
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
@@ -290,10 +301,10 @@ def test_columns_are_those_of_the_run_whatever_the_first_video_has(tmp_path: Pat
     values = some_values(5)
     silent = {name: np.full((5, 2), np.nan, np.float32) for name in columns}
     spoken = {name: values[name].astype(np.float32) for name in columns}
-    with open_table(path, kind, experts=columns) as append:
+    with open_table(path, kind) as append:
         for name, experts in (("a", silent), ("b", spoken)):
             mean, spread = fuse(experts, EXPERTS)
-            append(Prediction(name, np.arange(5) / 25, mean, {}, spread=spread, experts=experts))
+            append(Prediction(name, np.arange(5) / 25, mean, {}, spread=spread, experts=experts, outputs=columns))
     if kind == "csv":
         rows = [{name: float(cell) if cell else None for name, cell in row.items() if name != "video"}
                 for row in rows_of(path)]  # fmt: skip
@@ -326,7 +337,7 @@ def test_a_fetched_face_model_joins_the_others(
     features = replace(features, face_box=box, face_score=np.ones(40, np.float32))
     prediction = PublicModels().predict(features, lambda: video)
     assert prediction.present["face"].all()
-    np.testing.assert_array_equal(prediction.values, prediction.experts["face"])
+    np.testing.assert_array_equal(prediction.values, prediction.experts[entry.name][:, :2])
     # Of a video's red, compression leaves about 253 in 255; blue stays near 0.
     np.testing.assert_allclose(prediction.values, np.tile([1.0, -1.0], (40, 1)), atol=0.1)
 
@@ -340,7 +351,7 @@ def test_a_real_clip_from_file_to_table(media: Path, tmp_path: Path, capfd: pyte
     rows = rows_of(out / "frames.csv")
     valence = np.array([float(row["words_valence"]) for row in rows if row["words_valence"]])
     assert len(valence) > len(rows) / 2 and (valence > -0.05).all() and (valence < 0.7).all()
-    assert sum(row["voice_arousal"] != "" for row in rows) > len(rows) / 2
+    assert sum(row["voice_relative_arousal"] != "" for row in rows) > len(rows) / 2
     # From the features that it made, the recording is found again and gives the same.
     again = tmp_path / "again"
     (folder,) = (out / "features").iterdir()

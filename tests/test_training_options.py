@@ -40,7 +40,7 @@ from rcma.metrics import ccc, n_loss_terms, training_loss
 from rcma.model.backbones import IR50, VGGish
 from rcma.model.checkpoint import load_run_config, load_state
 from rcma.model.network import BACKBONES, RCMA
-from rcma.prediction.predictor import predict_frames, predict_video, to_abaw_columns
+from rcma.prediction import Checkpoints, predict_video
 from rcma.training.loop import train
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -158,12 +158,12 @@ def test_pretrained_vggish_takes_log_mel_as_it_is(root: Path, weight_files: dict
     assert changed(config, model={"audio": {"weights": None}}).model.standardises_log_mel
     assert small_config(root).model.standardises_log_mel
     data = open_training_data(root / "features", root / "annotations")
-    statistics = fit_normalisation(data.train, log_mel=config.model.standardises_log_mel)
+    statistics = fit_normalisation(data.train, config.model)
     model = RCMA(config.model.model_copy(update={"text_width": 16})).eval()
     model.load_backbones()
     model.set_normalisation(statistics.audio_mean, statistics.audio_std, statistics.text_mean, statistics.text_std)
     features = data.train[0].features()
-    window = cut_window(features, 0, length=2, text_width=16, audio_alignment="start")
+    window = cut_window(features, 0, model=model.settings, length=2, audio_alignment="start")
     patch = torch.from_numpy(np.asarray(features.log_mel[:96], np.float32))
     with torch.no_grad():
         embedded = model.embed("audio", window["audio"][None], window["audio_mask"][None])[0, 0]
@@ -510,7 +510,7 @@ def test_one_modality_trains_with_modality_dropout_for_several(root: Path, tmp_p
         )
         run = tmp_path / "-".join(modalities)
         train(config, run, device="cpu")
-        prediction = rcma.predict(rcma.load_model(run), root / "features" / "video3")
+        prediction = rcma.Predictor(rcma.load_model(run))(root / "features" / "video3").values
         assert np.isfinite(prediction).all()
 
 
@@ -524,10 +524,11 @@ def test_several_models_are_averaged_and_complete_each_other(
         runs.append(tmp_path / name)
     models = [rcma.load_model(run) for run in runs]
     features = load_features(root / "features" / "video3")
-    one, two = (to_abaw_columns(model, rcma.predict(model, features)) for model in models)
-    mean = predict_frames(models, features).values
-    np.testing.assert_allclose(mean[:, 0], (one[:, 0] + two[:, 0]) / 2, atol=1e-6)
-    np.testing.assert_allclose(mean[:, 1], one[:, 1], atol=1e-6)
+    one, two = (rcma.Predictor(model)(features) for model in models)
+    assert one.targets == ("valence", "arousal") and two.targets == ("valence",)
+    mean = Checkpoints(models).predict(features).values
+    np.testing.assert_allclose(mean[:, 0], (one.valence + two.valence) / 2, atol=1e-6)
+    np.testing.assert_allclose(mean[:, 1], one.arousal, atol=1e-6)
     video = str(root / "features" / "video3")
     arguments = ["--checkpoint", str(runs[0]), str(runs[1]), video, "--out", str(tmp_path / "out"), "--device", "cpu"]
     assert cli.predict.main(arguments) == 0
@@ -559,7 +560,7 @@ def test_a_run_for_each_target_makes_both_columns(
     assert cli.predict.main(arguments) == 0, capsys.readouterr().err
     written = np.loadtxt(tmp_path / "out" / "video3.txt", delimiter=",", skiprows=1)
     for column, run in enumerate(runs.values()):
-        np.testing.assert_allclose(written[:, column], rcma.predict(rcma.load_model(run), video)[:, 0], atol=1e-6)
+        np.testing.assert_allclose(written[:, column], rcma.Predictor(run)(video).values[:, 0], atol=1e-6)
 
 
 @pytest.mark.parametrize("stop_at", [(1, 2), (2, 1), (2, 3)])
@@ -614,7 +615,7 @@ def test_any_vision_encoder_of_hugging_face_trains_and_loads_without_its_files(r
         assert model.embedding_widths["face"] == width
         loaded = model.backbone["face"].model.state_dict()
         assert all(torch.equal(loaded[key], before[key]) for key in before)
-        assert np.isfinite(rcma.predict(model, root / "features" / "video3")).all()
+        assert np.isfinite(rcma.Predictor(model)(root / "features" / "video3").values).all()
         if name == "vit":
             assert model.backbone["face"].image_mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
 
@@ -633,7 +634,7 @@ def test_missing_vision_encoder_is_one_line(root: Path, tmp_path: Path) -> None:
 def test_processes_share_each_batch(root: Path) -> None:
     data = open_training_data(root / "features", root / "annotations")
     dataset = WindowDataset(
-        data.train, targets=("valence",), length=32, hop=10, text_width=16, audio_alignment="start", seed=0
+        data.train, model=ModelSettings(length=32, text_width=16), hop=10, audio_alignment="start", seed=0
     )
     alone = list(SharedBatches(dataset, 4))
     shares = [list(SharedBatches(dataset, 4, process=process, n_processes=3)) for process in range(3)]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from preprocessing.errors import InputError
 from preprocessing.files import refuse_foreign_folder, whole_or_nothing
-from preprocessing.media import HOP_LENGTH
+from preprocessing.media import HOP_LENGTH, N_MELS
 from preprocessing.names import as_video_id
 
 FORMAT_VERSION = 2
@@ -29,13 +29,19 @@ _ARRAYS: dict[str, tuple[str, int]] = {
     "waveform": ("float16", 1),
     "word_vectors": ("float16", 2),
     "frame_word": ("int32", 1),
+    "face_vectors": ("float32", 2),
+    "audio_vectors": ("float32", 2),
+    "text_vectors": ("float32", 2),
 }
 """Name, dtype and number of dimensions of each array file."""
-_OVER_FRAMES = ("time_s", "faces", "face_box", "face_score", "frame_word")
-_OPTIONAL = ("waveform",)
-"""Arrays that a folder may do without."""
-_FILES = ("meta.json", "words.json", *(f"{name}.npy" for name in _ARRAYS if name not in _OPTIONAL))
-_KNOWN = {*_FILES, *(f"{name}.npy" for name in _OPTIONAL)}
+_VECTORS = {"face": "face_vectors", "audio": "audio_vectors", "text": "text_vectors"}
+"""Arrays of features made elsewhere, by modality."""
+_OVER_FRAMES = ("time_s", "faces", "face_box", "face_score", "frame_word", *_VECTORS.values())
+_OPTIONAL = ("waveform", *_VECTORS.values())
+"""Arrays that every folder may do without."""
+_REQUIRED = tuple(name for name in _ARRAYS if name not in _OPTIONAL)
+"""Arrays of a folder whose ``meta.json`` does not list its ``arrays``."""
+_KNOWN = {"meta.json", "words.json", *(f"{name}.npy" for name in _ARRAYS)}
 _META: dict[str, type] = {
     "n_frames": int,
     "source": dict,
@@ -68,7 +74,8 @@ class Word:
 class Features:
     """Everything known of one video; T decoded frames, M mel frames, W words of width D.
 
-    All times are on the video's clock, whose zero is the presentation time of the first decoded frame.
+    All times are on the video's clock, whose zero is the presentation time of the first decoded frame. A folder of
+    features made elsewhere may lack arrays: its faces have S = 0, M and W are 0, and no frame has a face or a word.
     """
 
     video_id: str
@@ -92,11 +99,39 @@ class Features:
     """(T,) index of the word spoken at that frame, -1 where none."""
     waveform: NDArray[np.float16] | None = None
     """(160 M,) mono sound in [-1,1] at 16 kHz, sample k at k/16000 s; NaN where log_mel is. None where not stored."""
+    vectors: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    """(T,d) features made elsewhere, of each modality (face, audio, text) that has some; d is any width. A row is NaN
+    as a whole where the modality is not there."""
 
     @property
     def n_frames(self) -> int:
         """Number of decoded frames T."""
         return len(self.time_s)
+
+
+def features_from_vectors(
+    video_id: str,
+    meta: dict[str, Any],
+    time_s: NDArray[np.float64],
+    vectors: Mapping[str, NDArray[np.float32]],
+) -> Features:
+    """Features made elsewhere, without faces, sound or words.
+
+    Args:
+        video_id: name of the feature folder.
+        meta: as of :class:`Features`; ``arrays``, the list of arrays that the folder holds, is added.
+        time_s: (T,) times of the rows, seconds, rising.
+        vectors: as of :class:`Features`.
+    """
+    arrays = ["time_s", *(_VECTORS[m] for m in vectors)]
+    return Features(
+        video_id=video_id,
+        meta={**meta, "arrays": arrays},
+        words=(),
+        time_s=time_s,
+        vectors=dict(vectors),
+        **_absent_arrays(len(time_s)),
+    )
 
 
 class FeatureWriter:
@@ -152,8 +187,10 @@ def save_features(folder: Path, features: Features) -> None:
             cannot have, or an entry of ``meta`` is missing.
         InputError: something else is at ``folder``; see :func:`own_source`.
     """
-    given = {name: getattr(features, name) for name in _ARRAYS}
-    arrays = {name: np.asarray(array) for name, array in given.items() if array is not None}
+    given = {name: getattr(features, name) for name in _ARRAYS if name not in _VECTORS.values()}
+    given |= {_VECTORS[m]: vectors for m, vectors in features.vectors.items()}
+    kept = features.meta.get("arrays", given)
+    arrays = {name: np.asarray(array) for name, array in given.items() if array is not None and name in kept}
     for problem in _meta_problems(features.meta):
         raise ValueError(f"{features.video_id}: meta: {problem}")
     for name, problem in _array_problems(arrays, n_frames=features.n_frames, n_words=len(features.words)):
@@ -200,13 +237,12 @@ def load_meta(folder: Path) -> dict[str, Any]:
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such feature folder; rcma-preprocess makes them")
-    missing = [name for name in _FILES if not (folder / name).is_file()]
-    if missing:
-        raise InputError(f"{folder}: not a feature folder: {', '.join(missing)} missing; rcma-preprocess makes them")
+    _refuse_missing(folder, ["meta.json"])
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         version = meta["format_version"]
-    except (ValueError, KeyError, TypeError):
+        names = dict.fromkeys(["time_s", *map(str, meta.get("arrays", _REQUIRED))])
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(
             f"{folder}/meta.json: not a feature folder's description; preprocess the video again"
         ) from None
@@ -215,9 +251,16 @@ def load_meta(folder: Path) -> dict[str, Any]:
             f"{folder}: feature format {version}, but this version reads format {FORMAT_VERSION}; "
             "preprocess the video again with --overwrite"
         )
+    _refuse_missing(folder, ["words.json", *(f"{name}.npy" for name in names)])
     for problem in _meta_problems(meta):
         raise InputError(f"{folder}/meta.json: damaged: {problem}; preprocess the video again with --overwrite")
     return dict(meta)
+
+
+def _refuse_missing(folder: Path, files: Sequence[str]) -> None:
+    missing = [name for name in files if not (folder / name).is_file()]
+    if missing:
+        raise InputError(f"{folder}: not a feature folder: {', '.join(missing)} missing; rcma-preprocess makes them")
 
 
 def load_features(folder: Path) -> Features:
@@ -229,14 +272,28 @@ def load_features(folder: Path) -> Features:
     """
     meta = load_meta(folder)
     try:
-        names = [name for name in _ARRAYS if name not in _OPTIONAL or (folder / f"{name}.npy").exists()]
+        names = [name for name in _ARRAYS if (folder / f"{name}.npy").exists()]
         arrays = {name: _load_array(folder / f"{name}.npy") for name in names}
         words = tuple(_word_from_json(word) for word in json.loads((folder / "words.json").read_text(encoding="utf-8")))
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise InputError(f"{folder}: damaged: {error}; preprocess the video again with --overwrite") from None
     for name, problem in _array_problems(arrays, n_frames=meta["n_frames"], n_words=len(words)):
         raise InputError(f"{folder}/{name}.npy: damaged: {problem}; preprocess the video again with --overwrite")
-    return Features(video_id=as_video_id(folder.resolve().name), meta=meta, words=words, **arrays)
+    vectors = {m: arrays.pop(name) for m, name in _VECTORS.items() if name in arrays}
+    arrays = _absent_arrays(meta["n_frames"]) | arrays
+    return Features(video_id=as_video_id(folder.resolve().name), meta=meta, words=words, vectors=vectors, **arrays)
+
+
+def _absent_arrays(n_frames: int) -> dict[str, NDArray[Any]]:
+    """What stands for arrays that a folder of T frames does not hold."""
+    return {
+        "faces": np.zeros((n_frames, 0, 0, 3), np.uint8),
+        "face_box": np.full((n_frames, 4), np.nan, np.float32),
+        "face_score": np.full(n_frames, np.nan, np.float32),
+        "log_mel": np.zeros((0, N_MELS), np.float16),
+        "word_vectors": np.zeros((0, 0), np.float16),
+        "frame_word": np.full(n_frames, -1, np.int32),
+    }
 
 
 def _load_array(path: Path) -> NDArray[Any]:
@@ -292,6 +349,14 @@ def _value_problems(name: str, array: NDArray[Any], *, n_words: int) -> Iterator
     elif name == "word_vectors":
         if not np.isfinite(array).all():
             yield "values that are not finite"
+    elif name in _VECTORS.values():
+        if not array.shape[1]:
+            yield "no columns"
+            return
+        n_rows = max(1, _VALUES_AT_ONCE // array.shape[1])
+        blocks = (array[start : start + n_rows] for start in range(0, len(array), n_rows))
+        if not all((np.isfinite(rows).all(axis=1) | np.isnan(rows).all(axis=1)).all() for rows in blocks):
+            yield "rows that are neither finite nor NaN as a whole"
     elif array.dtype != np.uint8:
         values = array.reshape(-1)
         starts = range(0, len(values), _VALUES_AT_ONCE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,8 +71,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _list(args: argparse.Namespace) -> int:
-    from rcma.experts import destination, entries, how_to_get
+    from rcma.experts import destination, entries, how_to_get, packaged
 
+    for model in packaged().values():
+        lines = {
+            "here": "comes with the package",
+            "gives": model.what,
+            "weights": model.weights_licence,
+            "trained on": model.trained_on,
+            "scores": model.scores,
+            "source": model.source,
+        }
+        _print_model(f"{model.name} ({model.modality})", lines)
     for entry in entries().values():
         state = _state(entry)
         lines = {
@@ -84,10 +94,14 @@ def _list(args: argparse.Namespace) -> int:
             "source": entry.source,
             **({"get it": how_to_get(entry.name)} if state != "yes" else {}),
         }
-        print(f"{entry.name} ({entry.modality})")
-        for label, text in lines.items():
-            print(f"  {label:<12}{text}")
+        _print_model(f"{entry.name} ({entry.modality})", lines)
     return EXIT_DONE
+
+
+def _print_model(name: str, lines: Mapping[str, str]) -> None:
+    print(name)
+    for label, text in lines.items():
+        print(f"  {label:<12}{text}")
 
 
 def _state(entry: FaceEntry | VoiceEntry) -> str:

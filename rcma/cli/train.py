@@ -81,7 +81,7 @@ def _train_one(args: argparse.Namespace, run: Path, overrides: list[str]) -> Tra
     targets = config.model.targets
 
     def describe(row: EpochRow) -> str:
-        scores = {"valence": row.valence_ccc, "arousal": row.arousal_ccc, "mean": row.mean_ccc}
+        scores = {**row.ccc, "mean": row.mean_ccc}
         shown = ", ".join(f"{name} {scores[name]:.3f}" for name in (*targets, *(["mean"] if len(targets) > 1 else [])))
         released = f", backbone groups {row.released}" if row.released else ""
         return (
@@ -108,8 +108,8 @@ def _print_best(run: Path, result: TrainingResult) -> None:
     print_table(
         f"{run}: best of {result.epochs} epochs{how}; "
         f"{result.n_frames} annotated frames of {result.n_videos} validation videos",
-        ["epoch", "CCC valence", "CCC arousal", "CCC mean"],
-        [[str(best.epoch), f"{best.valence_ccc:.3f}", f"{best.arousal_ccc:.3f}", f"{best.mean_ccc:.3f}"]],
+        ["epoch", *(f"CCC {target}" for target in best.ccc), "CCC mean"],
+        [[str(best.epoch), *(f"{score:.3f}" for score in (*best.ccc.values(), best.mean_ccc))]],
     )
 
 
@@ -117,14 +117,15 @@ def _print_folds(run: Path, results: dict[int, TrainingResult]) -> None:
     """Scores of all folds with their mean and standard deviation; also as folds.json."""
     import numpy as np
 
-    scores = np.array([[r.best.valence_ccc, r.best.arousal_ccc, r.best.mean_ccc] for r in results.values()])
+    scores = np.array([[*r.best.ccc.values(), r.best.mean_ccc] for r in results.values()])
     rows = [
         [str(fold), str(results[fold].n_videos), str(results[fold].best.epoch), *(f"{score:.3f}" for score in row)]
         for fold, row in zip(results, scores, strict=True)
     ]
     summary = {"mean": scores.mean(axis=0), "standard deviation": scores.std(axis=0, ddof=1)}
     rows += [[name, "", "", *(f"{score:.3f}" for score in values)] for name, values in summary.items()]
-    columns = ["fold", "videos", "best epoch", "CCC valence", "CCC arousal", "CCC mean"]
+    targets = next(iter(results.values())).best.ccc
+    columns = ["fold", "videos", "best epoch", *(f"CCC {target}" for target in targets), "CCC mean"]
     print_table(f"{run}: validation scores of {len(results)} folds", columns, rows)
     with replace_own(run / FOLDS_FILE) as new:
         content = [dict(zip(columns, row, strict=True)) for row in rows]

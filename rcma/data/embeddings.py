@@ -181,10 +181,9 @@ class _Maker:
         window = cut_window(
             features,
             first,
+            model=self._model.settings.model_copy(update={"modalities": (m,)}),
             length=n,
-            text_width=features.word_vectors.shape[1],
             audio_alignment=self._audio_alignment,
-            audio=self._model.settings.audio_input,
             crop=(view["top"], view["left"]) if m == "face" else None,
             flip=m == "face" and view["flipped"],
         )
@@ -239,6 +238,8 @@ def _describe_backbone(model: RCMA, m: Modality) -> dict[str, Any]:
     described: dict[str, Any] = {"method": _METHOD, "kind": settings.kind, "precision": settings.precision}
     if settings.hf_config is not None:
         described["hf_config"] = {key: value for key, value in settings.hf_config.items() if key != "_name_or_path"}
+    if settings.kind == "onnx":
+        described["onnx"] = settings.onnx.model_dump(mode="json")
     if m == "audio" and model.settings.audio_input == "log_mel":
         described["standardised_with_sha256"] = _sha256_of_tensors({"mean": model.audio_mean, "std": model.audio_std})
     described["weights_sha256"] = _sha256_of_tensors(network.state_dict())

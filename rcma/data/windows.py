@@ -7,7 +7,7 @@ import io
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -36,8 +36,9 @@ CROP_OF_FACE = (5, 6)
 """The network sees this fraction of the stored face's side: 40 of 48 pixels, as published."""
 EMPTY_WINDOW = -1
 """Index of a window without content."""
-_MEL_ROWS_AT_ONCE = 1 << 16
+_ROWS_AT_ONCE = 1 << 16
 _LEAST_STD = 1e-3
+"""Of log-mel and words: dividing by less would blow up the first sound that differs from a silent training set."""
 
 
 class _MappedArray(NamedTuple):
@@ -49,6 +50,11 @@ class _MappedArray(NamedTuple):
     shape: tuple[int, ...]
     n_bytes: int
     """Size of the file."""
+
+    @classmethod
+    def of(cls, array: np.memmap[Any, Any]) -> _MappedArray:
+        path = Path(str(array.filename))
+        return cls(path, array.dtype, array.offset, array.shape, n_bytes=path.stat().st_size)
 
     def open(self) -> NDArray[Any]:
         try:
@@ -69,12 +75,14 @@ class FeatureReader:
 
     _IN_MEMORY = ("time_s", "face_score", "frame_word")
     _MAPPED = ("faces", "face_box", "log_mel", "waveform", "word_vectors")
+    """And each of ``vectors``."""
 
     def __init__(self, folder: Path) -> None:
         """Nothing is read yet."""
         self._folder = folder
         self._features: Features | None = None
         self._mapped: dict[str, _MappedArray] = {}
+        self._mapped_vectors: dict[str, _MappedArray] = {}
 
     def features(self) -> Features:
         """Features whose large arrays are memory-mapped.
@@ -85,7 +93,8 @@ class FeatureReader:
         if self._features is None:
             self._features = self._read()
         mapped: dict[str, Any] = {name: array.open() for name, array in self._mapped.items()}
-        return replace(self._features, **mapped)
+        vectors = {m: array.open() for m, array in self._mapped_vectors.items()}
+        return replace(self._features, **mapped, vectors={**self._features.vectors, **vectors})
 
     def _read(self) -> Features:
         features = load_features(self._folder)
@@ -93,12 +102,14 @@ class FeatureReader:
         for name in self._MAPPED:
             array = getattr(features, name)
             if isinstance(array, np.memmap):
-                path = Path(str(array.filename))
-                self._mapped[name] = _MappedArray(
-                    path, array.dtype, array.offset, array.shape, n_bytes=path.stat().st_size
-                )
+                self._mapped[name] = _MappedArray.of(array)
                 kept[name] = np.empty((0, *array.shape[1:]), array.dtype)
-        return replace(features, **kept)
+        vectors = dict(features.vectors)
+        for m, array in vectors.items():
+            if isinstance(array, np.memmap):
+                self._mapped_vectors[m] = _MappedArray.of(array)
+                vectors[m] = np.empty((0, *array.shape[1:]), array.dtype)
+        return replace(features, **kept, vectors=vectors)
 
 
 @dataclass(frozen=True)
@@ -107,7 +118,7 @@ class Video:
 
     folder: Path
     labels: NDArray[np.float32]
-    """(T,2) valence and arousal in [-1,1], NaN where there is none."""
+    """(T,n_targets) in [-1,1], NaN where there is none."""
     reader: FeatureReader = field(default=None, repr=False, compare=False)  # type: ignore[assignment]
     """Of the folder; made where none is given."""
 
@@ -138,6 +149,8 @@ class TrainingData:
     """Whether their faces were detected or provided."""
     text_width: int | None
     """D, width of a word vector; None when no video has a word."""
+    vector_widths: Mapping[Modality, int]
+    """Columns of the features made elsewhere, of each modality that all videos have some of."""
     warnings: tuple[str, ...]
 
 
@@ -153,6 +166,8 @@ class Normalisation:
     """() over all frames and all dimensions of their word vectors, with zeros where no word is spoken (published)."""
     text_std: Tensor
     """()"""
+    vectors: Mapping[Modality, tuple[Tensor, Tensor]]
+    """Mean and deviation (width,) of each column of features made elsewhere, for modalities of kind ``features``."""
 
 
 def windows(n_frames: int, length: int, hop: int) -> list[int]:
@@ -177,10 +192,40 @@ def windows(n_frames: int, length: int, hop: int) -> list[int]:
     return [*range(0, last, hop), last]
 
 
+def overlap_average(
+    starts: Sequence[int], predictions: Iterable[NDArray[np.floating]], n_frames: int
+) -> NDArray[np.float32]:
+    """Average the predictions of overlapping windows frame by frame.
+
+    Args:
+        starts: first frame of each window, as :func:`windows` gives them.
+        predictions: (L,K) of each window, one by one; rows beyond the end of the video are padding.
+        n_frames: T.
+
+    Returns:
+        float32 (T,K); NaN at a frame that no window covers.
+
+    Raises:
+        ValueError: there is no window, or not one prediction for each.
+    """
+    total: NDArray[np.float64] | None = None
+    count = np.zeros((n_frames, 1))
+    for start, values in zip(starts, predictions, strict=True):
+        if total is None:
+            total = np.zeros((n_frames, values.shape[1]))
+        frames = slice(start, min(start + len(values), n_frames))
+        total[frames] += values[: frames.stop - start]
+        count[frames] += 1
+    if total is None:
+        raise ValueError("no windows: there is nothing to average")
+    return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0).astype(np.float32)
+
+
 def open_training_data(
     features: Path,
     annotations: Path,
     *,
+    targets: Sequence[Target] = TARGETS,
     fold: int = 0,
     folds: Literal["published", "subject-disjoint"] = "published",
     subjects: Path | None = None,
@@ -198,6 +243,7 @@ def open_training_data(
     Args:
         features: folder of feature folders.
         annotations: see :func:`rcma.abaw.find_split`.
+        targets: which columns of the annotations become labels, in this order.
         fold: 0 to 5.
         folds: how folds 1 to 5 are made.
         subjects: CSV file with columns ``video`` and ``subject``; None: people in one raw video are one subject.
@@ -207,6 +253,12 @@ def open_training_data(
         InputError: a split has no video with both, a video is in both splits, an annotation is damaged, or the training
             videos were made with different settings. Damaged features are named in the warnings and left out.
     """
+    unknown = [target for target in targets if target not in TARGETS]
+    if unknown:
+        raise InputError(
+            f"model.targets: {unknown[0]} is not in {annotations}: ABAW annotations hold {' and '.join(TARGETS)} only"
+        )
+    columns = [TARGETS.index(target) for target in targets]
     folders = _feature_folders(features)
     train_files, validation_files = find_split(annotations, "train"), find_split(annotations, "validation")
     both = sorted(train_files.keys() & validation_files.keys())
@@ -225,6 +277,7 @@ def open_training_data(
     splits: dict[str, list[Video]] = {}
     described: list[tuple[Path, dict[str, Any]]] = []
     widths: dict[int, Path] = {}
+    of_videos: dict[Path, dict[str, int]] = {}
     for split, files in (("training", train_files), ("validation", validation_files)):
         without = sorted(files.keys() - folders.keys())
         if without:
@@ -239,10 +292,12 @@ def open_training_data(
                 continue
             labels, warning = _labels_of_frames(read_annotation(files[video_id]), opened.n_frames, files[video_id])
             warnings += warning
+            labels = labels[:, columns]
             if split == "training" and label_delay_s:
                 labels = labels_at(opened.time_s, opened.time_s + label_delay_s, labels)
             splits[split].append(Video(folders[video_id], labels, reader))
             described.append((folders[video_id], opened.meta))
+            of_videos[folders[video_id]] = {m: vectors.shape[1] for m, vectors in opened.vectors.items()}
             if len(opened.words):
                 widths.setdefault(opened.word_vectors.shape[1], folders[video_id])
         if not any(np.isfinite(video.labels).any() for video in splits[split]):
@@ -258,8 +313,25 @@ def open_training_data(
         preprocessing=build_config(PreprocessConfig, meta["settings"], source=f"{any_folder}/meta.json"),
         face_source=source,
         text_width=next(iter(widths), None),
+        vector_widths=_common_widths(of_videos),
         warnings=tuple(warnings),
     )
+
+
+def _common_widths(of_videos: Mapping[Path, Mapping[str, int]]) -> dict[Modality, int]:
+    """Columns of features made elsewhere, of each modality that all videos have; InputError where they differ."""
+    (first, known), *others = of_videos.items()
+    common: dict[Modality, int] = {m: known[m] for m in MODALITIES if m in known}
+    for folder, given in others:
+        for m in list(common):
+            if m not in given:
+                del common[m]
+            elif given[m] != common[m]:
+                raise InputError(
+                    f"{first}/{m}_vectors.npy has {common[m]} columns, {folder}/{m}_vectors.npy has {given[m]}; "
+                    "import them alike"
+                )
+    return common
 
 
 def check_face_size(settings: ModelSettings, size: int) -> None:
@@ -269,8 +341,8 @@ def check_face_size(settings: ModelSettings, size: int) -> None:
         InputError: naming ``faces.size`` and what fits.
     """
     side, kind = face_side(size), settings.face.kind
-    if kind == "hf":
-        return  # it enlarges its pictures itself
+    if kind in ("hf", "onnx", "features") or not settings.uses("face"):
+        return  # encoders enlarge their pictures themselves
     if (side != IR50.side) if kind == "ir50" else (side % 8 != 0):
         wanted = str(IR50.side) if kind == "ir50" else "multiples of 8"
         raise InputError(
@@ -294,14 +366,29 @@ def face_side(size: int) -> int:
     return size * shown // of
 
 
+def check_vectors(settings: ModelSettings, features: Features) -> None:
+    """Refuse features that lack what a model of kind ``features`` takes, or have another width.
+
+    Raises:
+        InputError: naming the video.
+    """
+    for m in settings.vector_modalities:
+        if m not in features.vectors:
+            raise InputError(
+                f"{features.video_id}: its features hold no {m}_vectors.npy, which model.{m}.kind features takes"
+            )
+        given, wanted = features.vectors[m].shape[1], settings.width_of_input(m)
+        if given != wanted:
+            raise InputError(f"{features.video_id}: {m}_vectors.npy has {given} columns, but the model takes {wanted}")
+
+
 def cut_window(
     features: Features,
     start: int,
     *,
+    model: ModelSettings,
     length: int,
-    text_width: int,
     audio_alignment: Alignment,
-    audio: AudioInput = "log_mel",
     crop: tuple[int, int] | None = None,
     flip: bool = False,
     embeddings: Mapping[Modality, NDArray[np.float16]] | None = None,
@@ -311,30 +398,46 @@ def cut_window(
     Args:
         features: the video.
         start: first frame, below T.
-        length: L.
-        text_width: D; a video without words may have vectors of any width.
+        model: says which modalities are cut, and what of them; a video without words may have vectors of any width.
+        length: L, whatever that of the model.
         audio_alignment: see :func:`preprocessing.features.patch_start`.
-        audio: what is cut of the sound; see :attr:`rcma.config.ModelSettings.audio_input`.
         crop: upper and left edge, in pixels, of the part of the stored face to take; None for the centre.
         flip: mirror the faces.
         embeddings: (T,d) of face and audio, to be cut instead of crops and log-mel; NaN where there is none.
 
     Returns:
-        ``face`` (L,3,s,s) in [-1,1], s = 40 for stored faces of 48; ``audio`` (L,96,64) log-mel, or the (L,96,160)
-        samples of the same rows; ``text`` (L,D); all float32, zeros where there is nothing. ``face_mask``,
-        ``audio_mask``, ``text_mask`` bool (L,), True where the modality is there; ``frame_mask`` bool (L,), False in
-        padding.
+        For the modalities of the model: ``face`` (L,3,s,s) in [-1,1], s = 40 for stored faces of 48; ``audio``
+        (L,96,64) log-mel, or the (L,96,160) samples of the same rows; ``text`` (L,D); features made elsewhere
+        (L,width); all float32, zeros where there is nothing. ``face_mask``, ``audio_mask``, ``text_mask`` bool (L,),
+        True where the modality is there; ``frame_mask`` bool (L,), False in padding.
 
     Raises:
-        InputError: the waveform is wanted, and was not stored.
+        InputError: the waveform, or features made elsewhere, are wanted and were not stored.
     """
     frames = slice(start, min(start + length, features.n_frames))
-    n = frames.stop - frames.start
-    text, text_mask = _cut_words(features, frames, length=length, text_width=text_width)
-    common = {"text": text, "text_mask": text_mask, "frame_mask": np.arange(length) < n}
-    if embeddings is not None:
-        return _to_tensors(common | _cut_embeddings(embeddings, frames, length=length))
-    size = features.faces.shape[1]
+    arrays: dict[str, NDArray[Any]] = {"frame_mask": np.arange(length) < frames.stop - frames.start}
+    check_vectors(model, features)
+    for m in model.modalities:
+        if m in model.vector_modalities:
+            arrays[m], mask = _cut_rows(features.vectors[m], frames, length=length)
+        elif m == "text":
+            arrays[m], mask = _cut_words(features, frames, length=length, text_width=model.text_width or 1)
+        elif embeddings is not None:
+            arrays[m], mask = _cut_rows(embeddings[m], frames, length=length)
+        elif m == "face":
+            arrays[m], mask = _cut_faces(features, frames, length=length, crop=crop, flip=flip)
+        else:
+            arrays[m], mask = _cut_sound(
+                features, frames, length=length, alignment=audio_alignment, audio=model.audio_input
+            )
+        arrays[f"{m}_mask"] = mask
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def _cut_faces(
+    features: Features, frames: slice, *, length: int, crop: tuple[int, int] | None, flip: bool
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    n, size = frames.stop - frames.start, features.faces.shape[1]
     side = face_side(size)
     top, left = crop if crop is not None else ((size - side) // 2, (size - side) // 2)
 
@@ -347,13 +450,18 @@ def cut_window(
         pixels = pixels[:, :, ::-1]
     face[:n] = (pixels.transpose(0, 3, 1, 2) / np.float32(255.0) - 0.5) / 0.5
     face[~face_mask] = 0.0
+    return face, face_mask
 
+
+def _cut_sound(
+    features: Features, frames: slice, *, length: int, alignment: Alignment, audio: AudioInput
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    n = frames.stop - frames.start
     rows = features.log_mel if audio == "log_mel" else _waveform_rows(features)
     patches = np.zeros((length, PATCH_ROWS, rows.shape[1]), np.float32)
     audio_mask = np.zeros(length, np.bool_)
-    patches[:n], audio_mask[:n] = cut_patches(rows, patch_start(features.time_s[frames], audio_alignment))
-
-    return _to_tensors(common | {"face": face, "audio": patches, "face_mask": face_mask, "audio_mask": audio_mask})
+    patches[:n], audio_mask[:n] = cut_patches(rows, patch_start(features.time_s[frames], alignment))
+    return patches, audio_mask
 
 
 def _waveform_rows(features: Features) -> NDArray[np.float16]:
@@ -377,20 +485,13 @@ def _cut_words(
     return text, mask
 
 
-def _cut_embeddings(
-    embeddings: Mapping[Modality, NDArray[np.float16]], frames: slice, *, length: int
-) -> dict[str, NDArray[Any]]:
-    arrays: dict[str, NDArray[Any]] = {}
-    for m, values in embeddings.items():
-        cut = np.full((length, values.shape[1]), np.nan, np.float32)
-        cut[: frames.stop - frames.start] = values[frames]
-        arrays[f"{m}_mask"] = ~np.isnan(cut[:, 0])
-        arrays[m] = np.nan_to_num(cut)
-    return arrays
-
-
-def _to_tensors(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+def _cut_rows(
+    values: NDArray[np.floating], frames: slice, *, length: int
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Rows of embeddings, or of features made elsewhere, and which of them are there: rows are NaN whole."""
+    cut = np.full((length, values.shape[1]), np.nan, np.float32)
+    cut[: frames.stop - frames.start] = values[frames]
+    return np.nan_to_num(cut), ~np.isnan(cut[:, 0])
 
 
 def drop_modalities(masks: Mapping[str, Tensor], probability: float, random: np.random.Generator) -> dict[str, Tensor]:
@@ -436,31 +537,24 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
         self,
         videos: Sequence[Video],
         *,
-        targets: Sequence[Target],
-        length: int,
+        model: ModelSettings,
         hop: int,
-        text_width: int,
         audio_alignment: Alignment,
         seed: int,
-        audio: AudioInput = "log_mel",
-        modalities: Sequence[Modality] = MODALITIES,
         modality_dropout: float = 0.0,
         embeddings: EmbeddingReader | None = None,
     ) -> None:
-        """Lay windows over the videos; nothing is read yet."""
-        self._embeddings = embeddings
-        self.seed = seed
-        self._modalities, self._modality_dropout = tuple(modalities), modality_dropout
-        self.epoch = 0
+        """Lay windows of the model's length over videos with labels of its targets; nothing is read yet."""
+        self._model, self._audio_alignment = model, audio_alignment
+        self._modality_dropout, self._embeddings = modality_dropout, embeddings
+        self.seed, self.epoch = seed, 0
         self._videos = tuple(videos)
-        self._columns = [TARGETS.index(target) for target in targets]
-        self._length, self._text_width = length, text_width
-        self._audio, self._audio_alignment = audio, audio_alignment
+        length = model.length
         self._places = [
             (number, start)
             for number, video in enumerate(self._videos)
             for start in windows(len(video.labels), length, hop)
-            if (np.isfinite(video.labels[start : start + length, self._columns]).sum(axis=0) >= 2).any()
+            if (np.isfinite(video.labels[start : start + length]).sum(axis=0) >= 2).any()
         ]
 
     def __len__(self) -> int:
@@ -485,19 +579,18 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
         item = cut_window(
             features,
             start,
-            length=self._length,
-            text_width=self._text_width,
+            model=self._model,
+            length=self._model.length,
             audio_alignment=self._audio_alignment,
-            audio=self._audio,
             crop=(int(top), int(left)),
             flip=flip,
             embeddings=embedded,
         )
         if self._modality_dropout:
-            masks = {f"{m}_mask": item[f"{m}_mask"] for m in self._modalities}
+            masks = {f"{m}_mask": item[f"{m}_mask"] for m in self._model.modalities}
             item |= drop_modalities(masks, self._modality_dropout, random)
-        labels = np.full((self._length, len(self._columns)), np.nan, np.float32)
-        known = video.labels[start : start + self._length, self._columns]
+        labels = np.full((self._model.length, video.labels.shape[1]), np.nan, np.float32)
+        known = video.labels[start : start + self._model.length]
         labels[: len(known)] = known
         return {**item, "labels": torch.from_numpy(labels), "window": torch.tensor(index)}
 
@@ -548,20 +641,36 @@ class SharedBatches(Sampler[list[int]]):
             yield batch[self._process :: self._n_processes] or [EMPTY_WINDOW]
 
 
-def fit_normalisation(videos: Sequence[Video], *, log_mel: bool) -> Normalisation:
+def fit_normalisation(videos: Sequence[Video], model: ModelSettings) -> Normalisation:
     """Mean and standard deviation over the training videos, read piece by piece; never give it validation videos.
 
     Args:
         videos: the training videos.
-        log_mel: whether log-mel is standardised; see :attr:`rcma.config.ModelSettings.standardises_log_mel`.
+        model: says which inputs are standardised; the others keep mean 0 and deviation 1.
     """
     audio = _Moments(N_MELS)
-    for video in videos if log_mel else ():
+    for video in videos if model.standardises_log_mel else ():
         rows_of_video = video.features().log_mel
-        for start in range(0, len(rows_of_video), _MEL_ROWS_AT_ONCE):
-            rows = rows_of_video[start : start + _MEL_ROWS_AT_ONCE].astype(np.float64)
+        for start in range(0, len(rows_of_video), _ROWS_AT_ONCE):
+            rows = rows_of_video[start : start + _ROWS_AT_ONCE].astype(np.float64)
             audio.add(rows[np.isfinite(rows).all(axis=1)])
-    return Normalisation(*audio.mean_and_std(), *_text_mean_and_std(videos))
+    has_words = model.uses("text", kind="words")
+    text = _text_mean_and_std(videos) if has_words else (torch.zeros(()), torch.ones(()))
+    vectors = {m: _vectors_mean_and_std(videos, m) for m in model.vector_modalities}
+    return Normalisation(*audio.mean_and_std(least=_LEAST_STD), *text, vectors)
+
+
+def _vectors_mean_and_std(videos: Sequence[Video], m: Modality) -> tuple[Tensor, Tensor]:
+    """Per column, unlike word vectors: columns of features made elsewhere have units of their own, such as a pitch in
+    Hz beside a probability, and one deviation for all would leave nothing but the largest.
+    """
+    arrays = [video.features().vectors[m] for video in videos]
+    moments = _Moments(arrays[0].shape[1])
+    for array in arrays:
+        for start in range(0, len(array), _ROWS_AT_ONCE):
+            rows = array[start : start + _ROWS_AT_ONCE].astype(np.float64)
+            moments.add(rows[np.isfinite(rows).all(axis=1)])
+    return moments.mean_and_std()
 
 
 def _text_mean_and_std(videos: Sequence[Video]) -> tuple[Tensor, Tensor]:
@@ -602,10 +711,10 @@ class _Moments:
         self._mean += shift * len(rows) / n
         self._n = n
 
-    def mean_and_std(self) -> tuple[Tensor, Tensor]:
+    def mean_and_std(self, *, least: float = 0.0) -> tuple[Tensor, Tensor]:
+        """float32; a deviation of at most ``least``, or of rounding errors, becomes 1."""
         std = np.sqrt(self._squares / max(self._n, 1))
-        # Dividing by next to nothing would blow up the first sound that differs from a silent training set.
-        std[std < _LEAST_STD] = 1.0
+        std[std <= np.maximum(least, 1e-9 * np.abs(self._mean))] = 1.0
         return torch.tensor(self._mean, dtype=torch.float32), torch.tensor(std, dtype=torch.float32)
 
 

@@ -17,6 +17,7 @@ from preprocessing.errors import InputError
 from preprocessing.features import Features
 from preprocessing.media import Video
 from rcma.experts.registry import FaceEntry
+from rcma.model import OnnxSession
 
 EMOTIONS = ("anger", "contempt", "disgust", "fear", "happiness", "neutral", "sadness", "surprise")
 """Order of the logits."""
@@ -41,20 +42,12 @@ class FaceExpert:
         Raises:
             InputError: ``path`` cannot be loaded, or its input or output is another one.
         """
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        self._path, self._entry = path, entry
         try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime has a dozen classes of errors; all mean the same here.
-            raise InputError(f"{path}: not a usable ONNX model ({str(error).splitlines()[0]})") from error
-        inputs = self._session.get_inputs()
-        if len(inputs) != 1:
-            raise InputError(f"{path}: the model has {len(inputs)} inputs, but one is right: pictures of faces")
-        self._input = inputs[0].name
+            graph = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+        self._path, self._entry = path, entry
+        self._session = OnnxSession(graph, source=str(path), n_threads=1)
         self._run(np.zeros((1, 3, entry.side, entry.side), np.float32))
 
     def __call__(self, recording: Path, features: Features) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -106,10 +99,7 @@ class FaceExpert:
         return self._run(prepare(face, self._entry)[None])[0]
 
     def _run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        try:
-            output = np.asarray(self._session.run(None, {self._input: batch})[0], np.float32)
-        except Exception as error:
-            raise InputError(f"{self._path}: the model refuses its input ({str(error).splitlines()[0]})") from error
+        output = self._session(batch)
         if output.shape != (len(batch), _N_OUTPUTS):
             raise InputError(f"{self._path}: an output of shape {output.shape}; {(len(batch), _N_OUTPUTS)} is right")
         return output

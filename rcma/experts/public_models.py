@@ -7,8 +7,8 @@ add it to :data:`_LOADERS`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,25 +16,32 @@ from numpy.typing import NDArray
 
 from preprocessing.config import PACKAGED, PreprocessConfig, SpeechSettings, WordSettings
 from preprocessing.errors import InputError
-from preprocessing.features import Features, RecordingFinder, load_features
+from preprocessing.features import Features
 from preprocessing.media import Samples, Video, read_audio
 from preprocessing.speech import detect_speech, has_packaged_whisper
-from rcma.config import TARGETS, Modality, Target
+from rcma.config import TARGETS, FaceSource, Modality, Target
 from rcma.experts.audeering import AudeeringExpert
-from rcma.experts.face import FaceExpert
+from rcma.experts.calibrate import Calibration, load_calibration
+from rcma.experts.face import EMOTIONS, FaceExpert
 from rcma.experts.fuse import fuse
-from rcma.experts.registry import FaceEntry, VoiceEntry, available, entries, find_entry, find_file, how_to_get
+from rcma.experts.registry import (
+    FaceEntry,
+    VoiceEntry,
+    available,
+    entries,
+    find_entry,
+    find_file,
+    how_to_get,
+    packaged,
+)
 from rcma.experts.voice import WINDOW_S, measure_voice, vocal_activation
-from rcma.experts.words import LICENCE, TextAffect, sentence_values
-from rcma.prediction import Prediction, preprocessed
+from rcma.experts.words import TextAffect, sentence_values
+from rcma.prediction import FindRecording, Prediction
 
 log = logging.getLogger("rcma")
 
 NOT_RCMA = "public models, not RCMA"
 """How their predictions are called wherever they are shown."""
-
-FindRecording = Callable[[], Path]
-"""Gives the recording that features were made from; raises InputError where it cannot be had."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +54,20 @@ class Expert:
     targets: tuple[Target, ...]
     """What it gives values for."""
     values: Callable[[Features, FindRecording], NDArray[np.float32]]
-    """(T,2) valence and arousal at each frame in [-1,1]; NaN where it says nothing. Raises InputError where it cannot
-    judge the video at all."""
+    """(T,2+n) valence and arousal at each frame in [-1,1], then the n details; NaN where it says nothing. Raises
+    InputError where it cannot judge the video at all."""
     what: str
     """What the values are, in a few words."""
     trained_on: str
     scores: str
     licence: str
+    details: tuple[str, ...] = ()
+    """Names of its further outputs, which only a calibration uses."""
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """What the table has a column for."""
+        return (*self.targets, *self.details)
 
     def __str__(self) -> str:
         """All of it in one line."""
@@ -65,8 +79,21 @@ class Expert:
 class PublicModels:
     """The experts that can be had on this machine, together."""
 
-    def __init__(self) -> None:
-        """Load them; nothing is downloaded."""
+    name = NOT_RCMA
+    targets = TARGETS
+    fixed_settings: tuple[str, ...] = ()
+    """Keys of :meth:`preprocessing` that must stay as they are: none, the experts take features of any settings."""
+
+    def __init__(self, *, calibration: Path | str | None = None) -> None:
+        """Load them; nothing is downloaded.
+
+        Args:
+            calibration: file of ``rcma-calibrate`` that turns what they say into valence and arousal; None: their
+                weighted mean.
+
+        Raises:
+            InputError: the calibration cannot be used, or needs a model that is not on this machine.
+        """
         experts, missing = [], []
         for name, load in _LOADERS.items():
             try:
@@ -76,18 +103,19 @@ class PublicModels:
         self.experts: tuple[Expert, ...] = tuple(experts)
         self.missing: tuple[str, ...] = tuple(missing)
         """A line for each that is not there, with how to get it."""
+        self._calibration = None if calibration is None else self._load_calibration(Path(calibration))
 
     @property
-    def columns(self) -> dict[str, tuple[Target, ...]]:
-        """Targets of each expert, by name."""
-        return {expert.name: expert.targets for expert in self.experts}
+    def columns(self) -> dict[str, tuple[str, ...]]:
+        """Outputs of each expert, by name: the targets that it gives, then its details."""
+        return {expert.name: expert.outputs for expert in self.experts}
 
     def describe(self) -> list[str]:
         """Lines that say which experts there are, with their training, scores and licences, and what they rest on."""
         return [
             *(str(expert) for expert in self.experts),
-            "Together, as their weighted mean, they were not measured on people. A value holds for a sentence, or for "
-            "some seconds of the voice, not for a single frame.",
+            str(self._calibration or "Together, as their weighted mean, they were not measured on people."),
+            "A value holds for a sentence, or for some seconds of the voice, not for a single frame.",
         ]
 
     def preprocessing(self) -> PreprocessConfig:
@@ -99,30 +127,12 @@ class PublicModels:
         speech = SpeechSettings.model_validate(packaged) if has_packaged_whisper() else SpeechSettings()
         return PreprocessConfig(speech=speech, words=WordSettings(model=PACKAGED))
 
-    def __call__(self, video_or_features: Path | str | Features, *, device: str = "cpu") -> Prediction:
-        """Predict every frame of one video.
+    def check(self, features: Features) -> None:
+        """Nothing is refused: an expert that cannot judge a video says so when it is asked."""
 
-        Args:
-            video_or_features: features, a feature folder, or a video file, which is preprocessed first.
-            device: ``cpu`` or ``cuda``, for the preprocessing.
-
-        Returns:
-            See :meth:`predict`.
-
-        Raises:
-            InputError: there is no such video or feature folder, or it cannot be used.
-        """
-        finder = RecordingFinder()
-        if isinstance(video_or_features, Features):
-            features = video_or_features
-            return self.predict(features, lambda: finder.find(features.meta))
-        path = Path(video_or_features)
-        if path.is_dir():
-            return self(load_features(path))
-        if not path.exists():
-            raise InputError(f"{path}: no such video or feature folder")
-        with preprocessed(path, self.preprocessing(), device=device) as features:
-            return self.predict(features, lambda: path)
+    def remarks(self, sources: Mapping[str, FaceSource]) -> Sequence[str]:
+        """What is to be said of videos together: nothing."""
+        return ()
 
     def predict(self, features: Features, find_recording: FindRecording) -> Prediction:
         """Predict every frame from features.
@@ -132,27 +142,35 @@ class PublicModels:
             find_recording: see :data:`FindRecording`; called only by experts that need more than the features.
 
         Returns:
-            Values are the weighted mean of the experts that have one, see :func:`.fuse.fuse`; NaN where none has. A
-            modality is present where one of its experts has a value. An expert that cannot judge the video is all NaN,
-            and a warning says why.
+            Values are the weighted mean of the experts that have one, see :func:`.fuse.fuse`, or what the calibration
+            makes of their outputs; NaN where none has. The spread is that of the experts in both cases. A modality is
+            present where one of its experts has a value. An expert that cannot judge the video is all NaN, and a
+            warning says why.
         """
         values = {expert.name: self._ask(expert, features, find_recording) for expert in self.experts}
-        fused, spread = fuse(values, {expert.name: expert.modality for expert in self.experts})
+        of_targets = {name: given[:, : len(TARGETS)] for name, given in values.items()}
+        fused, spread = fuse(of_targets, {expert.name: expert.modality for expert in self.experts})
         present: dict[Modality, NDArray[np.bool_]] = {}
         for expert in self.experts:
-            said = np.isfinite(values[expert.name]).any(axis=1)
-            present[expert.modality] = said | present.get(expert.modality, np.zeros_like(said))
-        for target, column in zip(TARGETS, fused.T, strict=True):
-            if np.isnan(column).all():
-                log.warning(f"{features.video_id}: no public model gives {target} for any of its frames")
-        return Prediction(
+            speaks = np.isfinite(of_targets[expert.name]).any(axis=1)
+            present[expert.modality] = speaks | present.get(expert.modality, np.zeros_like(speaks))
+        prediction = Prediction(
             video_id=features.video_id,
             time_s=np.array(features.time_s),
             values=fused,
             present=present,
             spread=spread,
             experts=values,
+            outputs=self.columns,
         )
+        if self._calibration is not None:
+            said = prediction.columns_of_experts()
+            inputs = np.stack([said[name] for name in self._calibration.description.columns], axis=1)
+            prediction = replace(prediction, values=self._calibration(inputs))
+        for target, column in zip(TARGETS, prediction.values.T, strict=True):
+            if np.isnan(column).all():
+                log.warning(f"{features.video_id}: no public model gives {target} for any of its frames")
+        return prediction
 
     @staticmethod
     def _ask(expert: Expert, features: Features, find_recording: FindRecording) -> NDArray[np.float32]:
@@ -160,7 +178,20 @@ class PublicModels:
             return expert.values(features, find_recording)
         except InputError as error:
             log.warning(f"{features.video_id}: {expert.name}: nothing said: {error}")
-            return np.full((features.n_frames, len(TARGETS)), np.nan, np.float32)
+            return np.full((features.n_frames, len(TARGETS) + len(expert.details)), np.nan, np.float32)
+
+    def _load_calibration(self, path: Path) -> Calibration:
+        calibration = load_calibration(path)
+        here = {f"{name}_{output}" for name, outputs in self.columns.items() for output in outputs}
+        if missing := [name for name in calibration.description.columns if name not in here]:
+            models = [name for name in calibration.models if name not in self.columns] or missing
+            raise InputError(
+                f"{path}: was fitted with {', '.join(models)}, which cannot be used on this machine (it has "
+                f"{', '.join(self.columns)}); rcma-models list shows how to get it, or calibrate again"
+            )
+        if unused := [name for name in self.columns if name not in calibration.models]:
+            log.warning(f"{path}: was fitted without {', '.join(unused)}, which takes no part in valence and arousal")
+        return calibration
 
 
 def _load_words() -> Expert:
@@ -172,30 +203,26 @@ def _load_words() -> Expert:
             raise InputError(f"its words are in language {language!r}, and the model knows English")
         return sentence_values(affect, features.words, features.time_s)
 
-    return Expert(
-        name="words",
-        modality="text",
-        targets=TARGETS,
-        values=values,
-        what="valence and arousal of each English sentence, a small network on all-MiniLM-L6-v2",
-        trained_on="EmoBank (written English, rated by readers)",
-        scores="EmoBank development r .702 valence, .556 arousal (ours); OMG-Emotion transcripts, not trained there: "
-        "r .265, .029 (ours)",
-        licence=f"{LICENCE}; MiniLM Apache-2.0",
-    )
+    return _packaged_expert("words", TARGETS, values)
 
 
 def _load_voice() -> Expert:
+    return _packaged_expert("voice_relative", ("arousal",), _voice_values)
+
+
+def _packaged_expert(
+    name: str, targets: tuple[Target, ...], values: Callable[[Features, FindRecording], NDArray[np.float32]]
+) -> Expert:
+    entry = packaged()[name]
     return Expert(
-        name="voice",
-        modality="audio",
-        targets=("arousal",),
-        values=_voice_values,
-        what="arousal from pitch, brightness and level, relative to the recording: 0 is its own median",
-        trained_on="nothing, it is a formula",
-        scores="acted speech (EMO-DB, RAVDESS), high against low arousal: AUC .92 to .99 (ours); not measured on "
-        "speech that is not acted",
-        licence="that of this project",
+        name=name,
+        modality=entry.modality,
+        targets=targets,
+        values=values,
+        what=entry.what,
+        trained_on=entry.trained_on,
+        scores=entry.scores,
+        licence=entry.weights_licence,
     )
 
 
@@ -208,7 +235,12 @@ def _load_face() -> Expert:
     path = find_file(entry.name)
     assert path is not None
     expert = FaceExpert(path, entry)
-    return _fetched_expert("face", entry, lambda features, find: expert(find(), features)[0])
+
+    def values(features: Features, find_recording: FindRecording) -> NDArray[np.float32]:
+        return np.concatenate(expert(find_recording(), features), axis=1)
+
+    # Under its own name, so that a calibration is not used with another face model.
+    return _fetched_expert(entry, values, details=tuple(f"logit_{emotion}" for emotion in EMOTIONS))
 
 
 def _load_audeering() -> Expert:
@@ -222,18 +254,22 @@ def _load_audeering() -> Expert:
         samples, start_s = read_sound(features, find_recording)
         return expert(samples, start_s, _speech(features, samples, start_s), features.time_s)
 
-    return _fetched_expert(name, entry, values)
+    return _fetched_expert(entry, values)
 
 
 def _fetched_expert(
-    name: str, entry: FaceEntry | VoiceEntry, values: Callable[[Features, FindRecording], NDArray[np.float32]]
+    entry: FaceEntry | VoiceEntry,
+    values: Callable[[Features, FindRecording], NDArray[np.float32]],
+    *,
+    details: tuple[str, ...] = (),
 ) -> Expert:
     return Expert(
-        name=name,
+        name=entry.name,
         modality=entry.modality,
         targets=TARGETS,
         values=values,
-        what=f"valence and arousal by {entry.name}",
+        what=f"valence and arousal of {'faces' if entry.modality == 'face' else 'voices'}",
+        details=details,
         trained_on=entry.trained_on,
         scores=entry.scores,
         licence=f"code {entry.code_licence}; weights {entry.weights_licence}",
@@ -243,7 +279,7 @@ def _fetched_expert(
 _LOADERS: Mapping[str, Callable[[], Expert]] = {
     "face": _load_face,
     "words": _load_words,
-    "voice": _load_voice,
+    "voice_relative": _load_voice,
     "audeering": _load_audeering,
 }
 """Each loads an expert, or raises InputError with how to get it."""

@@ -1,4 +1,4 @@
-"""The public models that can be fetched: what ``registry.yaml`` says of them, and where their files lie.
+"""The public models: what ``registry.yaml`` says of them, and where the files of those that are fetched lie.
 
 Nothing is downloaded here; see :mod:`rcma.experts.fetch`. Files lie in one folder, :func:`models_folder`, and may be
 put there by hand. A file whose sha256 is not the registered one is never used.
@@ -11,7 +11,7 @@ import logging
 import os
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
@@ -32,19 +32,30 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 log = logging.getLogger("rcma")
 
 
-class _Entry(BaseModel):
+class _Described(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
-    code_licence: str
     weights_licence: str
-    must_accept: bool = False
-    """Whether the user has to accept the licence of the weights before they are used."""
     trained_on: str
     scores: str
-    """As published; says whose figures they are."""
+    """Says whose figures they are."""
     source: str
-    """Page that describes the model."""
+    """Where the model, or what it was trained on, is described."""
+
+
+class PackagedEntry(_Described):
+    """A model that comes with the package."""
+
+    modality: Literal["text", "audio"]
+    what: str
+    """What its values are, in a few words."""
+
+
+class _Entry(_Described):
+    code_licence: str
+    must_accept: bool = False
+    """Whether the user has to accept the licence of the weights before they are used."""
     input: str
     output: str
 
@@ -80,14 +91,30 @@ Entry = Annotated[FaceEntry | VoiceEntry, Field(discriminator="modality")]
 
 @cache
 def entries() -> dict[str, FaceEntry | VoiceEntry]:
-    """All registered models by name, whether they are on this machine or not."""
-    given = yaml.safe_load(REGISTRY.read_text(encoding="utf-8"))
-    named = {name: {"name": name, **values} for name, values in given.items()}
-    return TypeAdapter(dict[str, Entry]).validate_python(named)
+    """The models that can be fetched, by name, whether they are on this machine or not."""
+    return TypeAdapter(dict[str, Entry]).validate_python(_read("fetched"))
+
+
+@cache
+def packaged() -> dict[str, PackagedEntry]:
+    """The models that come with the package, by name."""
+    from safetensors import safe_open
+
+    given = _read("packaged")
+    for values in given.values():
+        if "weights" in values:
+            with safe_open(REGISTRY.with_name(values.pop("weights")), framework="np") as file:
+                values |= file.metadata()
+    return TypeAdapter(dict[str, PackagedEntry]).validate_python(given)
+
+
+def _read(section: str) -> dict[str, dict[str, Any]]:
+    given = yaml.safe_load(REGISTRY.read_text(encoding="utf-8"))[section]
+    return {name: {"name": name, **values} for name, values in given.items()}
 
 
 def available() -> dict[str, FaceEntry | VoiceEntry]:
-    """The registered models that can be used now; one with a wrong checksum is left out with a warning."""
+    """The models that were fetched and can be used now; one with a wrong checksum is left out with a warning."""
     usable = {}
     for name, entry in entries().items():
         try:
@@ -99,7 +126,7 @@ def available() -> dict[str, FaceEntry | VoiceEntry]:
 
 
 def find_entry(name: str) -> FaceEntry | VoiceEntry:
-    """The model of that name.
+    """The model of that name among those that can be fetched.
 
     Raises:
         InputError: there is none.

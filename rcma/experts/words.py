@@ -18,7 +18,7 @@ from preprocessing.features import Word
 from preprocessing.speech import quiet_transformers, sentences, word_model_folder
 
 WEIGHTS = Path(__file__).with_name("text_affect.safetensors")
-LICENCE = "CC BY-SA 4.0 (trained on EmoBank)"
+"""Their metadata say what they were trained on, their scores and their licence."""
 _LAYERS = (6, 3)
 """Hidden layers whose mean over tokens describes a sentence: the last one, and a middle one that keeps more of the
 words."""

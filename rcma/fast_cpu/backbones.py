@@ -8,15 +8,17 @@ Each thread has images of its own: the matrix products of a tile are too small t
 from __future__ import annotations
 
 import math
-import threading
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from preprocessing.threads import use_cores
 from rcma.fast_cpu.winograd import Place, WinogradConvolution
 from rcma.model import IR50, RCMA, IRUnit, VGGish
 
@@ -261,22 +263,15 @@ def _parallel(work: Embed, images: Tensor) -> Tensor:
     n_threads = torch.get_num_threads()
     n_rounds = math.ceil(len(images) / (_IMAGES_AT_ONCE * n_threads))
     pieces = images.tensor_split(min(n_rounds * n_threads, len(images)))
-    run = map if n_threads == 1 else _pool(n_threads).map
-    return torch.cat(list(run(torch.no_grad()(work), pieces)))
+    return torch.cat(list(_threads(n_threads).map(torch.no_grad()(work), pieces)))
 
 
-_POOLS: dict[int, ThreadPoolExecutor] = {}
-_POOLS_LOCK = threading.Lock()
+@cache
+def _threads(n: int) -> ThreadPoolExecutor:
+    """Threads of one core each, shared by all that predict at the same time."""
+    return ThreadPoolExecutor(n, "fast_cpu", initializer=use_cores, initargs=(1,))
 
 
-def _pool(n_threads: int) -> ThreadPoolExecutor:
-    """Threads in which PyTorch itself uses one thread; shared by all callers, so that cores are not used twice."""
-    with _POOLS_LOCK:
-        if n_threads not in _POOLS:
-            started = threading.Barrier(n_threads)
-            pool = ThreadPoolExecutor(n_threads, "fast_cpu", torch.set_num_threads, (1,))
-            list(pool.map(lambda _: started.wait(), range(n_threads)))
-            # The number set in a thread is also that of threads which are started later.
-            torch.set_num_threads(n_threads)
-            _POOLS[n_threads] = pool
-        return _POOLS[n_threads]
+if hasattr(os, "register_at_fork"):  # not on Windows, where nothing is forked
+    # The threads of a process are not there in one that is forked from it.
+    os.register_at_fork(after_in_child=_threads.cache_clear)

@@ -21,6 +21,7 @@ from rcma.model.checkpoint import (
 )
 from rcma.model.fusion import Fusion
 from rcma.model.network import RCMA
+from rcma.model.onnx_encoder import OnnxSession, describe_onnx
 from rcma.model.tcn import TemporalConvNet
 
 __all__ = [
@@ -30,10 +31,12 @@ __all__ = [
     "SCORES_FILE",
     "Fusion",
     "IRUnit",
+    "OnnxSession",
     "TemporalConvNet",
     "TrainedRCMA",
     "TrainingState",
     "VGGish",
+    "describe_onnx",
     "export_model",
     "is_run",
     "load_model",

@@ -223,7 +223,7 @@ def load_scores(run: Path) -> ValidationScores | None:
     tree = _read_json(path)
     return build_config(
         ValidationScores,
-        {key: value for key, value in tree.items() if key in ValidationScores.model_fields},
+        {key: value for key, value in tree.items() if key in ValidationScores.model_fields or key.endswith("_ccc")},
         source=f"{path} (rcma-train writes it; a run without it counts as not evaluated)",
     )
 
@@ -348,8 +348,6 @@ def _load_file(path: Path) -> TrainedRCMA:
 
 def _build(description: Description, path: Path, *, config_path: Path) -> TrainedRCMA:
     """The network of a description with the weights at ``path``."""
-    if description.config.model.text_width is None:
-        raise InputError(f"{config_path}: model.text_width is not set; rcma-train writes it")
     try:
         model = TrainedRCMA(description.config)
     except (TypeError, ValueError) as error:  # an encoder's own configuration, which is not ours to check

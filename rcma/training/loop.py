@@ -26,7 +26,7 @@ from preprocessing.config import flatten
 from preprocessing.device import resolve_device
 from preprocessing.errors import InputError
 from preprocessing.files import replace_when_whole
-from rcma.config import TrainConfig, TrainSettings
+from rcma.config import Modality, ModelSettings, OnnxSettings, Target, TrainConfig, TrainSettings
 from rcma.data import (
     Embeddings,
     SharedBatches,
@@ -46,6 +46,7 @@ from rcma.model import (
     SCORES_FILE,
     TrainedRCMA,
     TrainingState,
+    describe_onnx,
     load_run_config,
     load_state,
     load_weights,
@@ -56,7 +57,7 @@ from rcma.model import (
     speech_config,
     vision_config,
 )
-from rcma.prediction import predict_video, to_abaw_columns
+from rcma.prediction import predict_video
 from rcma.training.schedule import Ending, EpochPlan, best_epoch, plan_epoch
 
 LOG_FILE = "log.csv"
@@ -78,11 +79,23 @@ class EpochRow:
     learning_rate: float
     train_loss: float
     """Mean of 1 - CCC over the windows and targets of the epoch."""
-    valence_ccc: float
-    """On the validation split; NaN where undefined or not predicted."""
-    arousal_ccc: float
+    ccc: Mapping[Target, float]
+    """Of each target on the validation split; NaN where undefined. In log.csv a column ``TARGET_ccc`` each."""
     mean_ccc: float
     seconds: float
+
+    def columns(self) -> dict[str, float]:
+        """The row as log.csv has it."""
+        columns: dict[str, Any] = {}
+        for name, value in asdict(self).items():
+            columns |= {f"{target}_ccc": ccc for target, ccc in value.items()} if name == "ccc" else {name: value}
+        return columns
+
+    @classmethod
+    def of_columns(cls, columns: Mapping[str, Any], targets: Sequence[Target]) -> EpochRow:
+        """The row that has these columns."""
+        own = {field.name: columns[field.name] for field in fields(cls) if field.name != "ccc"}
+        return cls(**own, ccc={target: columns[f"{target}_ccc"] for target in targets})
 
 
 @dataclass(frozen=True)
@@ -138,6 +151,7 @@ def train(
     data = open_training_data(
         config.data.features,
         config.data.annotations,
+        targets=config.model.targets,
         fold=config.data.fold,
         folds=config.data.folds,
         subjects=config.data.subjects,
@@ -179,7 +193,7 @@ class _Training:
             n_processes=accelerator.num_processes,
         )
         self._loader = DataLoader(self._dataset, batch_sampler=self._batches, num_workers=self._settings.workers)
-        self._rows = [] if state is None else [EpochRow(**row) for row in state.rows]
+        self._rows = [] if state is None else [EpochRow.of_columns(row, config.model.targets) for row in state.rows]
         self._run = run
         self._n_groups = self._plain_model.n_release_groups if self._settings.release else 0
         self._n_done, self._first_sums = (0, (0.0, 0.0)) if state is None else (state.n_batches, state.sums)
@@ -216,8 +230,7 @@ class _Training:
             released=plan.n_released,
             learning_rate=plan.learning_rate,
             train_loss=loss_sum / n_terms,
-            valence_ccc=scores.valence,
-            arousal_ccc=scores.arousal,
+            ccc=scores.ccc,
             mean_ccc=scores.mean,
             seconds=round(time.perf_counter() - begin, 3),
         )
@@ -308,7 +321,7 @@ class _Training:
         return TrainingState(
             model=self._plain_model.state_dict(),
             optimizer=self._optimizer.state_dict(),
-            rows=[asdict(row) for row in self._rows],
+            rows=[row.columns() for row in self._rows],
             average=None if self._average is None else self._average.state_dict(),
             n_batches=n_batches,
             sums=sums,
@@ -320,7 +333,7 @@ class RunWriter:
 
     def __init__(self, run: Path, config: TrainConfig, data: TrainingData, rows: Sequence[EpochRow]) -> None:
         """Write the configuration, what it is trained on and the rows of earlier epochs into ``run``."""
-        self._run = run
+        self._run, self._targets = run, config.model.targets
         save_config(run, config)
         with replace_when_whole(run / DATA_FILE) as partial:
             partial.write_text(json.dumps(_describe_data(data), indent=1) + "\n", encoding="utf-8")
@@ -342,7 +355,7 @@ class RunWriter:
         self.save_if_best(rows, judged)
         self._write_log(rows)
         if self._board is not None:
-            for name, value in asdict(rows[-1]).items():
+            for name, value in rows[-1].columns().items():
                 self._board.add_scalar(name, value, rows[-1].epoch)
             self._board.flush()
 
@@ -357,8 +370,7 @@ class RunWriter:
             "split": "validation",
             "best_epoch": result.best.epoch,
             "epochs": result.epochs,
-            "valence_ccc": result.best.valence_ccc,
-            "arousal_ccc": result.best.arousal_ccc,
+            **{f"{target}_ccc": value for target, value in result.best.ccc.items()},
             "mean_ccc": result.best.mean_ccc,
             "n_videos": result.n_videos,
             "n_frames": result.n_frames,
@@ -372,11 +384,12 @@ class RunWriter:
             self._board.close()
 
     def _write_log(self, rows: Sequence[EpochRow]) -> None:
-        columns = [field.name for field in fields(EpochRow)]
+        nothing = EpochRow(0, 0, 0.0, 0.0, dict.fromkeys(self._targets, 0.0), 0.0, 0.0)
+        columns = list(nothing.columns())
         with replace_when_whole(self._run / LOG_FILE) as partial, partial.open("w", newline="") as file:
             table = csv.DictWriter(file, columns, lineterminator="\n")
             table.writeheader()
-            table.writerows(asdict(row) for row in rows)
+            table.writerows(row.columns() for row in rows)
 
 
 def _start_accelerator(device: str) -> Accelerator:
@@ -396,20 +409,38 @@ def _resolve(config: TrainConfig, data: TrainingData) -> TrainConfig:
     if config.model.audio_input == "waveform":
         for video in (*data.train, *data.validation):
             check_sound(config.model, video.features())
-    wanted, known = config.model.text_width, data.text_width
-    if wanted is not None and known is not None and wanted != known:
-        raise InputError(f"model.text_width is {wanted}, the features' word vectors have {known} values; leave it out")
-    # Without a single word any width serves: nothing is ever read.
-    model = config.model.model_copy(update={"text_width": wanted or known or 1})
+    model = _with_widths(config.model, data)
     if model.face.hf is not None and "face" in model.modalities:
         face = model.face.model_copy(update={"hf_config": vision_config(model.face.hf)})
         model = model.model_copy(update={"face": face})
+    if model.face.kind == "onnx" and "face" in model.modalities:
+        assert model.face.weights is not None  # the settings refuse it
+        described = describe_onnx(model.face.onnx or OnnxSettings(), model.face.weights)
+        model = model.model_copy(update={"face": model.face.model_copy(update={"onnx": described})})
     if model.audio.hf is not None and "audio" in model.modalities:
         audio = model.audio.model_copy(update={"hf_config": speech_config(model.audio.hf)})
         model = model.model_copy(update={"audio": audio})
     return config.model_copy(
         update={"model": model, "preprocessing": data.preprocessing, "face_source": data.face_source}
     )
+
+
+def _with_widths(model: ModelSettings, data: TrainingData) -> ModelSettings:
+    """The settings with the widths of word vectors and of features made elsewhere."""
+    widths: dict[Modality, int] = {}
+    for m in model.vector_modalities:
+        if m not in data.vector_widths:
+            raise InputError(f"model.{m}.kind is features, but not all feature folders hold {m}_vectors.npy")
+        widths[m] = data.vector_widths[m]
+    if model.uses("text", kind="words"):
+        # Without a single word any width serves: nothing is ever read.
+        widths["text"] = data.text_width or model.text_width or 1
+    for m, known in widths.items():
+        wanted = model.width_of_input(m)
+        if wanted not in (None, known):
+            key = "text_width" if m == "text" else f"{m}.width"
+            raise InputError(f"model.{key} is {wanted}, but the features have {known} columns; leave it out")
+    return model.with_widths(widths)
 
 
 def _open_run(run: Path, config: TrainConfig, data: TrainingData, *, resume: bool) -> TrainingState | None:
@@ -474,8 +505,10 @@ def _build_model(config: TrainConfig, data: TrainingData, state: TrainingState |
         model.load_state_dict(state.model)
         return model
     model.load_backbones()
-    statistics = fit_normalisation(data.train, log_mel=config.model.standardises_log_mel)
-    model.set_normalisation(statistics.audio_mean, statistics.audio_std, statistics.text_mean, statistics.text_std)
+    statistics = fit_normalisation(data.train, config.model)
+    model.set_normalisation(
+        statistics.audio_mean, statistics.audio_std, statistics.text_mean, statistics.text_std, statistics.vectors
+    )
     return model
 
 
@@ -527,25 +560,16 @@ def _embed_once(
 def _build_dataset(config: TrainConfig, data: TrainingData, embeddings: Embeddings | None) -> WindowDataset:
     dataset = WindowDataset(
         data.train,
-        targets=config.model.targets,
-        length=config.model.length,
+        model=config.model,
         hop=config.data.hop,
-        text_width=_text_width(config),
         audio_alignment=config.data.audio_alignment,
-        audio=config.model.audio_input,
         seed=config.train.seed,
-        modalities=config.model.modalities,
         modality_dropout=config.train.modality_dropout,
         embeddings=embeddings,
     )
     if not len(dataset):
         raise InputError(f"{config.data.annotations}: no window of the training split has two annotated frames")
     return dataset
-
-
-def _text_width(config: TrainConfig) -> int:
-    assert config.model.text_width is not None  # _resolve has filled it in
-    return config.model.text_width
 
 
 def _validate(
@@ -556,7 +580,7 @@ def _validate(
     predictions: dict[str, NDArray[np.float32]] = {}
     with accelerator.split_between_processes(list(videos)) as share:
         for video in share:
-            prediction = predict_video(
+            predictions[video.video_id] = predict_video(
                 model,
                 video.features(),
                 hop=data.hop,
@@ -564,7 +588,6 @@ def _validate(
                 label_delay_s=data.label_delay_s,
                 embeddings=None if embeddings is None else embeddings.read(video.video_id, 0),
             )
-            predictions[video.video_id] = to_abaw_columns(model, prediction)
     for gathered in gather_object([predictions]):
         predictions.update(gathered)
     return evaluate(predictions, {video.video_id: video.labels for video in videos}, targets=model.config.model.targets)

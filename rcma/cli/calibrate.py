@@ -1,0 +1,109 @@
+"""``rcma-calibrate``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from preprocessing.console import EXIT_DONE, HelpFormatter, add_common_arguments, print_table, run_command
+from preprocessing.errors import InputError
+from preprocessing.files import refuse_to_overwrite
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from rcma.experts import Calibration, LabelledVideo
+
+log = logging.getLogger("rcma")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``rcma-calibrate``; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="rcma-calibrate",
+        description="Fit the public models of rcma-predict to a few labelled videos of yours: a ridge regression for "
+        "each target over what the models say. Prints CCC before and after, on videos that were held out.",
+        epilog="example:\n  rcma-predict my_videos/ --out predictions\n"
+        "  rcma-calibrate --predictions predictions --annotations labels --out calibration.safetensors\n"
+        "  rcma-predict more_videos/ --calibration calibration.safetensors --out calibrated",
+        formatter_class=HelpFormatter,
+    )
+    parser.add_argument(
+        "--predictions",
+        required=True,
+        metavar="PREDICTIONS",
+        help="folder of rcma-predict, run without --checkpoint, or the frames.csv or frames.parquet in it",
+    )
+    parser.add_argument(
+        "--annotations",
+        required=True,
+        metavar="ANNOTATIONS",
+        help="folder of VIDEO_ID.txt labels, as the ABAW challenge has them; at least three videos",
+    )
+    parser.add_argument(
+        "--out", required=True, metavar="FILE", help="file to write; that of an earlier run is replaced, others never"
+    )
+    add_common_arguments(parser, device=False)
+    return run_command(_calibrate, parser, argv)
+
+
+def _calibrate(args: argparse.Namespace) -> int:
+    from rcma.abaw import find_annotations, read_annotation
+    from rcma.experts import fit_calibration, save_calibration
+    from rcma.output import read_experts
+
+    out = Path(args.out)
+    refuse_to_overwrite([out])
+    annotations = find_annotations(Path(args.annotations))
+    columns, predictions = read_experts(Path(args.predictions))
+    if without := sorted(annotations.keys() - predictions.keys()):
+        log.warning(f"{args.predictions}: no prediction of {', '.join(without)}: not used")
+    labels = {name: read_annotation(annotations[name]) for name in sorted(annotations.keys() & predictions.keys())}
+    if not labels:
+        raise InputError(f"{args.predictions} and {args.annotations} have no video in common; names must be equal")
+    calibration = fit_calibration(_pair_up(predictions, labels), columns)
+    save_calibration(calibration, out)
+    _print_scores(calibration)
+    print(f"{out} uses {', '.join(calibration.models)}; rcma-predict --calibration {out} applies it")
+    return EXIT_DONE
+
+
+def _pair_up(
+    predictions: Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32]]],
+    labels: Mapping[str, NDArray[np.float32]],
+) -> list[LabelledVideo]:
+    """The frames of each video that both have."""
+    from rcma.experts import LabelledVideo
+
+    videos = []
+    for name, of_video in labels.items():
+        values, fused = predictions[name]
+        if len(values) != len(of_video):
+            log.warning(f"{name}: {len(values)} frames, {len(of_video)} labels: those that both have are used")
+        n = min(len(values), len(of_video))
+        videos.append(LabelledVideo(name, values[:n], fused[:n], of_video[:n]))
+    return videos
+
+
+def _print_scores(calibration: Calibration) -> None:
+    rows, worse = [], []
+    for target, s in calibration.description.scores.items():
+        before, after = (float("nan") if value is None else value for value in (s.ccc_before, s.ccc_after))
+        rows.append([target, f"{before:.3f}", f"{after:.3f}", str(s.n_videos), str(s.n_frames), str(s.n_folds)])
+        if not after > before:
+            worse.append(target)
+    print_table(
+        "CCC over labelled frames of videos that were held out when what predicts them was fitted",
+        ["", "before", "after", "videos", "frames", "folds"],
+        rows,
+    )
+    print(
+        "The figure depends on how many videos there are, not frames. Two videos of one person count as two: expect "
+        "less on new people."
+    )
+    if worse:
+        log.warning(f"{' and '.join(worse)}: not better than without calibration, on videos that were held out")
