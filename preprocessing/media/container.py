@@ -197,7 +197,7 @@ class _DisplayOrder:
     """Gives frames, which come in the order of display, the times of their packets in rising order.
 
     For containers that only know when a packet is to be decoded, such as AVI: there, packets that are stored out of
-    order have rising times all the same.
+    order still have rising times.
     """
 
     def __init__(self, stream: VideoStream) -> None:
@@ -278,7 +278,7 @@ def read_clock(path: Path, *, streams: Sequence[int] = ()) -> RecordingClock:
                 if packet.size:
                     logs[packet.stream_index].add(packet, position)
         except av.FFmpegError:
-            pass  # Told when the stream is decoded.
+            pass  # Reported when the stream is decoded.
         heard = None if sound is None else logs[sound.index].times(sound)
         return settle_clock(logs[pictures.index].times(pictures), heard)
 

@@ -161,7 +161,7 @@ class _AudioRun:
     def __init__(self, first: AudioFrame, start_s: float) -> None:
         self.end_s = start_s
         self._position = round(start_s * SAMPLE_RATE)
-        self._form = _audio_form(first)
+        self._format = _audio_format(first)
         # Integer output makes FFmpeg normalise the mix-down of channels, so that it cannot clip.
         self._mono = av.AudioResampler(format="s32", layout="mono", rate=SAMPLE_RATE)
         self._channels: av.AudioResampler | None = None
@@ -176,8 +176,8 @@ class _AudioRun:
         return self._mixdown.n_mended if self._mixdown is not None else 0
 
     def goes_on_with(self, frame: AudioFrame, time_s: float) -> bool:
-        """Whether a frame at this time follows without a gap, an overlap or a change of form."""
-        return abs(time_s - self.end_s) <= _AUDIO_TOLERANCE_S and _audio_form(frame) == self._form
+        """Whether a frame at this time follows without a gap, an overlap or a change of format."""
+        return abs(time_s - self.end_s) <= _AUDIO_TOLERANCE_S and _audio_format(frame) == self._format
 
     def add(self, frame: AudioFrame) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Append a frame at the end, whatever time it carries; pieces as in :func:`_audio_pieces`."""
@@ -204,7 +204,7 @@ class _AudioRun:
             self._position += len(samples)
 
 
-def _audio_form(frame: AudioFrame) -> tuple[str, str, int]:
+def _audio_format(frame: AudioFrame) -> tuple[str, str, int]:
     return frame.format.name, frame.layout.name, frame.sample_rate
 
 
@@ -214,7 +214,7 @@ def _audio_pieces(
     """Sound in pieces, each with the index of its first sample on the video's clock at 16 kHz.
 
     A run of samples ends where the packets' times and the count of samples have drifted apart, so that later samples
-    stay in time, where the container's clock starts anew, or where the stream changes its form.
+    stay in time, where the container's clock starts anew, or where the stream changes its format.
     """
     run: _AudioRun | None = None
     n_mended = 0

@@ -72,7 +72,7 @@ class Video:
         self.warnings = []
         self._container = open_recording(path)
         self._n_read = 0
-        # One for all frames: a frame's own would be made anew each time, which takes longer than its work.
+        # One for all frames: creating one takes longer than using it.
         self._reformatter = VideoReformatter()
         try:
             self._stream = video_stream(self._container, path, streams, self.warnings)

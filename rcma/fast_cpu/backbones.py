@@ -173,7 +173,7 @@ class FastVGGish:
         height = -len(strip) % 4 + len(strip)
         strips = torch.stack([F.pad(strip[p:], (0, 0, 0, height - len(strip) + p)) for p in phases.tolist()])
         # Each convolution carries the border of zeros one row further in, each pooling halves how far it came: these
-        # outer rows are had for each patch, from themselves and the rows next to them.
+        # outer rows are computed for each patch, from themselves and the rows next to them.
         edges = torch.cat([patches[:, :4], patches[:, 92:]], dim=1)
 
         def rows_of_each(inner: Tensor, rows: list[int], *, n_rows: int) -> Tensor:

@@ -227,7 +227,7 @@ class _Gauge:
 
 
 class _Modalities:
-    """Which modalities a frame had, a lamp each, lit or not; below, what predicted."""
+    """Which modalities a frame had, a lamp each, on or off; below, what predicted."""
 
     def __init__(self, fonts: Fonts, sizes: _Sizes, prediction: Prediction, predicted_by: str, *, room: int) -> None:
         self._fonts, self._sizes = fonts, sizes

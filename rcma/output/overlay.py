@@ -236,7 +236,7 @@ def _sound_packets(
     source: InputContainer, output: OutputContainer, clock: _SoundClock, streams: Sequence[int]
 ) -> Iterator[tuple[float, Packet]] | None:
     """Packets of the sound that was listened to, with their times; None where there is none."""
-    # What is wrong with the stream was told when the features were made.
+    # Problems of the stream were reported when the features were computed.
     stream = audio_stream(source, streams, [])
     if stream is None:
         return None
