@@ -20,8 +20,8 @@ from results import write_result
 
 from preprocessing.config import PreprocessConfig
 from preprocessing.faces import FaceDetector, follow_faces
-from preprocessing.inputs import Source
 from preprocessing.media import Video, read_audio
+from preprocessing.names import video_id_of
 from preprocessing.run import Preprocessor
 from preprocessing.speech import load_openai_whisper
 
@@ -71,8 +71,8 @@ def measure(path: Path, *, repeat: int) -> dict[str, float | str]:
         preprocessor = Preprocessor(settings(backend), device="cpu")
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder)
-            all_s = median_seconds(lambda p=preprocessor, o=out: p.process(Source("clip", path), o), repeat)  # type: ignore[misc]
-            n_bytes = sum(file.stat().st_size for file in (out / "clip").iterdir())
+            all_s = median_seconds(lambda p=preprocessor, o=out: p(path, o, overwrite=True), repeat)  # type: ignore[misc]
+            n_bytes = sum(file.stat().st_size for file in (out / video_id_of(path)).iterdir())
         result[f"{backend}: all stages, times real time"] = round(duration_s / all_s, 2)
         result[f"{backend}: all stages, ratio to baseline"] = round(baseline_s / all_s, 2)
         result["bytes_per_frame"] = round(n_bytes / len(times))

@@ -22,10 +22,8 @@ from pathlib import Path
 from playwright.sync_api import Browser, sync_playwright
 from results import write_result
 
-from preprocessing.features import load_features
-from rcma.model import load_model
 from rcma.output import ReportedVideo, write_report
-from rcma.prediction import predict_frames
+from rcma.predictor import Predictor
 
 DEMO = Path("demo")
 CLIPS = Path("benchmarks/demo/clips")
@@ -33,9 +31,9 @@ CLIPS = Path("benchmarks/demo/clips")
 
 def predict_demo() -> list[ReportedVideo]:
     """The demo's clips."""
-    model = load_model(DEMO / "run")
+    predictor = Predictor(DEMO / "run", changes=True)
     folders = sorted(path.parent for path in (DEMO / "features").glob("*/meta.json"))
-    predictions = [predict_frames([model], load_features(folder)) for folder in folders]
+    predictions = [predictor(folder) for folder in folders]
     return [
         ReportedVideo(prediction, folder, CLIPS / f"{folder.name}.mp4")
         for prediction, folder in zip(predictions, folders, strict=True)

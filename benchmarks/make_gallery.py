@@ -16,9 +16,8 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from preprocessing.features import draw_contact_sheet, load_features
-from rcma.model import load_model
 from rcma.output import write_overlay
-from rcma.prediction import predict_frames
+from rcma.predictor import Predictor
 
 DEMO = Path("demo")
 CLIPS = Path("benchmarks/demo/clips")
@@ -51,7 +50,7 @@ def photograph_report(path: Path) -> None:
 def draw_overlay(path: Path) -> Image.Image:
     """One frame of the clip with its prediction drawn in."""
     features = load_features(DEMO / "features" / NAME)
-    prediction = predict_frames([load_model(DEMO / "run")], features)
+    prediction = Predictor(DEMO / "run")(features)
     write_overlay(path, CLIPS / f"{NAME}.mp4", features, prediction, on_frame=lambda done, total: None)
     with av.open(str(path)) as container:
         for frame in container.decode(video=0):

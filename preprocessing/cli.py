@@ -20,12 +20,11 @@ from preprocessing.console import (
     print_table,
     run_command,
 )
-from preprocessing.device import resolve_device
 from preprocessing.errors import InputError, describe_os_error
 from preprocessing.inputs import Source, collect_sources, provided_folders, take_shard
 
 if TYPE_CHECKING:
-    from preprocessing.run import Engine, Outcome
+    from preprocessing.run import Preprocessor
 
 log = logging.getLogger("rcma.preprocessing")
 
@@ -107,7 +106,8 @@ def _main(args: argparse.Namespace) -> int:
         return _inspect([Path(text) for text in args.inspect])
     if not args.inputs or not args.out:
         raise InputError("give INPUT... and --out FEATURES, or --inspect FOLDER; --help shows examples")
-    from preprocessing.run import Engine
+    # Imported here: torch and FFmpeg are not needed for --help.
+    from preprocessing.run import Engine, Preprocessor, preprocess_with_progress
 
     config = load_config(PreprocessConfig, Path(args.config) if args.config else None, _overrides(args))
     if args.workers is not None and args.workers < 1:
@@ -121,69 +121,12 @@ def _main(args: argparse.Namespace) -> int:
     if args.shard:
         sources = take_shard(sources, args.shard)
     out = Path(args.out)
-    transcripts = Path(args.transcripts) if args.transcripts else None
+    preprocessor = Preprocessor(config, device=args.device, transcripts=args.transcripts)
     if args.dry_run:
-        return _dry_run(sources, out, config, transcripts=transcripts, overwrite=args.overwrite)
-    outcomes = preprocess_and_report(
-        sources,
-        out,
-        config,
-        device=resolve_device(args.device),
-        transcripts=transcripts,
-        overwrite=args.overwrite,
-        engine=Engine(args.engine, args.workers, args.ray_address, args.gpus_per_worker),
-    )
+        return _dry_run(preprocessor, sources, out, overwrite=args.overwrite)
+    engine = Engine(args.engine, args.workers, args.ray_address, args.gpus_per_worker)
+    outcomes = preprocess_with_progress(preprocessor, sources, out, overwrite=args.overwrite, engine=engine)
     return EXIT_DONE if all(outcome.done for outcome in outcomes) else EXIT_SOME_FAILED
-
-
-def preprocess_and_report(
-    sources: list[Source],
-    out: Path,
-    config: PreprocessConfig,
-    *,
-    device: str,
-    transcripts: Path | None = None,
-    overwrite: bool = False,
-    engine: Engine | None = None,
-) -> list[Outcome]:
-    """Process all ``sources`` with a progress display; print a closing table, and each failure as one line on stderr.
-
-    Raises:
-        InputError: the request as a whole cannot be carried out; see :func:`preprocessing.run.run`.
-        OSError: see there.
-    """
-    # Imported here: torch and FFmpeg are not needed for --help.
-    from preprocessing.files import remove_left_overs
-    from preprocessing.run import BatchProgress, plan, run
-
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out}: is a file; give a folder")
-    remove_left_overs(out)
-    outcomes, jobs = plan(sources, out, config, transcripts=transcripts, overwrite=overwrite)
-    n_skipped = sum(outcome.done for outcome in outcomes)
-    if n_skipped:
-        print(f"already done: {n_skipped} of {len(sources)} videos", file=sys.stderr)
-    # Those that are refused are named now, not after hours of work on the others.
-    _print_failures(outcomes)
-    n_planned = len(outcomes)
-    with BatchProgress({job.source.video_id: job.size for job in jobs}) as progress:
-        for outcome in run(jobs, config, device=device, transcripts=transcripts, engine=engine, status=progress.report):
-            progress.finished(outcome)
-            outcomes.append(outcome)
-    # Once more: of workers that died on a video.
-    remove_left_overs(out)
-    order = {source.video_id: position for position, source in enumerate(sources)}
-    worked_on = sorted(outcomes[n_planned:], key=lambda outcome: order[outcome.video_id])
-    outcomes.sort(key=lambda outcome: order[outcome.video_id])
-    _print_closing_table(outcomes, out)
-    _print_failures(worked_on)
-    return outcomes
-
-
-def _print_failures(outcomes: Sequence[Outcome]) -> None:
-    for outcome in outcomes:
-        if not outcome.done:
-            print_failure(outcome.problem)
 
 
 def _overrides(args: argparse.Namespace) -> list[str]:
@@ -217,13 +160,9 @@ def _inspect(folders: list[Path]) -> int:
     return EXIT_SOME_FAILED if n_failed else EXIT_DONE
 
 
-def _dry_run(
-    sources: list[Source], out: Path, config: PreprocessConfig, *, transcripts: Path | None, overwrite: bool
-) -> int:
-    from preprocessing.run import look_into, plan
-
-    finished, jobs = plan(sources, out, config, transcripts=transcripts, overwrite=overwrite)
-    found = {job.source.video_id: look for job, look in look_into(jobs, config)}
+def _dry_run(preprocessor: Preprocessor, sources: list[Source], out: Path, *, overwrite: bool) -> int:
+    finished, jobs = preprocessor.plan(sources, out, overwrite=overwrite)
+    found = {job.source.video_id: look for job, look in preprocessor.look_into(jobs)}
     planned = {job.source.video_id: job for job in jobs}
     refused = [outcome for outcome in finished if not outcome.done]
     problems = {outcome.video_id: outcome.problem for outcome in refused}
@@ -248,22 +187,6 @@ def _dry_run(
     for problem in problems.values():
         print_failure(problem)
     return EXIT_SOME_FAILED if problems else EXIT_DONE
-
-
-def _print_closing_table(outcomes: list[Outcome], out: Path) -> None:
-    rows = []
-    for outcome in outcomes:
-        if outcome.done:
-            cells = [str(outcome.n_frames), f"{outcome.face_share:.0%}", str(outcome.n_words), outcome.language]
-            seconds = "" if outcome.skipped else f"{outcome.seconds:.1f}"
-            remarks = "; ".join((*(["already done"] if outcome.skipped else []), *outcome.warnings))
-            rows.append([outcome.video_id, *cells, seconds, remarks])
-        else:
-            rows.append([outcome.video_id, "", "", "", "", f"{outcome.seconds:.1f}", f"FAILED: {outcome.problem}"])
-    columns = ["video", "frames", "faces", "words", "language", "seconds", "remarks"]
-    n_failed = sum(not outcome.done for outcome in outcomes)
-    title = f"{len(outcomes) - n_failed} of {len(outcomes)} videos are in {out}"
-    print_table(title + (f"; {n_failed} failed" if n_failed else ""), columns, rows)
 
 
 if __name__ == "__main__":

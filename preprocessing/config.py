@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -112,8 +112,27 @@ def load_config(cls: type[S], path: Path | None, overrides: Sequence[str] = ()) 
     if path is not None:
         tree = _read_yaml(path)
     for override in overrides:
-        _apply_override(tree, override)
+        _change(tree, *parse_override(override))
     return build_config(cls, tree, source=str(path) if path is not None else "--set")
+
+
+def change_settings(config: S, settings: Mapping[str, Any]) -> S:
+    """Settings of which some are changed.
+
+    Args:
+        config: left as it is.
+        settings: new values by dotted key, such as ``{"faces.size": 64}``.
+
+    Raises:
+        InputError: see :func:`load_config`.
+    """
+    tree = config.model_dump()
+    if settings.get("speech.model") == PACKAGED:
+        # Its backend is chosen anew, unless one is given.
+        tree.get("speech", {}).pop("backend", None)
+    for key, value in settings.items():
+        _change(tree, key, value)
+    return build_config(type(config), tree, source="settings")
 
 
 def build_config(cls: type[S], tree: dict[str, Any], *, source: str) -> S:
@@ -150,20 +169,29 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _apply_override(tree: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
+def parse_override(text: str) -> tuple[str, Any]:
+    """Key and value of ``key=value``; the value is read as YAML.
+
+    Raises:
+        InputError: there is no key, or no ``=``.
+    """
+    key, equals, value = text.partition("=")
     if not equals or not key:
-        raise InputError(f"--set {override}: write key=value, for example faces.size=48")
+        raise InputError(f"--set {text}: write key=value, for example faces.size=48")
     try:
-        value = yaml.safe_load(text)
+        return key.strip(), yaml.safe_load(value)
     except yaml.YAMLError:
-        value = text
-    *parents, leaf = key.strip().split(".")
+        return key.strip(), value
+
+
+def _change(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Put a value at a dotted key of nested dictionaries."""
+    *parents, leaf = key.split(".")
     node = tree
     for parent in parents:
         child = node.setdefault(parent, {})
         if not isinstance(child, dict):
-            raise InputError(f"--set {override}: {parent} has no keys below it")
+            raise InputError(f"{key}={value}: {parent} has no keys below it")
         node = child
     node[leaf] = value
 

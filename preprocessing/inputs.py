@@ -61,6 +61,20 @@ class Source:
     """One line: why nothing can be done with it; it fails without being opened."""
 
 
+class Inputs(NamedTuple):
+    """What a prediction works on."""
+
+    folders: list[Path]
+    """Feature folders."""
+    sources: list[Source]
+    """Raw videos."""
+
+    @property
+    def video_ids(self) -> list[str]:
+        """Of the feature folders, then of the raw videos."""
+        return [*map(_id_of_folder, self.folders), *(source.video_id for source in self.sources)]
+
+
 class _Found(NamedTuple):
     """A file, or a folder that cannot be searched."""
 
@@ -95,6 +109,34 @@ def collect_sources(inputs: Sequence[Path], *, cropped_aligned: Path | None = No
     return sources if cropped_aligned is None else _with_provided_faces(sources, cropped_aligned)
 
 
+def sort_inputs(inputs: Sequence[Path]) -> Inputs:
+    """Tell feature folders, and folders of them, from raw videos, see :func:`collect_sources`.
+
+    Raises:
+        InputError: see there, or two of all would get the same video_id.
+    """
+    folders: dict[Path, None] = {}
+    videos = []
+    for given in inputs:
+        below = [path.parent for path in sorted(given.glob("*/meta.json"))] if given.is_dir() else []
+        if given.is_dir() and any(given.glob("*.npy")):
+            # Not by meta.json: a folder that has lost it should be named as damaged, not searched for videos.
+            folders.setdefault(given)
+        elif below:
+            folders.update(dict.fromkeys(below))
+        else:
+            videos.append(given)
+    found = Inputs(list(folders), collect_sources(videos) if videos else [])
+    paths = [*found.folders, *(source.path for source in found.sources)]
+    refuse_shared_ids(zip(found.video_ids, paths, strict=True))
+    return found
+
+
+def _id_of_folder(folder: Path) -> str:
+    # The folder may be given as ``.``.
+    return as_video_id(folder.resolve().name)
+
+
 def find_provided(folders: Mapping[str, Path], video_id: str, *, other_videos: Container[str]) -> dict[str, Path]:
     """Folders of provided faces that belong to a video, by the name of the person; empty when there is none.
 
@@ -116,7 +158,7 @@ def take_shard(sources: Sequence[Source], shard: str) -> list[Source]:
         shard: ``i/n`` with i from 1 to n.
 
     Raises:
-        InputError: another form, or i is not from 1 to n.
+        InputError: it is not i/n, or i is not from 1 to n.
     """
     first, slash, n = shard.partition("/")
     if not (slash and first.isdecimal() and n.isdecimal() and 1 <= int(first) <= int(n)):

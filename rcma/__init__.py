@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rcma import metrics
     from rcma.model import load_model, published
-    from rcma.prediction import predict
+    from rcma.predictor import Predictor
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load_model", "metrics", "predict", "published"]
+__all__ = ["Predictor", "__version__", "load_model", "metrics", "published"]
 
-_FUNCTIONS = {"load_model": "rcma.model.checkpoint", "predict": "rcma.prediction.predictor"}
+_NAMES = {"load_model": "rcma.model.checkpoint", "Predictor": "rcma.predictor"}
 _MODULES = {"metrics": "rcma.metrics", "published": "rcma.model.published"}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _FUNCTIONS:
-        return getattr(importlib.import_module(_FUNCTIONS[name]), name)
+    if name in _NAMES:
+        return getattr(importlib.import_module(_NAMES[name]), name)
     if name in _MODULES:
         return importlib.import_module(_MODULES[name])
     raise AttributeError(f"module 'rcma' has no attribute {name!r}")

@@ -24,9 +24,12 @@ from preprocessing.config import FaceSettings, PreprocessConfig, SpeechSettings
 from preprocessing.errors import InputError
 from preprocessing.features.folder import load_features, load_meta
 from preprocessing.inputs import Source, collect_sources, take_shard
-from preprocessing.run.many_videos import Engine, Report, plan, run
+from preprocessing.run import Engine, Preprocessor
+from preprocessing.run.plan import Job
+from preprocessing.run.video_worker import Outcome, Report
 from rcma.config import ModelSettings
-from rcma.data.windows import cut_window, open_training_data
+from rcma.data.training_data import open_training_data
+from rcma.data.windows import cut_window
 
 SILENT = PreprocessConfig(speech=SpeechSettings(backend="none"))
 NO_SPEECH = ["--set", "speech.backend=none", "--device", "cpu"]
@@ -46,9 +49,20 @@ def contents(folder: Path) -> dict[str, object]:
     return found
 
 
-def process(sources: list[Source], out: Path, config: PreprocessConfig = SILENT, **more) -> list:
-    finished, jobs = plan(sources, out, config, **more)
-    return [*finished, *run(jobs, config, device="cpu", engine=Engine(workers=1), **more)]
+def preprocessor(config: PreprocessConfig = SILENT, *, transcripts: Path | None = None) -> Preprocessor:
+    return Preprocessor(config, device="cpu", transcripts=transcripts)
+
+
+def jobs_of(
+    sources: list[Source], out: Path, config: PreprocessConfig = SILENT, *, transcripts: Path | None = None
+) -> list[Job]:
+    return preprocessor(config, transcripts=transcripts).plan(sources, out)[1]
+
+
+def process(
+    sources: list[Source], out: Path, config: PreprocessConfig = SILENT, *, transcripts: Path | None = None
+) -> list[Outcome]:
+    return list(preprocessor(config, transcripts=transcripts).many(sources, out, engine=Engine(workers=1)))
 
 
 @pytest.mark.slow
@@ -74,7 +88,7 @@ def test_only_the_stages_that_settings_touch_are_done_again(short_clip: Path, tm
         process(sources, out, base, transcripts=subtitles)
         before = load_meta(out / "short")["seconds"]
         config = PreprocessConfig.model_validate(tree)
-        finished, jobs = plan(sources, out, config, transcripts=subtitles)
+        finished, jobs = preprocessor(config, transcripts=subtitles).plan(sources, out)
         assert not finished
         assert list(jobs[0].stages) == expected
         assert named in jobs[0].reason
@@ -85,7 +99,7 @@ def test_only_the_stages_that_settings_touch_are_done_again(short_clip: Path, tm
         # The recogniser has to hear the sound again.
         kept = set(before) - set(expected) - ({"audio"} if "speech" in expected else set())
         assert {stage: after[stage] for stage in kept} == {stage: before[stage] for stage in kept}
-        assert plan(sources, out, config, transcripts=subtitles)[1] == []
+        assert jobs_of(sources, out, config, transcripts=subtitles) == []
 
 
 @pytest.mark.slow
@@ -99,7 +113,7 @@ def test_changed_transcript_spares_the_faces(short_clip: Path, tmp_path: Path) -
     process(sources, out, config, transcripts=subtitles)
     assert load_features(out / "short").words == ()
     (subtitles / "short.srt").write_text("1\n00:00:00,100 --> 00:00:00,300\nGood day.\n")
-    assert plan(sources, out, config, transcripts=subtitles)[1][0].stages == ("speech", "words")
+    assert jobs_of(sources, out, config, transcripts=subtitles)[0].stages == ("speech", "words")
     process(sources, out, config, transcripts=subtitles)
     assert [word.text for word in load_features(out / "short").words] == ["Good", "day."]
 
@@ -117,7 +131,7 @@ def test_two_people_get_folders_of_their_own(two_people: Path, tmp_path: Path) -
     np.testing.assert_array_equal(left.time_s, right.time_s)
     assert left.meta["subjects"] == right.meta["subjects"] == ["talk_left", "talk_right"]
     # Both are known again; without one of them, both are made again.
-    assert plan(sources, tmp_path, config)[1] == []
+    assert jobs_of(sources, tmp_path, config) == []
     shutil.rmtree(tmp_path / "talk_right")
     before = contents(tmp_path)
     process(sources, tmp_path, config)
@@ -129,7 +143,7 @@ def test_one_person_keeps_the_name_of_the_video(short_clip: Path, tmp_path: Path
     config = PreprocessConfig(faces=FaceSettings(subjects="all"), speech=SpeechSettings(backend="none"))
     (outcome,) = process([Source("short", short_clip)], tmp_path, config)
     assert outcome.folders == ("short",)
-    assert plan([Source("short", short_clip)], tmp_path, config)[1] == []
+    assert jobs_of([Source("short", short_clip)], tmp_path, config) == []
 
 
 def test_person_does_not_overwrite_another_video(two_people: Path, short_clip: Path, tmp_path: Path) -> None:
@@ -188,7 +202,7 @@ def test_aff_wild2_as_it_is_delivered(short_clip: Path, tmp_path: Path, capsys: 
     assert main(arguments) == 1
     assert "already done: 2 of 3 videos" in capsys.readouterr().err
     Image.new("RGB", (112, 112), (99, 99, 99)).save(faces / "video59_right" / "00006.jpg")
-    _, jobs = plan(collect_sources([videos], cropped_aligned=faces), out, SILENT)
+    jobs = jobs_of(collect_sources([videos], cropped_aligned=faces), out)
     assert {job.source.video_id: job.stages for job in jobs}["video59"] == ("faces",)
 
 
@@ -318,12 +332,10 @@ def test_file_that_vanishes_midway_fails_alone(short_clip: Path, tmp_path: Path)
     for name in ("a", "b"):
         shutil.copy(short_clip, tmp_path / f"{name}.mp4")
     sources = collect_sources([tmp_path])
-    _, jobs = plan(sources, tmp_path / "out", SILENT)
+    jobs = jobs_of(sources, tmp_path / "out")
     outcomes = []
-    for outcome in run(
+    for outcome in preprocessor().run(
         jobs,
-        SILENT,
-        device="cpu",
         engine=Engine(workers=1),
         status=lambda _: (tmp_path / "b.mp4").unlink(missing_ok=True),
     ):
@@ -342,11 +354,11 @@ def test_file_that_changes_while_it_is_read_is_not_taken(demo_clips: Path, tmp_p
         while not over.wait(0.01):
             os.utime(clip)
 
-    _, jobs = plan([Source("a", clip)], tmp_path / "out", SILENT)
+    jobs = jobs_of([Source("a", clip)], tmp_path / "out")
     thread = threading.Thread(target=touch)
     thread.start()
     try:
-        (outcome,) = run(jobs, SILENT, device="cpu", engine=Engine(workers=1))
+        (outcome,) = preprocessor().run(jobs, engine=Engine(workers=1))
     finally:
         over.set()
         thread.join()
@@ -358,7 +370,7 @@ def test_file_that_changes_while_it_is_read_is_not_taken(demo_clips: Path, tmp_p
 def test_video_that_kills_its_process_fails_alone(short_clip: Path, demo_clips: Path, tmp_path: Path) -> None:
     for name, clip in {"a": short_clip, "b": demo_clips / "demo_01.mp4", "c": short_clip}.items():
         shutil.copy(clip, tmp_path / f"{name}.mp4")
-    _, jobs = plan(collect_sources([tmp_path]), tmp_path / "out", SILENT)
+    jobs = jobs_of(collect_sources([tmp_path]), tmp_path / "out")
     killed: set[int] = set()
 
     def kill(report: str) -> None:
@@ -368,7 +380,7 @@ def test_video_that_kills_its_process_fails_alone(short_clip: Path, demo_clips: 
                 killed.add(child.pid or 0)
 
     outcomes = {
-        outcome.video_id: outcome for outcome in run(jobs, SILENT, device="cpu", engine=Engine(workers=1), status=kill)
+        outcome.video_id: outcome for outcome in preprocessor().run(jobs, engine=Engine(workers=1), status=kill)
     }
     assert len(killed) >= 2, "a video whose process died is tried once more"
     assert not outcomes["b"].done

@@ -177,13 +177,14 @@ def test_other_files_are_refused_and_kept(tmp_path: Path, calibration: Calibrati
 def write_predictions(folder: Path, videos: list[LabelledVideo], kind: str = "csv") -> None:
     """As rcma-predict writes them of two public models."""
     experts = {"good": TARGETS, "noise": ("valence",)}
-    with open_table(folder / f"frames.{kind}", kind, experts=experts) as append:
+    with open_table(folder / f"frames.{kind}", kind) as append:
         for video in videos:
             n = len(video.values)
             nothing = np.full((n, 1), np.nan, np.float32)
             said = {"good": video.values[:, :2], "noise": np.concatenate([video.values[:, 2:], nothing], axis=1)}
             spread = np.zeros((n, 2), np.float32)
-            append(Prediction(video.video_id, np.arange(n) / RATE, video.fused, {}, spread=spread, experts=said))
+            time_s = np.arange(n) / RATE
+            append(Prediction(video.video_id, time_s, video.fused, {}, spread=spread, experts=said, outputs=experts))
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
@@ -197,7 +198,8 @@ def test_the_table_is_read_as_it_was_written(tmp_path: Path, kind: str) -> None:
         columns, read = read_experts(path)
         assert columns == COLUMNS and read.keys() == {"v0", "v1"}
         for video in videos:
-            values, fused = read[video.video_id]
+            time_s, values, fused = read[video.video_id]
+            np.testing.assert_allclose(time_s, np.arange(len(values)) / RATE, atol=1e-6)
             np.testing.assert_allclose(values, video.values, atol=1e-6)
             np.testing.assert_allclose(fused, video.fused, atol=1e-6)
 
@@ -215,12 +217,21 @@ def test_the_command_prints_scores_and_writes_the_file(tmp_path: Path, capsys: p
     assert cli.calibrate.main(command) == 0
     said, told = capsys.readouterr()
     assert "1.000" in said and "800" in said and str(out) in said
-    assert "elsewhere" in told and "201 labels" in told
+    assert "elsewhere" in told and "201 rows" in told
     expected = fit_calibration(videos[:4], COLUMNS)
     found = load_calibration(out)
     assert found.description.scores["arousal"].n_videos == 4
     np.testing.assert_allclose(found.weights, expected.weights, atol=1e-3)
     assert cli.calibrate.main(command) == 0
+    # Labels with times of their own give the same: those of the frames, in another unit and on another scale.
+    for video in videos[:4]:
+        rows = [f"{1000 * k / RATE},{5 + 4 * v},{5 + 4 * a}\n" for k, (v, a) in enumerate(video.labels.tolist())]
+        own = tmp_path / "own" / f"{video.video_id}.csv"
+        own.parent.mkdir(exist_ok=True)
+        own.write_text("ms,valence,arousal\n" + "".join(rows).replace("nan", ""))
+    own_labels = ["--annotations", str(tmp_path / "own"), "--scale", "1", "9"]
+    assert cli.calibrate.main([*command[:2], *own_labels, "--out", str(tmp_path / "own.safetensors")]) == 0
+    np.testing.assert_allclose(load_calibration(tmp_path / "own.safetensors").weights, found.weights, atol=1e-3)
     for name in ("v0", "v1"):
         (labels / f"{name}.txt").unlink()
     before = out.read_bytes()
@@ -276,7 +287,7 @@ def test_predictions_of_a_face_model_are_calibrated_on_its_logits(
     assert models.columns[face_model.name] == (*TARGETS, *(f"logit_{emotion}" for emotion in EMOTIONS))
     recordings = [coloured(tmp_path, make_video, number) for number in range(6)]
     predictions = [models.predict(features, lambda video=video: video) for features, video in recordings]
-    with open_table(tmp_path / "frames.csv", "csv", experts=models.columns) as append:
+    with open_table(tmp_path / "frames.csv", "csv") as append:
         for prediction in predictions:
             append(prediction)
     for prediction in predictions[:5]:

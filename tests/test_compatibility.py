@@ -18,12 +18,12 @@ from preprocessing.config import FaceSettings, PreprocessConfig
 from preprocessing.errors import InputError
 from preprocessing.faces.detect import FaceDetector, align_face
 from preprocessing.features.folder import load_features
-from preprocessing.media.video import Video
+from preprocessing.media import Video
 from rcma import cli
 from rcma.config import FaceSource
-from rcma.data.windows import open_training_data
+from rcma.data.training_data import open_training_data
 from rcma.model.checkpoint import TrainedRCMA, load_model, save_config, save_weights
-from rcma.prediction.predictor import preprocessing_of
+from rcma.prediction import Checkpoints
 from rcma.training.loop import train
 
 ALIGNED = PreprocessConfig(faces=FaceSettings(alignment="similarity", margin=0.0))
@@ -85,7 +85,7 @@ def test_a_run_knows_how_the_faces_of_its_training_were_made(tmp_path: Path, sou
     model = load_model(tmp_path / "run")
     assert model.config.face_source == source
     assert load_model(tmp_path / "run" / "best.safetensors").config.face_source == source
-    faces = preprocessing_of(model).faces
+    faces = Checkpoints([model]).preprocessing().faces
     expected = ("similarity", 0.0) if source == "provided" else ("box", FaceSettings().margin)
     assert (faces.alignment, faces.margin) == expected
 
@@ -121,10 +121,10 @@ def test_features_are_predicted_only_where_their_crops_are_those_of_the_training
         provide_faces(tmp_path / "video")
     model = make_model(tmp_path, source=trained_on, config=settings)
     if says is None:
-        assert np.isfinite(rcma.predict(model, tmp_path / "video")).all()
+        assert np.isfinite(rcma.Predictor(model)(tmp_path / "video").values).all()
     else:
         with pytest.raises(InputError, match=says) as error:
-            rcma.predict(model, tmp_path / "video")
+            rcma.Predictor(model)(tmp_path / "video")
         assert str(error.value).startswith("video: ")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -34,8 +35,10 @@ from rcma.experts import (
     how_to_get,
     is_accepted,
     locate,
+    packaged,
 )
 
+ROOT = Path(__file__).parents[1]
 FACE = next(entry for entry in entries().values() if isinstance(entry, FaceEntry))
 VOICE = next(entry for entry in entries().values() if isinstance(entry, VoiceEntry))
 CONTENT = bytes(range(256)) * 3000
@@ -115,6 +118,23 @@ def test_every_entry_says_what_users_must_know() -> None:
             assert entry.url.startswith("https://") and min(entry.std) > 0
         else:
             assert not any(file.endswith((".bin", ".pt", ".pkl")) for file in entry.files)
+
+
+def test_the_figures_of_the_words_are_those_of_the_newest_measurement() -> None:
+    result = max((ROOT / "benchmarks" / "results").glob("*-text-affect.json"))
+    scores = packaged()["words"].scores
+    for measured in json.loads(result.read_text(encoding="utf-8"))["measurements"]:
+        if measured["data"] != "EmoBank, train":
+            figures = f"{measured['valence r']:.3f} valence, {measured['arousal r']:.3f} arousal"
+            assert f"{measured['data']}: r {figures}" in scores
+
+
+def test_the_documentation_has_the_figures_of_the_registry() -> None:
+    page = (ROOT / "docs" / "public-models.md").read_text(encoding="utf-8")
+    for entry in (*packaged().values(), *entries().values()):
+        assert f"`{entry.name}`" in page
+        for figure in re.findall(r"\.\d{2,3}", entry.scores):
+            assert figure in page, f"{entry.name}: {figure}"
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
@@ -320,6 +340,9 @@ def test_list_shows_licences_scores_and_how_to_get(models: Path, capsys: pytest.
     shown = capsys.readouterr().out
     for name in entries():
         assert name in shown and how_to_get(name) in shown
+    for model in packaged().values():
+        assert all(text in shown for text in (model.name, model.what, model.scores, model.weights_licence))
+    assert "voice_relative" in shown and "relative to the recording" in shown
     assert not models.exists()
 
 
@@ -351,6 +374,19 @@ def test_check_tells_whether_a_smile_is_pleasant(models: Path, valence: float, p
     plain, smile = check_model(entry, (picture, np.array([10.0, 10.0, 60.0, 70.0])))
     assert plain.passed == bool(np.isfinite(valence)) and smile.passed == passed
     assert smile.valence == pytest.approx(valence, nan_ok=True)
+
+
+def test_a_face_model_put_by_hand_is_listed_and_checked(
+    models: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models.mkdir()
+    path = write_face_model(models / FACE.file, FACE.side, np.zeros((3, 10), np.float32), np.full(10, 0.25, np.float32))
+    monkeypatch.setitem(entries(), FACE.name, face("http://127.0.0.1:9/model.onnx", path.read_bytes()))
+    assert cli.models.main(["list"]) == 0
+    assert f"yes, {path}" in capsys.readouterr().out
+    assert cli.models.main(["check"]) == 0
+    shown, told = capsys.readouterr()
+    assert told == "" and FACE.name in shown and "+0.250" in shown
 
 
 def test_check_runs_a_voice_model(models: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -71,6 +71,6 @@ def test_predictions_are_those_of_the_cpu(root: Path, tmp_path: Path, precision:
     options = [word for setting in frozen for word in ("--set", setting)]
     embeddings = ["--set", f"data.embeddings={tmp_path / 'embeddings'}"]
     run_training(root, tmp_path / "run", "--set", "train.epochs=1", *options, *embeddings)
-    expected = rcma.predict(rcma.load_model(tmp_path / "run"), root / "features" / "video3")
-    predicted = rcma.predict(rcma.load_model(tmp_path / "run").to(DEVICE), root / "features" / "video3")
+    expected = rcma.Predictor(rcma.load_model(tmp_path / "run"))(root / "features" / "video3").values
+    predicted = rcma.Predictor(rcma.load_model(tmp_path / "run").to(DEVICE))(root / "features" / "video3").values
     np.testing.assert_allclose(predicted, expected, atol=1e-3 if precision == "float32" else 0.03)

@@ -18,8 +18,8 @@ from rcma.config import FusionSettings, ModelSettings
 from rcma.data.windows import cut_window, windows
 from rcma.model.checkpoint import TrainedRCMA
 from rcma.model.network import RCMA
+from rcma.prediction import Checkpoints, predict_video
 from rcma.prediction.postprocess import present_modalities
-from rcma.prediction.predictor import predict_frames, predict_video, require_both_targets, to_abaw_columns
 
 LENGTH = 32
 
@@ -68,7 +68,7 @@ def with_signal(n_frames: int) -> tuple[Features, np.ndarray]:
 @pytest.mark.parametrize("n_frames", [1, 5, 31, 32, 33, 70, 129])
 @pytest.mark.parametrize("hop", [1, 20, 32])
 def test_overlap_average_undoes_windowing(monkeypatch: pytest.MonkeyPatch, n_frames: int, hop: int):
-    monkeypatch.setattr("rcma.prediction.predictor._FRAMES_AT_ONCE", 50)
+    monkeypatch.setattr("rcma.prediction.sliding_window._FRAMES_AT_ONCE", 50)
     video, signal = with_signal(n_frames)
     predicted = predict_video(Echo(), video, hop=hop, audio_alignment="start", batch_size=3)
     assert predicted.dtype == np.float32 and predicted.shape == (n_frames, 2)
@@ -96,7 +96,7 @@ def by_plain_windows(model: RCMA, features: Features, *, hop: int, alignment: Al
 def test_a_frame_gets_the_mean_of_its_windows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_frames: int, hop: int, at_once: int
 ):
-    monkeypatch.setattr("rcma.prediction.predictor._FRAMES_AT_ONCE", at_once)
+    monkeypatch.setattr("rcma.prediction.sliding_window._FRAMES_AT_ONCE", at_once)
     model = make_model(tmp_path)
     video = make_features(tmp_path / "video", make_labels(n_frames, 0), seed=0)
     predicted = predict_video(model, video, hop=hop, audio_alignment="end", batch_size=2)
@@ -144,14 +144,14 @@ def test_public_predict_takes_features_and_folders(tmp_path: Path, features: Fea
     make_features(tmp_path / "video", make_labels(70, 0), seed=0)
     expected = predict_video(model, features, hop=model.config.data.hop, audio_alignment="start")
     for given in (features, tmp_path / "video", str(tmp_path / "video"), load_features(tmp_path / "video")):
-        np.testing.assert_array_equal(rcma.predict(model, given), expected)
+        np.testing.assert_array_equal(rcma.Predictor(model)(given).values, expected)
     plain = RCMA(model.settings)
     plain.load_state_dict(model.state_dict())
     # A model without a run, as published ones are: windows overlap by a third.
     expected = predict_video(model, features, hop=21, audio_alignment="start")
-    np.testing.assert_array_equal(rcma.predict(plain, features), expected)
+    np.testing.assert_array_equal(rcma.Predictor(plain)(features).values, expected)
     with pytest.raises(InputError, match="no such video or feature folder"):
-        rcma.predict(model, tmp_path / "none.mp4")
+        rcma.Predictor(model)(tmp_path / "none.mp4")
 
 
 def test_public_predict_takes_a_raw_video(tmp_path: Path, make_video):
@@ -160,7 +160,7 @@ def test_public_predict_takes_a_raw_video(tmp_path: Path, make_video):
     samples = np.random.default_rng(0).normal(0, 0.1, 32000).astype(np.float32)
     video = make_video(tmp_path / "it's a+b.mp4", images, samples=samples)
     model = make_model(tmp_path, preprocessing=settings)
-    predicted = rcma.predict(model, video)
+    predicted = rcma.Predictor(model)(video).values
     assert predicted.shape == (40, 2) and np.isfinite(predicted).all()
     assert not torch.is_inference_mode_enabled()
 
@@ -176,18 +176,18 @@ def test_features_unlike_those_of_the_training_are_refused(
     tmp_path: Path, features: Features, trained_on: PreprocessConfig, message: str
 ):
     with pytest.raises(InputError, match=message):
-        rcma.predict(make_model(tmp_path, preprocessing=trained_on), features)
+        rcma.Predictor(make_model(tmp_path, preprocessing=trained_on))(features)
 
 
 def test_word_vectors_of_another_width_are_refused_unless_there_are_none(tmp_path: Path, features: Features):
     model = make_model(tmp_path, preprocessing=PreprocessConfig())
     other = dataclasses.replace(features, word_vectors=np.zeros((len(features.words), 9), np.float16))
     with pytest.raises(InputError, match=r"width 9, but the model takes 16"):
-        rcma.predict(model, other)
+        rcma.Predictor(model)(other)
     wordless = dataclasses.replace(
         features, words=(), word_vectors=np.zeros((0, 0), np.float16), frame_word=np.full(70, -1, np.int32)
     )
-    assert np.isfinite(rcma.predict(model, wordless)).all()
+    assert np.isfinite(rcma.Predictor(model)(wordless).values).all()
 
 
 def changes_of_a_window(model: RCMA, window: dict[str, torch.Tensor]) -> np.ndarray:
@@ -233,7 +233,7 @@ def test_how_far_each_step_moves_the_features(tmp_path: Path, features: Features
         )
         total[start : start + LENGTH] += changes_of_a_window(model, window).transpose(2, 0, 1)
         count[start : start + LENGTH] += 1
-    changes = predict_frames([model], features).changes
+    changes = Checkpoints([model], changes=True).predict(features).changes
     assert list(changes) == ["face", "audio", "text"]
     for number, moved in enumerate(changes.values()):
         assert moved.shape == (70, fusion.steps) and moved.dtype == np.float32 and moved.max() > 0.01
@@ -244,10 +244,11 @@ def test_how_far_each_step_moves_the_features(tmp_path: Path, features: Features
 
 def test_changes_are_given_later_like_the_predictions(tmp_path: Path, features: Features):
     model = make_model(tmp_path)
-    calm = predict_frames([model], features)
+    calm = Checkpoints([model], changes=True).predict(features)
+    assert calm.changes
     data = model.config.data.model_copy(update={"label_delay_s": 0.2})  # five frames
     model.config = model.config.model_copy(update={"data": data})
-    late = predict_frames([model], features)
+    late = Checkpoints([model], changes=True).predict(features)
     np.testing.assert_array_equal(late.values[5:], calm.values[:-5])
     for m, moved in late.changes.items():
         np.testing.assert_array_equal(moved[5:], calm.changes[m][:-5])
@@ -258,13 +259,14 @@ def test_several_models_make_one_prediction(tmp_path: Path, features: Features):
     one = make_model(tmp_path, modalities=("face", "audio"))
     alike = make_model(tmp_path, modalities=("face", "audio"), seed=1)
     deeper = make_model(tmp_path, modalities=("audio", "text"), targets=("arousal",), seed=2)
-    single = [predict_frames([model], features) for model in (one, alike, deeper)]
-    together = predict_frames([one, alike, deeper], features)
+    single = [Checkpoints([model], changes=True).predict(features) for model in (one, alike, deeper)]
+    together = Checkpoints([one, alike, deeper], changes=True).predict(features)
     assert together.video_id == "video"
     np.testing.assert_array_equal(together.time_s, features.time_s)
-    values = np.stack([prediction.values for prediction in single])
-    np.testing.assert_allclose(together.values[:, 0], values[:2, :, 0].mean(axis=0), atol=1e-6)
-    np.testing.assert_allclose(together.values[:, 1], values[:, :, 1].mean(axis=0), atol=1e-6)
+    valence = np.stack([prediction.valence for prediction in single[:2]])
+    arousal = np.stack([prediction.arousal for prediction in single])
+    np.testing.assert_allclose(together.valence, valence.mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(together.arousal, arousal.mean(axis=0), atol=1e-6)
     assert set(single[0].present) == {"face", "audio"} and set(single[2].present) == {"audio", "text"}
     expected = present_modalities(features, audio_alignment="start")
     assert set(together.present) == set(expected)
@@ -279,43 +281,42 @@ def test_several_models_make_one_prediction(tmp_path: Path, features: Features):
 def test_spread_is_over_the_models_that_predict_a_target(tmp_path: Path, features: Features):
     both = [make_model(tmp_path, seed=seed) for seed in range(3)]
     valence, arousal = (make_model(tmp_path, targets=(target,), seed=5) for target in ("valence", "arousal"))
-    columns = np.stack([predict_frames([model], features).values for model in both])
-    spread = predict_frames(both, features).spread
+    columns = np.stack([Checkpoints([model]).predict(features).values for model in both])
+    spread = Checkpoints(both).predict(features).spread
     assert spread is not None and spread.dtype == np.float32
     np.testing.assert_allclose(spread, columns.std(axis=0, ddof=1), atol=1e-6)
-    mixed = predict_frames([both[0], valence], features).spread
+    mixed = Checkpoints([both[0], valence]).predict(features).spread
     assert mixed is not None
-    pair = np.stack([columns[0, :, 0], predict_frames([valence], features).values[:, 0]])
+    pair = np.stack([columns[0, :, 0], Checkpoints([valence]).predict(features).values[:, 0]])
     np.testing.assert_allclose(mixed[:, 0], pair.std(axis=0, ddof=1), atol=1e-6)
     assert np.isnan(mixed[:, 1]).all()
     for alone in ([both[0]], [valence, arousal]):
-        assert predict_frames(alone, features).spread is None
-    same = predict_frames([both[0], both[0]], features).spread
+        assert Checkpoints(alone).predict(features).spread is None
+    same = Checkpoints([both[0], both[0]]).predict(features).spread
     np.testing.assert_array_equal(same, np.zeros((70, 2), np.float32))
 
 
-def test_a_target_that_nobody_predicts_and_a_fusion_without_steps(tmp_path: Path, features: Features):
-    model = make_model(tmp_path, targets=("valence",), fusion=FusionSettings(kind="concat"))
-    prediction = predict_frames([model], features)
-    assert np.isfinite(prediction.values[:, 0]).all() and np.isnan(prediction.values[:, 1]).all()
+def test_a_fusion_without_steps_changes_nothing(tmp_path: Path, features: Features):
+    model = make_model(tmp_path, fusion=FusionSettings(kind="concat"))
+    prediction = Checkpoints([model], changes=True).predict(features)
+    assert np.isfinite(prediction.values).all()
     assert prediction.changes == {}
 
 
 def test_predictions_that_are_no_numbers_are_refused(tmp_path: Path, features: Features):
     spoilt = dataclasses.replace(features, word_vectors=np.full_like(features.word_vectors, np.nan))
     with pytest.raises(InputError, match="video: the model gives no numbers"):
-        rcma.predict(make_model(tmp_path), spoilt)
+        rcma.Predictor(make_model(tmp_path))(spoilt)
 
 
-def test_a_model_of_one_target_fills_its_column_only(tmp_path: Path, features: Features):
-    model = make_model(tmp_path, targets=("arousal",))
-    predicted = rcma.predict(model, features)
-    columns = to_abaw_columns(model, predicted)
-    assert predicted.shape == (70, 1) and np.isnan(columns[:, 0]).all()
-    np.testing.assert_array_equal(columns[:, 1], predicted[:, 0])
-    with pytest.raises(InputError, match="no model given predicts valence"):
-        require_both_targets([model])
-    both = make_model(tmp_path, targets=("arousal", "valence"))
-    require_both_targets([both])
-    predicted = rcma.predict(both, features)
-    np.testing.assert_array_equal(to_abaw_columns(both, predicted), predicted[:, ::-1])
+def test_valence_and_arousal_come_first_whatever_the_order_of_training(tmp_path: Path, features: Features):
+    alone = Checkpoints([make_model(tmp_path, targets=("arousal",))]).predict(features)
+    assert alone.targets == ("arousal",) and alone.values.shape == (70, 1)
+    np.testing.assert_array_equal(alone.arousal, alone.values[:, 0])
+    with pytest.raises(InputError, match="video: valence is not predicted, only arousal"):
+        alone.valence  # noqa: B018
+    model = make_model(tmp_path, targets=("arousal", "valence"))
+    both = Checkpoints([model]).predict(features)
+    assert both.targets == ("valence", "arousal")
+    plain = predict_video(model, features, hop=model.config.data.hop, audio_alignment="start")
+    np.testing.assert_array_equal(both.values, plain[:, ::-1])

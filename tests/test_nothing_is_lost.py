@@ -25,7 +25,7 @@ from preprocessing.errors import InputError
 from preprocessing.features.folder import load_features, own_source, save_features
 from preprocessing.files import WRITTEN, lock, remove_left_overs, replace_own, whole_or_nothing
 from preprocessing.inputs import Source
-from preprocessing.run.many_videos import plan
+from preprocessing.run import Preprocessor
 from rcma import cli
 
 SILENT = {"speech": {"backend": "none"}}
@@ -87,7 +87,9 @@ def test_what_is_in_the_way_is_refused_before_any_work(
     IN_THE_WAY[kind](tmp_path / name)
     before = tree(tmp_path)
     config = PreprocessConfig.model_validate(SILENT | {"faces": {"subjects": subjects}})
-    finished, jobs = plan([Source("short", short_clip)], tmp_path, config, overwrite=overwrite)
+    finished, jobs = Preprocessor(config, device="cpu").plan(
+        [Source("short", short_clip)], tmp_path, overwrite=overwrite
+    )
     assert not jobs
     (refused,) = finished
     assert not refused.done

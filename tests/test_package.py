@@ -19,10 +19,10 @@ def test_import_is_quick_and_loads_no_network_library():
 
 def test_public_names_are_there_whatever_was_imported_before():
     import rcma.model.checkpoint
-    import rcma.prediction.predictor
+    import rcma.predictor
 
     assert rcma.load_model is rcma.model.checkpoint.load_model
-    assert rcma.predict is rcma.prediction.predictor.predict
+    assert rcma.Predictor is rcma.predictor.Predictor
     assert rcma.metrics.ccc([0.0, 1.0], [0.0, 1.0]) == pytest.approx(1.0)
     assert callable(rcma.published.load)
     with pytest.raises(AttributeError, match="nothing"):

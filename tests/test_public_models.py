@@ -25,6 +25,7 @@ from rcma.experts.public_models import at_frames
 from rcma.experts.registry import hash_file
 from rcma.output.table import open_table
 from rcma.prediction import Prediction, finish
+from rcma.predictor import Predictor
 
 EXPERTS = {"face": "face", "words": "text", "voice": "audio", "other voice": "audio"}
 needs_minilm = pytest.mark.skipif(
@@ -218,7 +219,7 @@ def test_voice_alone_from_the_stored_waveform(tmp_path: Path, monkeypatch: pytes
     meta = given.meta | {"settings": config}
     save_features(tmp_path / "talk", replace(given, meta=meta, log_mel=mel, waveform=waveform))
     monkeypatch.setattr("rcma.experts.public_models.detect_speech", lambda samples, threshold: [(0.0, 8.0)])
-    prediction = PublicModels()(tmp_path / "talk")
+    prediction = Predictor(fill="nan")(tmp_path / "talk")
     arousal = prediction.values[:, 1]
     there = np.isfinite(arousal)
     assert there.mean() > 0.9 and np.isnan(prediction.values[:, 0]).all()
@@ -239,7 +240,7 @@ def test_sound_that_cannot_be_had_is_a_warning(tmp_path: Path, capsys: pytest.Ca
 
 @needs_minilm
 def test_words_of_another_language_are_not_judged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    prediction = PublicModels()(speaking(tmp_path / "talk", language="de"))
+    prediction = Predictor(fill="nan")(speaking(tmp_path / "talk", language="de"))
     assert np.isnan(prediction.values).all() and "'de'" in caplog.text
 
 
@@ -279,6 +280,16 @@ def test_report_says_who_predicted_and_shows_each_of_them(tmp_path: Path) -> Non
     page = (out / "report.html").read_text(encoding="utf-8")
     assert f"<h1>Valence and arousal: out ({NOT_RCMA})</h1>" in page
     assert '"experts":{' in page and "AUC .92 to .99" in page
+    assert "zeros are filled in" not in page
+
+
+def test_report_does_not_show_what_no_model_said_as_a_mean_of_zero(tmp_path: Path) -> None:
+    pytest.importorskip("plotly")
+    speaking(tmp_path / "talk", language="de")
+    out = tmp_path / "out"
+    assert cli.predict.main([str(tmp_path / "talk"), "--out", str(out), "--report"]) == 0
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert '"mean":{"valence":null,"arousal":null}' in page and page.count("the zeros are filled in") == 2
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
@@ -290,10 +301,10 @@ def test_columns_are_those_of_the_run_whatever_the_first_video_has(tmp_path: Pat
     values = some_values(5)
     silent = {name: np.full((5, 2), np.nan, np.float32) for name in columns}
     spoken = {name: values[name].astype(np.float32) for name in columns}
-    with open_table(path, kind, experts=columns) as append:
+    with open_table(path, kind) as append:
         for name, experts in (("a", silent), ("b", spoken)):
             mean, spread = fuse(experts, EXPERTS)
-            append(Prediction(name, np.arange(5) / 25, mean, {}, spread=spread, experts=experts))
+            append(Prediction(name, np.arange(5) / 25, mean, {}, spread=spread, experts=experts, outputs=columns))
     if kind == "csv":
         rows = [{name: float(cell) if cell else None for name, cell in row.items() if name != "video"}
                 for row in rows_of(path)]  # fmt: skip

@@ -26,6 +26,7 @@ COMMANDS = {
     "rcma-check-submission": cli.check_submission.main,
     "rcma-export": cli.export.main,
     "rcma-models": cli.models.main,
+    "rcma-import": cli.import_features.main,
     "rcma-calibrate": cli.calibrate.main,
 }
 SETTINGS = {"rcma-preprocess": PreprocessConfig, "rcma-train": TrainConfig}
@@ -93,5 +94,6 @@ def test_python_example_runs(tmp_path: Path, short_clip: Path, monkeypatch: pyte
     names: dict[str, Any] = {}
     exec("\n".join(line[4:] for line in example.splitlines() if line.startswith("    ")), names)
     for target in ("valence", "arousal"):
-        assert names[target].dtype == np.float32 and names[target].shape == (12,)
-        assert (np.abs(names[target]) <= 1).all()
+        values = getattr(names["prediction"], target)
+        assert values.dtype == np.float32 and values.shape == (12,)
+        assert (np.abs(values) <= 1).all()

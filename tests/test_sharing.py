@@ -91,9 +91,9 @@ def test_export_holds_no_path_of_this_machine(root: Path, exported: Path):
 
 def test_exported_model_predicts_the_same_to_the_bit(root: Path, run: Path, exported: Path):
     features = root / "features" / "video3"
-    expected = rcma.predict(load_model(run), features)
+    expected = rcma.Predictor(load_model(run))(features).values
     for path in (exported, exported / "model.safetensors", run / "best.safetensors"):
-        assert np.array_equal(rcma.predict(load_model(path), features), expected)
+        assert np.array_equal(rcma.Predictor(load_model(path))(features).values, expected)
 
 
 def test_predict_takes_any_form_of_a_model(root: Path, run: Path, exported: Path, tmp_path: Path):

@@ -34,11 +34,12 @@ from preprocessing.features.folder import Features, load_features
 from rcma import cli
 from rcma.config import ModelSettings, TrainConfig
 from rcma.data.embeddings import Embeddings, embed_videos
-from rcma.data.windows import WindowDataset, cut_window, open_training_data
+from rcma.data.training_data import open_training_data
+from rcma.data.windows import WindowDataset, cut_window
 from rcma.model.backbones import HFSpeech, speech_config
 from rcma.model.network import RCMA
+from rcma.prediction import Checkpoints, predict_video
 from rcma.prediction.postprocess import present_modalities
-from rcma.prediction.predictor import predict_video, preprocessing_of
 from rcma.training.loop import train
 
 WITH_WAVEFORM = PreprocessConfig.model_validate({"audio": {"waveform": True}})
@@ -295,8 +296,8 @@ def test_a_run_needs_the_encoder_no_more(root: Path, tmp_path: Path, kind: str) 
     assert before.keys() - loaded.keys() == {"masked_spec_embed"}  # only their training needs it
     assert model.config.model.audio.hf_config is not None
     assert model.config.model.audio.hf_config["do_normalize"] is False
-    assert preprocessing_of(model).audio.waveform
-    assert np.isfinite(rcma.predict(model, root / "features" / "video2")).all()
+    assert Checkpoints([model]).preprocessing().audio.waveform
+    assert np.isfinite(rcma.Predictor(model)(root / "features" / "video2").values).all()
 
 
 def test_embeddings_on_disk_are_what_the_encoder_says(root: Path, tmp_path: Path) -> None:
@@ -334,7 +335,7 @@ def test_features_without_waveform_are_refused_in_one_line(root: Path, tmp_path:
         train(config_for(tmp_path, root / "wav2vec2"), tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()
     with pytest.raises(InputError, match=f"^video2: {message}$"):
-        rcma.predict(model, tmp_path / "features" / "video2")
+        rcma.Predictor(model)(tmp_path / "features" / "video2")
     # It is of no use to a model that does not listen.
     for changed in ({"modalities": ["face", "text"]}, {"audio": {"kind": "small", "hf": None}}):
         train(config_for(tmp_path, root / "wav2vec2", model=changed), tmp_path / f"run{len(changed)}", device="cpu")
@@ -345,7 +346,7 @@ def test_sound_of_any_kind_is_missing_where_there_is_none(tmp_path: Path, model:
     silent = make_features(tmp_path / "v", make_labels(40, 0), seed=0, audio=False, config=WITH_WAVEFORM)
     assert silent.waveform is not None
     assert not cut(silent)["audio_mask"].any()
-    assert np.isfinite(rcma.predict(model, silent)).all()
+    assert np.isfinite(rcma.Predictor(model)(silent).values).all()
     with pytest.raises(InputError, match="no waveform"):
         cut(dataclasses.replace(silent, waveform=None))
 
@@ -369,7 +370,7 @@ def test_a_raw_clip_is_preprocessed_with_its_waveform(
     quiet = PreprocessConfig.model_validate({"audio": {"waveform": True}, "speech": {"backend": "none"}})
     make_data(tmp_path, n_train=2, n_validation=1, n_frames=60, config=quiet)
     train(config_for(tmp_path, root / "wav2vec2"), tmp_path / "run", device="cpu")
-    prediction = rcma.predict(rcma.load_model(tmp_path / "run"), short_clip)
+    prediction = rcma.Predictor(rcma.load_model(tmp_path / "run"))(short_clip).values
     assert prediction.shape == (12, 2)
     arguments = ["--checkpoint", str(tmp_path / "run"), str(short_clip), "--out", str(tmp_path / "out")]
     assert cli.predict.main([*arguments, "--device", "cpu"]) == 0

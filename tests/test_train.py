@@ -96,7 +96,7 @@ def test_logged_score_is_that_of_the_best_weights_on_all_frames(root: Path, whol
     run, result = whole
     model = rcma.load_model(run)
     videos = ("video3", "video4")
-    predicted = np.concatenate([rcma.predict(model, root / "features" / video) for video in videos])
+    predicted = np.concatenate([rcma.Predictor(model)(root / "features" / video).values for video in videos])
     labels = np.concatenate([read_annotation(root / "annotations" / "Validation_Set" / f"{v}.txt") for v in videos])
     assert ccc(predicted[:, 0], labels[:, 0]) == pytest.approx(result.best.ccc["valence"], abs=1e-9)
     assert ccc(predicted[:, 1], labels[:, 1]) == pytest.approx(result.best.ccc["arousal"], abs=1e-9)
@@ -232,7 +232,7 @@ def test_one_target_and_clipping_and_lengths_that_differ(tmp_path: Path):
     result = train(config, tmp_path / "run", device="cpu", on_warning=warnings.append)
     assert result.best.ccc == {"arousal": result.best.mean_ccc}
     assert len(warnings) == 2
-    assert rcma.predict(rcma.load_model(tmp_path / "run"), tmp_path / "features" / "video3").shape == (60, 1)
+    assert rcma.Predictor(rcma.load_model(tmp_path / "run"))(tmp_path / "features" / "video3").values.shape == (60, 1)
 
 
 def test_requests_that_cannot_be_met_are_refused_before_anything_is_written(root: Path, tmp_path: Path):

@@ -151,9 +151,9 @@ def test_training_prediction_and_sharing(root: Path, tmp_path: Path) -> None:
     assert model.config.preprocessing is None, "nothing of it was preprocessed"
     export_model(model, tmp_path / "shared")
     folder = root / "features" / "video3"
-    values = rcma.predict(model, folder)
+    values = rcma.Predictor(model)(folder).values
     assert values.shape == (N, 2) and np.isfinite(values).all()
-    np.testing.assert_array_equal(rcma.predict(load_model(tmp_path / "shared"), folder), values)
+    np.testing.assert_array_equal(rcma.Predictor(tmp_path / "shared")(folder).values, values)
     again = train(vector_config(root), tmp_path / "again", device="cpu")
     assert again.best.ccc == result.best.ccc
 
@@ -167,11 +167,11 @@ def test_vectors_that_do_not_fit_are_refused(root: Path, tmp_path: Path) -> None
     train(vector_config(root), tmp_path / "run", device="cpu")
     model = load_model(tmp_path / "run")
     with pytest.raises(InputError, match=r"hold no audio_vectors\.npy"):
-        rcma.predict(model, make_vectors(tmp_path / "v", make_labels(N, 0), seed=0, modalities=("face",)))
+        rcma.Predictor(model)(make_vectors(tmp_path / "v", make_labels(N, 0), seed=0, modalities=("face",)))
     other = make_vectors(tmp_path / "w", make_labels(N, 0), seed=0)
     narrow = features_from_vectors("w", other.meta, other.time_s, {**other.vectors, "face": other.vectors["audio"]})
     with pytest.raises(InputError, match="5 columns, but the model takes 3"):
-        rcma.predict(model, narrow)
+        rcma.Predictor(model)(narrow)
     # Embeddings are outputs of backbones, and here is none.
     with pytest.raises(ValueError, match=r"data\.embeddings"):
         tree = vector_config(root).model_dump(mode="json")

@@ -2,20 +2,17 @@
 Out: feature folders: all stages of one video, and many videos on this machine or on Ray.
 """
 
-from preprocessing.run.many_videos import Engine, Outcome, look_into, plan, run
-from preprocessing.run.one_video import Preprocessor
+from preprocessing.run.preprocessor import Engine, Preprocessor
 from preprocessing.run.processes import separate_process
-from preprocessing.run.progress import BatchProgress
+from preprocessing.run.progress import preprocess_with_progress
+from preprocessing.run.video_worker import Outcome
 from preprocessing.run.workers import Status
 
 __all__ = [
-    "BatchProgress",
     "Engine",
     "Outcome",
     "Preprocessor",
     "Status",
-    "look_into",
-    "plan",
-    "run",
+    "preprocess_with_progress",
     "separate_process",
 ]

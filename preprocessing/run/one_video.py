@@ -7,8 +7,6 @@ processes do not slow them down (OpenMP's threads wait for each other by spinnin
 from __future__ import annotations
 
 import importlib.metadata
-import os
-import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from threading import Event
-from typing import IO, Any, Literal, get_args
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +24,7 @@ from numpy.typing import NDArray
 from preprocessing.config import PreprocessConfig
 from preprocessing.errors import InputError
 from preprocessing.faces import FaceDetector, Faces, describe_provided, follow_faces, read_provided
-from preprocessing.features import Features, FeatureWriter, Word, frame_word, load_features, load_meta, own_source
+from preprocessing.features import Features, FeatureWriter, Word, frame_word, load_features
 from preprocessing.files import sha256, whole_or_nothing
 from preprocessing.inputs import Source
 from preprocessing.media import (
@@ -43,10 +41,9 @@ from preprocessing.media import (
     read_audio,
     waveform_blocks,
 )
+from preprocessing.run.plan import STAGES, Stage, refuse_foreign
 from preprocessing.speech import SpeechRecogniser, Transcript, WordEncoder, find_transcript, read_transcript
-
-Stage = Literal["faces", "audio", "speech", "words"]
-STAGES: tuple[Stage, ...] = get_args(Stage)
+from preprocessing.threads import one_core
 
 Progress = Callable[[Stage, float, int], None]
 """Is told a stage, the share of it that is done (0 to 1), and the number of frames seen so far."""
@@ -101,8 +98,8 @@ class _Stopwatch:
         self.seconds[name] = round(time.perf_counter() - begin, 3)
 
 
-class Preprocessor:
-    """All models of the pipeline, loaded once; then one call for each video."""
+class Pipeline:
+    """The models of all stages, loaded once; then one call for each video."""
 
     def __init__(self, config: PreprocessConfig, *, device: str, transcripts: Path | None = None) -> None:
         """Load the models that ``config`` names.
@@ -158,7 +155,7 @@ class Preprocessor:
         before = _stat(source.path)
         old = {name: load_features(out / name) for name in kept} if set(stages) != set(STAGES) else {}
         watch = _Stopwatch(dict(next(iter(old.values())).meta["seconds"]) if old else {})
-        with ExitStack() as stack, _one_thread():
+        with ExitStack() as stack, one_core():
             crops = stack.enter_context(tempfile.TemporaryFile(dir=out))
             pictures, sound = self._perceive(source, stages, old, crops, out, watch, progress)
             description = _describe_source(source.path)
@@ -221,7 +218,7 @@ class Preprocessor:
         times: list[float] = []
         frames = _watched(video, times, progress, stop)
         warnings: list[str] = []
-        with watch.stage("faces"), _one_thread():
+        with watch.stage("faces"), one_core():
             if source.provided_faces is None:
                 followed = follow_faces(frames, self._detector, settings, crops)
                 if settings.subjects == "all":
@@ -326,136 +323,6 @@ class Preprocessor:
         return self._encoder.encode(words)
 
 
-def refuse_foreign(folder: Path, source: Source, *, overwrite: bool) -> None:
-    """Raise InputError if features of ``source`` must not take the place of what is at ``folder``.
-
-    Only feature folders are ever replaced, and only those of the same video: made from a file at the same path, which
-    may have changed since, or from a file with the same content that was elsewhere. With ``overwrite``, also those of
-    another file with the same identifier.
-    """
-    try:
-        made_from = own_source(folder)
-    except InputError as error:
-        raise InputError(f"{source.path}: {error}") from None
-    if made_from is None or _is_same_video(source.path, made_from):
-        return
-    same_id = Path(made_from["path"]).stem == source.video_id
-    if not (same_id and overwrite):
-        instead = "or replace them with --overwrite" if same_id else "or rename one of them"
-        raise InputError(
-            f"{source.path}: {folder} holds features of another file, {made_from['path']}; "
-            f"give another --out, {instead}"
-        )
-
-
-def refuse_foreign_before_work(out: Path, source: Source, config: PreprocessConfig, *, overwrite: bool) -> None:
-    """Raise InputError if there is something that features of ``source`` may have to replace, and must not.
-
-    With ``faces.subjects=all`` it shows only later which folders a video gets. Then features of other videos, such as
-    of ``talk_1.mp4`` beside ``talk.mp4``, are no reason to refuse it yet.
-    """
-    for name in source.provided_faces or [source.video_id]:
-        refuse_foreign(out / name, source, overwrite=overwrite)
-    if source.provided_faces is None and config.faces.subjects == "all" and out.is_dir():
-        pattern = re.compile(re.escape(source.video_id) + r"_(left|right|\d+)")
-        for folder in sorted(path for path in out.iterdir() if pattern.fullmatch(path.name)):
-            if not _is_of_another_video(folder, source):
-                refuse_foreign(folder, source, overwrite=overwrite)
-
-
-def _is_of_another_video(folder: Path, source: Source) -> bool:
-    try:
-        made_from = own_source(folder)
-    except InputError:
-        return False
-    return made_from is not None and Path(made_from["path"]).stem != source.video_id
-
-
-def kept_folders(out: Path, source: Source, config: PreprocessConfig) -> list[str]:
-    """Names of the feature folders of a video that are there already; empty when one of them is missing.
-
-    Raises:
-        InputError: a folder is no feature folder of this version.
-    """
-    if source.provided_faces is not None:
-        names = list(source.provided_faces)
-        return names if names and all((out / name).is_dir() for name in names) else []
-    several = (f"{source.video_id}_left", f"{source.video_id}_1") if config.faces.subjects == "all" else ()
-    for candidate in (*several, source.video_id):
-        if (out / candidate).is_dir():
-            names = load_meta(out / candidate)["subjects"]
-            if source.video_id in names or config.faces.subjects == "all":
-                return list(names) if all((out / name).is_dir() for name in names) else []
-    return []
-
-
-def changed_stages(
-    folder: Path, source: Source, config: PreprocessConfig, transcripts: Path | None
-) -> dict[Stage, str]:
-    """Which stages have to be done again, and why; empty when features serve as they are.
-
-    Args:
-        folder: one of the video's feature folders.
-        source: the video.
-        config: the settings that are asked for.
-        transcripts: see :class:`Preprocessor`.
-
-    Raises:
-        InputError: the folder is damaged.
-    """
-    meta = load_features(folder).meta
-    provided = (source.provided_faces or {}).get(folder.name)
-    # Where what they were made from is gone, the features are still whole.
-    known = is_same_file if source.path.exists() else _is_same_path
-    if not known(source.path, meta["source"]):
-        return dict.fromkeys(STAGES, f"{source.path} is not the file that the features were made from")
-    # What no setting was there for yet was done as the default says now.
-    then, now = PreprocessConfig().model_dump(mode="json") | meta["settings"], config.model_dump(mode="json")
-    if then["streams"] != now["streams"]:
-        return dict.fromkeys(STAGES, f"streams was {then['streams']!r}, is {now['streams']!r}")
-    changed: dict[Stage, str] = {}
-    for stage in STAGES:
-        old, new = then[stage], now[stage]
-        reasons = [f"{stage}.{key} was {old.get(key)!r}, is {new[key]!r}" for key in new if old.get(key) != new[key]]
-        if reasons:
-            changed[stage] = "; ".join(reasons)
-    described = describe_provided(provided, first_image=source.first_image) if provided is not None else None
-    if described != meta["provided_faces"]:
-        changed.setdefault("faces", "the provided faces have changed")
-    transcript = None
-    if transcripts is not None:
-        transcript = find_transcript(transcripts, source.video_id, language=config.speech.language)
-    then_read = meta["transcript"]
-    if (transcript is None) != (then_read is None) or (transcript and not is_same_file(transcript, then_read)):
-        changed.setdefault("speech", "its transcript has changed")
-    if "speech" in changed:
-        changed.setdefault("words", changed["speech"])
-    return changed
-
-
-def is_same_file(path: Path, description: dict[str, Any]) -> bool:
-    """Whether a file is the one that ``meta.json`` describes."""
-    status = path.stat()
-    if status.st_size != description["size"]:
-        return False
-    # Reading terabytes again only to see that nothing changed would cost hours: the time of change comes first. Of a
-    # file elsewhere it says nothing: recordings without compression, copied together, agree in size and time.
-    unchanged = status.st_mtime_ns == description["modified_ns"] and _is_same_path(path, description)
-    return unchanged or sha256(path) == description["sha256"]
-
-
-def _is_same_path(path: Path, description: dict[str, Any]) -> bool:
-    return os.path.realpath(path) == os.path.realpath(description["path"])
-
-
-def _is_same_video(path: Path, made_from: dict[str, Any]) -> bool:
-    """Whether a video is the one that features were made from, be it that it has changed or moved since."""
-    # A relative path, as an earlier version stored it, means another file in another folder.
-    if Path(made_from["path"]).is_absolute() and _is_same_path(path, made_from):
-        return True
-    return path.stat().st_size == made_from.get("size") and sha256(path) == made_from["sha256"]
-
-
 def _write(folder: Path, time_s: NDArray[np.float64], faces: Faces, sound: _Sound, meta: dict[str, Any]) -> None:
     writer = FeatureWriter(folder)
     writer.write_array("time_s", time_s)
@@ -519,18 +386,6 @@ def _watched(video: Video, times: list[float], progress: Progress, stop: Event) 
                 raise _StoppedError
             progress("faces", video.share_read, len(times))
         yield frame
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _mean_rate(time_s: NDArray[np.float64]) -> float | None:

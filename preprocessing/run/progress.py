@@ -2,18 +2,71 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from preprocessing.console import error_console
-from preprocessing.run.many_videos import Outcome, Report
+from preprocessing.console import error_console, print_failure, print_table
+from preprocessing.inputs import Source
+from preprocessing.run.preprocessor import Engine, Preprocessor, make_room
+from preprocessing.run.video_worker import Outcome, Report
 
 _LONGEST_NAME = 30
 """Characters of a video's name on its bar."""
+
+
+def preprocess_with_progress(
+    preprocessor: Preprocessor,
+    sources: Sequence[Source],
+    out: Path,
+    *,
+    overwrite: bool = False,
+    engine: Engine | None = None,
+    on_failure: Callable[[str], object] = print_failure,
+) -> list[Outcome]:
+    """As :meth:`preprocessing.run.Preprocessor.many`, with a display of progress on stderr and a closing table.
+
+    Args:
+        preprocessor: its settings are used.
+        sources: the videos.
+        out: folder of the features.
+        overwrite: see there.
+        engine: see there.
+        on_failure: is told of each video that fails, in one line: of those that are refused before the work begins,
+            of the others after the table.
+
+    Returns:
+        What became of each video, in the order of ``sources``.
+
+    Raises:
+        InputError: see there.
+        OSError: see there.
+    """
+    make_room(out)
+    outcomes, jobs = preprocessor.plan(sources, out, overwrite=overwrite)
+    n_skipped = sum(outcome.done for outcome in outcomes)
+    if n_skipped:
+        print(f"already done: {n_skipped} of {len(sources)} videos", file=sys.stderr)
+    for outcome in outcomes:
+        if not outcome.done:
+            on_failure(outcome.problem)
+    worked_on = []
+    with BatchProgress({job.source.video_id: job.size for job in jobs}) as progress:
+        for outcome in preprocessor.run(jobs, engine=engine, status=progress.report):
+            progress.finished(outcome)
+            worked_on.append(outcome)
+    order = {source.video_id: position for position, source in enumerate(sources)}
+    outcomes = sorted([*outcomes, *worked_on], key=lambda outcome: order[outcome.video_id])
+    _print_closing_table(outcomes, out)
+    for outcome in sorted(worked_on, key=lambda outcome: order[outcome.video_id]):
+        if not outcome.done:
+            on_failure(outcome.problem)
+    return outcomes
 
 
 class BatchProgress:
@@ -97,6 +150,22 @@ class BatchProgress:
         speed = frames / (time.monotonic() - self._begin)
         detail = f"{self._n_finished}/{len(self._sizes)} videos, {speed:.0f} frames/s, {_duration(self._left_s())} left"
         self._bars.update(self._all, completed=self._share(), detail=detail)
+
+
+def _print_closing_table(outcomes: Sequence[Outcome], out: Path) -> None:
+    rows = []
+    for outcome in outcomes:
+        if outcome.done:
+            cells = [str(outcome.n_frames), f"{outcome.face_share:.0%}", str(outcome.n_words), outcome.language]
+            seconds = "" if outcome.skipped else f"{outcome.seconds:.1f}"
+            remarks = "; ".join((*(["already done"] if outcome.skipped else []), *outcome.warnings))
+            rows.append([outcome.video_id, *cells, seconds, remarks])
+        else:
+            rows.append([outcome.video_id, "", "", "", "", f"{outcome.seconds:.1f}", f"FAILED: {outcome.problem}"])
+    columns = ["video", "frames", "faces", "words", "language", "seconds", "remarks"]
+    n_failed = sum(not outcome.done for outcome in outcomes)
+    title = f"{len(outcomes) - n_failed} of {len(outcomes)} videos are in {out}"
+    print_table(title + (f"; {n_failed} failed" if n_failed else ""), columns, rows)
 
 
 def _line(outcome: Outcome) -> str:

@@ -6,12 +6,11 @@ import argparse
 import logging
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
+from preprocessing.config import parse_override
 from preprocessing.console import (
     EXIT_DONE,
     EXIT_SOME_FAILED,
@@ -21,19 +20,15 @@ from preprocessing.console import (
     print_failure,
     run_command,
 )
-from preprocessing.device import resolve_device
 from preprocessing.errors import InputError
-from preprocessing.files import refuse_to_overwrite
-from preprocessing.inputs import Source, collect_sources
-from preprocessing.names import as_video_id, refuse_shared_ids
+from rcma.cli.arguments import add_label_arguments, label_settings
 
 if TYPE_CHECKING:
-    from preprocessing.config import PreprocessConfig
-    from preprocessing.features import Features
     from rcma.abaw import Format
-    from rcma.config import FaceSource
-    from rcma.output import OutputSettings, ReportedVideo
+    from rcma.data import Labels
+    from rcma.output import OutputSettings
     from rcma.prediction import Prediction, SmoothKind
+    from rcma.predictor import Predictor, PreparedVideo
 
 CACHE_FOLDER = "features"
 """Where ``rcma-predict`` puts the features of raw videos, below its --out, so that a second run need not make them."""
@@ -97,13 +92,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--report", action="store_true", help="report.html: player, curves, words and faces, in one file to look at"
     )
     parser.add_argument(
-        "--annotations", metavar="ANNOTATIONS", help="folder of VIDEO_ID.txt labels to show in the report"
+        "--annotations",
+        metavar="ANNOTATIONS",
+        help="labels to show in the report: a folder of VIDEO_ID.txt, or tables with times of their own",
     )
+    add_label_arguments(parser)
     parser.add_argument(
         "--overlay",
         metavar="OUT.mp4",
         help="the video with face box, words and gauge drawn in; a folder, if there are several videos",
     )
+    _add_raw_video_arguments(parser)
     add_common_arguments(parser)
     return run_command(_predict, parser, argv)
 
@@ -128,127 +127,100 @@ def _add_challenge_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_raw_video_arguments(parser: argparse.ArgumentParser) -> None:
+    raw = parser.add_argument_group("preprocessing of raw videos")
+    raw.add_argument(
+        "--set",
+        dest="overrides",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="change one setting, for example speech.backend=faster-whisper; without, the settings are those of the "
+        "training; those that change what the model sees are refused; may be given many times",
+    )
+    raw.add_argument("--language", metavar="CODE", help="speech.language: such as en; without, it is detected")
+    raw.add_argument(
+        "--workers", type=int, metavar="N", help="videos at the same time; without: one for two cores, at most 8"
+    )
+
+
 def _predict(args: argparse.Namespace) -> int:
     settings = _output_settings(args)
-    device = resolve_device(args.device)
-    from rcma.abaw import require_writable_ids
+    from preprocessing.inputs import sort_inputs
     from rcma.output import write_outputs
+    from rcma.predictor import Predictor
 
-    checkpoints, inputs = _split_checkpoints(args.checkpoint, args.inputs)
-    labels = _find_labels(args.annotations)
-    if checkpoints and args.calibration:
-        raise InputError("--calibration: is for the public models; leave it out with --checkpoint")
-    predictor = _load_checkpoints(checkpoints, device=device) if checkpoints else _load_public_models(args.calibration)
-    settings = replace(settings, **predictor.shown_as)
-    folders, sources = _sort_inputs([Path(text) for text in inputs])
-    named = [*((_id_of(folder), folder) for folder in folders), *((s.video_id, s.path) for s in sources)]
-    refuse_shared_ids(named)
-    video_ids = [video_id for video_id, _ in named]
-    require_writable_ids(video_ids, settings.format, has_template=settings.template is not None)
-    # Before the work, not after hours of it.
-    refuse_to_overwrite(settings.paths(video_ids))
+    checkpoints, given = _split_checkpoints(args.checkpoint, args.inputs)
     failures = _Failures()
-    made: dict[Path, Path] = {}
-    if sources:
-        made = _preprocess(predictor.preprocessing, sources, settings.folder / CACHE_FOLDER, failures, device=device)
-        folders += list(made)
-    usable = _usable_folders(predictor, folders, failures)
-    # Again: a video may have given several people.
-    refuse_to_overwrite(settings.paths([_id_of(folder) for folder in usable]))
-    if settings.template is not None:
-        from rcma.abaw import reconcile
-
-        for remark in reconcile(settings.template, {_id_of(folder): n for folder, n in usable.items()}):
-            print(remark, file=sys.stderr)
-    if settings.overlay is not None and settings.overlay.suffix and len(usable) > 1:
-        raise InputError(f"--overlay {settings.overlay}: there are {len(usable)} videos; give a folder")
-    with Reporter(len(usable), unit="video") as reporter:
-        predicted = _predict_folders(
-            predictor,
-            usable,
-            labels,
-            made,
-            failures,
-            reporter,
-            # Their pictures are shown nowhere else.
-            show_recordings=settings.report or settings.overlay is not None,
-        )
-        written = write_outputs(predicted, settings, status=reporter.status)
-    for line in written.failures:
-        failures.tell(line)
-    for line in written.remarks:
-        log.warning(line)
-    where = settings.single_file_path if settings.format == "single-file" else settings.folder
-    by = f" ({settings.predicted_by})" if settings.predicted_by else ""
-    print(
-        f"{written.n_frames} frames of {written.n_videos} videos are in {where}{by}"
-        + (f"; {failures.n} failed" if failures.n else "")
+    predictor = Predictor(
+        checkpoints or None,
+        device=args.device,
+        settings=_raw_video_settings(args),
+        fill=args.fill,
+        smooth=_parse_smoothing(args.smooth) if args.smooth else None,
+        changes=args.report,
+        calibration=args.calibration,
     )
+    _print_models(predictor)
+    settings.check_targets(predictor.targets)
+    inputs = sort_inputs([Path(text) for text in given])
+    # Before the work, not after hours of it.
+    settings.check_videos(inputs.video_ids)
+    _open_labels(args, inputs.video_ids)
+    videos = predictor.prepare(
+        inputs, features=settings.folder / CACHE_FOLDER, workers=args.workers, progress=True, on_failure=failures.tell
+    )
+    # Again: a video may have given several people.
+    settings.check_videos([video.video_id for video in videos])
+    for remark in settings.reconcile({video.video_id: video.n_frames for video in videos}):
+        print(remark, file=sys.stderr)
+    with Reporter(len(videos), unit="video") as reporter:
+        predicted = predictor.predict_many(videos, status=reporter.status, on_failure=failures.tell)
+        n_videos, n_frames = write_outputs(
+            _tell_of_each(predicted, reporter),
+            settings,
+            labels=_open_labels(args, [video.video_id for video in videos]),
+            predicted_by=predictor.models.name,
+            about=predictor.models.describe(),
+            status=reporter.status,
+            on_failure=failures.tell,
+        )
+    where = settings.single_file_path if settings.format == "single-file" else settings.folder
+    by = f" ({predictor.models.name})" if predictor.models.name else ""
+    failed = f"; {failures.n} failed" if failures.n else ""
+    print(f"{n_frames} frames of {n_videos} videos are in {where}{by}{failed}")
     return EXIT_SOME_FAILED if failures.n else EXIT_DONE
 
 
-@dataclass(frozen=True)
-class _Predictor:
-    """What ``rcma-predict`` needs of trained checkpoints, or of public models."""
+def _open_labels(args: argparse.Namespace, video_ids: Sequence[str]) -> Labels | None:
+    from rcma.data import open_labels
 
-    preprocessing: PreprocessConfig
-    """Settings for raw videos."""
-    predict: Callable[[Features, Callable[[], Path]], Prediction]
-    """From features and a function that finds their recording, or raises InputError."""
-    check: Callable[[Features], None] = lambda _: None
-    """Raises InputError for features that cannot be used."""
-    remarks: Callable[[Mapping[str, FaceSource]], Iterable[str]] = lambda _: ()
-    """What is to be said of the videos together, by the source of their faces."""
-    shown_as: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of OutputSettings that say who predicted."""
+    if not args.annotations:
+        return None
+    return open_labels(Path(args.annotations), label_settings(args), video_ids=video_ids)
 
 
-def _load_checkpoints(names: Sequence[str], *, device: str) -> _Predictor:
-    from rcma.fast_cpu import quicker_forms
-    from rcma.model import load_model
-    from rcma.prediction import (
-        check_features,
-        faces_from_elsewhere,
-        predict_frames,
-        preprocessing_of,
-        require_both_targets,
-    )
-
-    models = [load_model(name).to(device) for name in names]
-    require_both_targets(models)
-    # Of several models, they are made anew for each video: kept, each would take .8 GB.
-    quicker = [quicker_forms(model) for model in models] if len(models) == 1 else None
-
-    def check(features: Features) -> None:
-        for model in models:
-            check_features(model, features)
-
-    return _Predictor(
-        # For one that needs the waveform, if there is any; the others are checked against the features.
-        preprocessing=preprocessing_of(max(models, key=lambda model: model.settings.audio_input == "waveform")),
-        predict=lambda features, _: predict_frames(models, features, quicker=quicker),
-        check=check,
-        remarks=lambda sources: faces_from_elsewhere(models, sources),
-    )
+def _tell_of_each(
+    predicted: Iterable[tuple[PreparedVideo, Prediction]], reporter: Reporter
+) -> Iterator[tuple[PreparedVideo, Prediction]]:
+    for video, prediction in predicted:
+        yield video, prediction
+        # Not a NaN: it equals itself.
+        spoke = [f"{who} {(values == values).any(axis=1).mean():.0%}" for who, values in prediction.experts.items()]
+        reporter.finished("; ".join([f"{video.video_id}: {video.n_frames} frames", *spoke]))
 
 
-def _load_public_models(calibration: str | None) -> _Predictor:
-    """Load them and say on stdout which they are."""
-    from rcma.experts import NOT_RCMA, PublicModels
-
-    models = PublicModels(calibration=calibration)
-    print(f"{NOT_RCMA}:")
-    for line in models.describe():
-        print(f"  {line}")
-    if models.missing:
-        print("not on this machine:")
-        for line in models.missing:
-            print(f"  {line}")
-    config = models.preprocessing()
-    speech = "without speech recognition" if config.speech.backend == "none" else f"speech.model={config.speech.model}"
-    print(f"raw videos are preprocessed with default settings, {speech}, words.model={config.words.model}", flush=True)
-    shown_as = {"experts": models.columns, "predicted_by": NOT_RCMA, "about": models.describe()}
-    return _Predictor(config, models.predict, shown_as=shown_as)
+def _print_models(predictor: Predictor) -> None:
+    """Say on stdout which public models predict; of RCMA its run says it."""
+    models = predictor.models
+    if not models.name:
+        return
+    for title, lines in ((f"{models.name}:", models.describe()), ("not on this machine:", models.missing)):
+        if lines:
+            print("\n  ".join([title, *lines]))
+    speech, words = predictor.preprocessing.speech, predictor.preprocessing.words.model
+    recognised = "without speech recognition" if speech.backend == "none" else f"speech.model={speech.model}"
+    print(f"raw videos are preprocessed with default settings, {recognised}, words.model={words}", flush=True)
 
 
 class _Failures:
@@ -260,6 +232,13 @@ class _Failures:
     def tell(self, line: object) -> None:
         self.n += 1
         print_failure(line)
+
+
+def _raw_video_settings(args: argparse.Namespace) -> dict[str, object]:
+    if args.workers is not None and args.workers < 1:
+        raise InputError(f"--workers {args.workers}: at least 1 is needed")
+    language = {"speech.language": args.language} if args.language else {}
+    return dict(map(parse_override, args.overrides)) | language
 
 
 def _output_settings(args: argparse.Namespace) -> OutputSettings:
@@ -294,8 +273,6 @@ def _output_settings(args: argparse.Namespace) -> OutputSettings:
         single_file=f"ABAW{args.edition}_VA.txt" if args.edition else SINGLE_FILE,
         template=read_template(Path(args.template)) if args.template else None,
         table=None if args.table == "none" else args.table,
-        smoothing=_parse_smoothing(args.smooth) if args.smooth else None,
-        fill=args.fill,
         report=args.report,
         overlay=overlay,
     )
@@ -324,113 +301,3 @@ def _split_checkpoints(given: Sequence[Sequence[str]], inputs: Sequence[str]) ->
     if not others:
         raise InputError("give INPUT...: feature folders, folders of them, or raw videos")
     return checkpoints, others
-
-
-def _find_labels(folder: str | None) -> dict[str, Path]:
-    from rcma.abaw import find_annotations
-
-    return find_annotations(Path(folder)) if folder else {}
-
-
-def _sort_inputs(inputs: list[Path]) -> tuple[list[Path], list[Source]]:
-    """Feature folders, and videos still to be preprocessed."""
-    folders: dict[Path, None] = {}
-    videos = []
-    for given in inputs:
-        below = [path.parent for path in sorted(given.glob("*/meta.json"))] if given.is_dir() else []
-        if given.is_dir() and any(given.glob("*.npy")):
-            # Not by meta.json: a folder that has lost it should be named as damaged, not searched for videos.
-            folders.setdefault(given)
-        elif below:
-            folders.update(dict.fromkeys(below))
-        else:
-            videos.append(given)
-    return list(folders), collect_sources(videos) if videos else []
-
-
-def _id_of(folder: Path) -> str:
-    """The video_id of a feature folder, which may be given as ``.``."""
-    return as_video_id(folder.resolve().name)
-
-
-def _preprocess(
-    config: PreprocessConfig, sources: list[Source], out: Path, failures: _Failures, *, device: str
-) -> dict[Path, Path]:
-    """Feature folders of raw videos, each with its video; one video may give several, and one that fails gives none."""
-    from preprocessing.cli import preprocess_and_report
-
-    outcomes = preprocess_and_report(sources, out, config, device=device)
-    # Named already.
-    failures.n += sum(not outcome.done for outcome in outcomes)
-    path_of = {source.video_id: source.path for source in sources}
-    return {out / name: path_of[outcome.video_id] for outcome in outcomes for name in outcome.folders}
-
-
-def _usable_folders(predictor: _Predictor, folders: list[Path], failures: _Failures) -> dict[Path, int]:
-    """Frames of each folder; one that cannot be used is left out."""
-    from preprocessing.features import load_features
-    from rcma.data import face_source
-
-    n_frames: dict[Path, int] = {}
-    sources: dict[str, FaceSource] = {}
-    for folder in folders:
-        try:
-            # Not kept open: thousands of memory-mapped videos would exhaust the open files a process may have.
-            features = load_features(folder)
-            predictor.check(features)
-            n_frames[folder] = features.n_frames
-            sources[features.video_id] = face_source(features.meta)
-        except InputError as error:
-            failures.tell(error)
-    for remark in predictor.remarks(sources):
-        log.warning(remark)
-    return n_frames
-
-
-def _predict_folders(
-    predictor: _Predictor,
-    folders: Iterable[Path],
-    labels: Mapping[str, Path],
-    given: Mapping[Path, Path],
-    failures: _Failures,
-    reporter: Reporter,
-    *,
-    show_recordings: bool,
-) -> Iterator[ReportedVideo]:
-    """Predict each folder; one that cannot be predicted is left out.
-
-    Args:
-        predictor: what predicts.
-        folders: feature folders.
-        labels: annotation files by video.
-        given: videos that were given, by feature folder.
-        failures: is told of each folder that cannot be predicted.
-        reporter: is told of each video.
-        show_recordings: whether recordings are shown; otherwise only what predicts may look for them.
-    """
-    from preprocessing.features import RecordingFinder, load_features
-    from rcma.abaw import read_annotation
-    from rcma.output import ReportedVideo
-
-    finder = RecordingFinder()
-    for folder in folders:
-        try:
-            features = load_features(folder)
-            name = features.video_id
-            reporter.status(name)
-            annotation = read_annotation(labels[name]) if name in labels else None
-            find = partial(finder.find, features.meta, given=given.get(folder))
-            prediction = predictor.predict(features, find)
-        except InputError as error:
-            failures.tell(error)
-            continue
-        video = None
-        if show_recordings:
-            try:
-                video = find()
-            except InputError as error:
-                log.warning(f"{name}: no pictures of the video: {error}")
-        yield ReportedVideo(prediction, folder, video, annotation)
-        # Not a NaN: it equals itself.
-        spoke = [f"{who} {(values == values).any(axis=1).mean():.0%}" for who, values in prediction.experts.items()]
-        reporter.finished(f"{name}: {features.n_frames} frames" + (f"; {', '.join(spoke)}" if spoke else ""))

@@ -1,12 +1,22 @@
-"""In: feature folders and labels.
-Out: windows of tensors, folds, and embeddings that are computed once.
+"""In: feature folders and labels of any source; tables of features made elsewhere.
+Out: windows of tensors, labels at the times of frames, folds, embeddings that are computed once; feature folders.
 """
 
-from rcma.data.compatibility import check_like_training, face_source, other_source, settings_for_raw_videos
+from rcma.data.compatibility import (
+    change_raw_video_settings,
+    check_like_training,
+    face_source,
+    fixed_settings,
+    other_source,
+    settings_for_raw_videos,
+)
 from rcma.data.embeddings import Embeddings, embed_videos
+from rcma.data.imports import Clock, FeatureSource, import_video
+from rcma.data.labels import Labels, holds_tables, labels_at, open_labels
+from rcma.data.splits import N_FOLDS, official_split
+from rcma.data.training_data import TrainingData, open_training_data
 from rcma.data.windows import (
     SharedBatches,
-    TrainingData,
     Video,
     WindowDataset,
     check_face_size,
@@ -15,18 +25,21 @@ from rcma.data.windows import (
     cut_window,
     drop_modalities,
     fit_normalisation,
-    labels_at,
-    open_training_data,
     overlap_average,
     windows,
 )
 
 __all__ = [
+    "N_FOLDS",
+    "Clock",
     "Embeddings",
+    "FeatureSource",
+    "Labels",
     "SharedBatches",
     "TrainingData",
     "Video",
     "WindowDataset",
+    "change_raw_video_settings",
     "check_face_size",
     "check_like_training",
     "check_sound",
@@ -36,7 +49,12 @@ __all__ = [
     "embed_videos",
     "face_source",
     "fit_normalisation",
+    "fixed_settings",
+    "holds_tables",
+    "import_video",
     "labels_at",
+    "official_split",
+    "open_labels",
     "open_training_data",
     "other_source",
     "overlap_average",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from preprocessing.config import PreprocessConfig, flatten
+from preprocessing.config import PreprocessConfig, change_settings, flatten
 from preprocessing.errors import InputError
 from rcma.config import FaceSource, Modality, ModelSettings
 
@@ -69,6 +69,41 @@ def settings_for_raw_videos(preprocessing: PreprocessConfig, source: FaceSource 
     return preprocessing.model_copy(update=changes)
 
 
+def fixed_settings(model: ModelSettings) -> list[str]:
+    """Keys of :func:`settings_for_raw_videos` of which a model cannot take another value."""
+    return [*_settings_seen_by(model), *(["audio.waveform"] if model.audio_input == "waveform" else [])]
+
+
+def _settings_seen_by(model: ModelSettings) -> list[str]:
+    """Those that must match, of the modalities that a model uses and does not take from features made elsewhere."""
+    made_here = [m for m in _SETTINGS_OF if model.uses(m) and m not in model.vector_modalities]
+    return [key for m in made_here for key in _SETTINGS_OF[m]]
+
+
+def change_raw_video_settings(
+    preprocessing: PreprocessConfig, settings: Mapping[str, Any], *, fixed: Iterable[str]
+) -> PreprocessConfig:
+    """Change settings for raw videos where the features stay like those of the training.
+
+    Args:
+        preprocessing: see :func:`settings_for_raw_videos`.
+        settings: new values by dotted key.
+        fixed: keys that must keep their value.
+
+    Raises:
+        InputError: one of ``fixed`` would get another value, or see :func:`preprocessing.config.change_settings`.
+    """
+    changed = change_settings(preprocessing, settings)
+    was, now = (flatten(config.model_dump(mode="json")) for config in (preprocessing, changed))
+    for key in fixed:
+        if now[key] != was[key]:
+            raise InputError(
+                f"{key}={now[key]}: the model was trained on features with {key}={was[key]}, and takes no others; "
+                "leave it out"
+            )
+    return changed
+
+
 def check_alike(described: Sequence[tuple[Path, Mapping[str, Any]]]) -> FaceSource:
     """Refuse to train on features that were made in different ways.
 
@@ -126,8 +161,7 @@ def check_like_training(
     given_source = None if source is None else face_source(meta)
     given = matching_settings(meta["settings"], given_source)
     wanted = matching_settings(preprocessing.model_dump(mode="json"), source)
-    made_here = [m for m in _SETTINGS_OF if model.uses(m) and m not in model.vector_modalities]
-    different = [key for m in made_here for key in _SETTINGS_OF[m] if given[key] != wanted[key]]
+    different = [key for key in _settings_seen_by(model) if given[key] != wanted[key]]
     if not different:
         return
     key = different[0]

@@ -9,7 +9,7 @@ from rcma.experts.face import EMOTIONS, FaceExpert
 from rcma.experts.fetch import OnProgress, fetch_model
 from rcma.experts.fuse import WEIGHTS as FUSION_WEIGHTS
 from rcma.experts.fuse import fuse
-from rcma.experts.public_models import NOT_RCMA, Expert, FindRecording, PublicModels, read_sound
+from rcma.experts.public_models import NOT_RCMA, Expert, PublicModels, read_sound
 from rcma.experts.registry import (
     FaceEntry,
     PackagedEntry,
@@ -39,7 +39,6 @@ __all__ = [
     "Expert",
     "FaceEntry",
     "FaceExpert",
-    "FindRecording",
     "LabelledVideo",
     "OnProgress",
     "PackagedEntry",

@@ -7,8 +7,8 @@ add it to :data:`_LOADERS`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from preprocessing.config import PACKAGED, PreprocessConfig, SpeechSettings, WordSettings
 from preprocessing.errors import InputError
-from preprocessing.features import Features, RecordingFinder, load_features
+from preprocessing.features import Features
 from preprocessing.media import Samples, Video, read_audio
 from preprocessing.speech import detect_speech, has_packaged_whisper
-from rcma.config import TARGETS, Modality, Target
+from rcma.config import TARGETS, FaceSource, Modality, Target
 from rcma.experts.audeering import AudeeringExpert
 from rcma.experts.calibrate import Calibration, load_calibration
 from rcma.experts.face import EMOTIONS, FaceExpert
@@ -36,15 +36,12 @@ from rcma.experts.registry import (
 )
 from rcma.experts.voice import WINDOW_S, measure_voice, vocal_activation
 from rcma.experts.words import TextAffect, sentence_values
-from rcma.prediction import Prediction, preprocessed
+from rcma.prediction import FindRecording, Prediction
 
 log = logging.getLogger("rcma")
 
 NOT_RCMA = "public models, not RCMA"
 """How their predictions are called wherever they are shown."""
-
-FindRecording = Callable[[], Path]
-"""Gives the recording that features were made from; raises InputError where it cannot be had."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +78,11 @@ class Expert:
 
 class PublicModels:
     """The experts that can be had on this machine, together."""
+
+    name = NOT_RCMA
+    targets = TARGETS
+    fixed_settings: tuple[str, ...] = ()
+    """Keys of :meth:`preprocessing` that must stay as they are: none, the experts take features of any settings."""
 
     def __init__(self, *, calibration: Path | str | None = None) -> None:
         """Load them; nothing is downloaded.
@@ -125,30 +127,12 @@ class PublicModels:
         speech = SpeechSettings.model_validate(packaged) if has_packaged_whisper() else SpeechSettings()
         return PreprocessConfig(speech=speech, words=WordSettings(model=PACKAGED))
 
-    def __call__(self, video_or_features: Path | str | Features, *, device: str = "cpu") -> Prediction:
-        """Predict every frame of one video.
+    def check(self, features: Features) -> None:
+        """Nothing is refused: an expert that cannot judge a video says so when it is asked."""
 
-        Args:
-            video_or_features: features, a feature folder, or a video file, which is preprocessed first.
-            device: ``cpu`` or ``cuda``, for the preprocessing.
-
-        Returns:
-            See :meth:`predict`.
-
-        Raises:
-            InputError: there is no such video or feature folder, or it cannot be used.
-        """
-        finder = RecordingFinder()
-        if isinstance(video_or_features, Features):
-            features = video_or_features
-            return self.predict(features, lambda: finder.find(features.meta))
-        path = Path(video_or_features)
-        if path.is_dir():
-            return self(load_features(path))
-        if not path.exists():
-            raise InputError(f"{path}: no such video or feature folder")
-        with preprocessed(path, self.preprocessing(), device=device) as features:
-            return self.predict(features, lambda: path)
+    def remarks(self, sources: Mapping[str, FaceSource]) -> Sequence[str]:
+        """What is to be said of videos together: nothing."""
+        return ()
 
     def predict(self, features: Features, find_recording: FindRecording) -> Prediction:
         """Predict every frame from features.
@@ -166,26 +150,27 @@ class PublicModels:
         values = {expert.name: self._ask(expert, features, find_recording) for expert in self.experts}
         of_targets = {name: given[:, : len(TARGETS)] for name, given in values.items()}
         fused, spread = fuse(of_targets, {expert.name: expert.modality for expert in self.experts})
-        if self._calibration is not None:
-            outputs = self._named_outputs(values)
-            fused = self._calibration(
-                np.stack([outputs[name] for name in self._calibration.description.columns], axis=1)
-            )
         present: dict[Modality, NDArray[np.bool_]] = {}
         for expert in self.experts:
-            said = np.isfinite(of_targets[expert.name]).any(axis=1)
-            present[expert.modality] = said | present.get(expert.modality, np.zeros_like(said))
-        for target, column in zip(TARGETS, fused.T, strict=True):
-            if np.isnan(column).all():
-                log.warning(f"{features.video_id}: no public model gives {target} for any of its frames")
-        return Prediction(
+            speaks = np.isfinite(of_targets[expert.name]).any(axis=1)
+            present[expert.modality] = speaks | present.get(expert.modality, np.zeros_like(speaks))
+        prediction = Prediction(
             video_id=features.video_id,
             time_s=np.array(features.time_s),
             values=fused,
             present=present,
             spread=spread,
             experts=values,
+            outputs=self.columns,
         )
+        if self._calibration is not None:
+            said = prediction.columns_of_experts()
+            inputs = np.stack([said[name] for name in self._calibration.description.columns], axis=1)
+            prediction = replace(prediction, values=self._calibration(inputs))
+        for target, column in zip(TARGETS, prediction.values.T, strict=True):
+            if np.isnan(column).all():
+                log.warning(f"{features.video_id}: no public model gives {target} for any of its frames")
+        return prediction
 
     @staticmethod
     def _ask(expert: Expert, features: Features, find_recording: FindRecording) -> NDArray[np.float32]:
@@ -194,15 +179,6 @@ class PublicModels:
         except InputError as error:
             log.warning(f"{features.video_id}: {expert.name}: nothing said: {error}")
             return np.full((features.n_frames, len(TARGETS) + len(expert.details)), np.nan, np.float32)
-
-    def _named_outputs(self, values: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
-        """(T,) by the names that the outputs have in the table."""
-        named = {}
-        for expert in self.experts:
-            for place, name in enumerate((*TARGETS, *expert.details)):
-                if name in expert.outputs:
-                    named[f"{expert.name}_{name}"] = values[expert.name][:, place]
-        return named
 
     def _load_calibration(self, path: Path) -> Calibration:
         calibration = load_calibration(path)

@@ -142,9 +142,8 @@ def _use(config: TrainConfig) -> str:
         f"With rcma{extra} installed, and the name of this repository, or a folder with its files, for `org/model`:",
         "",
         "```python\nimport rcma\n",
-        'model = rcma.load_model("org/model")',
-        f'values = rcma.predict(model, "{source}")  # float32 (T, {len(config.model.targets)}): '
-        f"{', '.join(config.model.targets)}",
+        f'prediction = rcma.Predictor("org/model")("{source}")',
+        f"values = prediction.values  # float32 (T, {len(config.model.targets)}): {', '.join(config.model.targets)}",
         "```",
         "",
         "or, for the files of the ABAW challenge,",

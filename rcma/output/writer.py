@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from preprocessing.errors import InputError
 from preprocessing.features import load_features
+from preprocessing.files import refuse_to_overwrite
 from preprocessing.run import Status, separate_process
-from rcma.abaw import Format, Location, per_video_file, write_per_video, write_single_file
+from rcma.abaw import (
+    Format,
+    Location,
+    per_video_file,
+    reconcile,
+    require_writable_ids,
+    write_single_file,
+)
+from rcma.config import TARGETS, Target
+from rcma.data import Labels
 from rcma.output.report import ReportedVideo, write_report
-from rcma.output.table import TABLE, Experts, TableKind, open_table
-from rcma.prediction import FillKind, Prediction, SmoothKind, finish
+from rcma.output.table import TABLE, TableKind, open_table
+from rcma.prediction import Prediction
+from rcma.predictor import PreparedVideo
 
 SINGLE_FILE = "predictions.txt"
 REPORT = "report.html"
+
+log = logging.getLogger("rcma")
 
 
 @dataclass(frozen=True)
@@ -32,18 +49,14 @@ class OutputSettings:
     template: Sequence[Location] | None = None
     """Rows of the single file; None: every frame of every video."""
     table: TableKind | None = "csv"
-    smoothing: tuple[SmoothKind, float] | None = None
-    """See :func:`rcma.prediction.postprocess.finish`."""
-    fill: FillKind = "nearest"
     report: bool = False
     overlay: Path | None = None
     """A ``.mp4`` file for the only video, or a folder for ``<video_id>.mp4`` of each."""
-    experts: Experts = field(default_factory=dict)
-    """Targets of each public model that predicts, by its name; empty for RCMA."""
-    predicted_by: str = ""
-    """Added to the title of the page, if it was not RCMA that predicted."""
-    about: Sequence[str] = ()
-    """What the page says of the models that predicted, a line each."""
+
+    @property
+    def shows_recordings(self) -> bool:
+        """Whether anything shows pictures of the videos."""
+        return self.report or self.overlay is not None
 
     @property
     def single_file_path(self) -> Path:
@@ -60,6 +73,42 @@ class OutputSettings:
         assert self.overlay is not None
         return self.overlay if self.overlay.suffix else self.overlay / f"{video_id}.mp4"
 
+    def check_targets(self, targets: Sequence[Target]) -> None:
+        """Raise InputError for outputs that need valence and arousal, if one of them is not predicted."""
+        missing = [target for target in TARGETS if target not in targets]
+        if not missing:
+            return
+        what = f"the model predicts {', '.join(targets)}, not {missing[0]}"
+        if self.format is not None:
+            raise InputError(
+                f"--format {self.format}: {what}, but files of the ABAW challenge need both valence and arousal; add "
+                "--format none, or a --checkpoint that predicts the other"
+            )
+        if self.shows_recordings:
+            option = "--report" if self.report else "--overlay"
+            raise InputError(f"{option}: {what}, and shows valence and arousal only; the table has all targets")
+
+    def check_videos(self, video_ids: Sequence[str]) -> None:
+        """Raise InputError if files of these videos cannot have their names, or would replace what they must not."""
+        require_writable_ids(video_ids, self.format, has_template=self.template is not None)
+        refuse_to_overwrite(self.paths(video_ids))
+
+    def reconcile(self, n_frames: Mapping[str, int]) -> list[str]:
+        """Compare what will be predicted with what is asked for.
+
+        Args:
+            n_frames: of each video_id.
+
+        Returns:
+            A line for each video whose frames are not exactly the template's.
+
+        Raises:
+            InputError: the template is not covered, or there is one overlay for several videos.
+        """
+        if self.overlay is not None and self.overlay.suffix and len(n_frames) > 1:
+            raise InputError(f"--overlay {self.overlay}: there are {len(n_frames)} videos; give a folder")
+        return [] if self.template is None else reconcile(self.template, n_frames)
+
     def paths(self, video_ids: Sequence[str]) -> list[Path]:
         """Every file that :func:`write_outputs` will write for these videos."""
         paths = [per_video_file(self.folder, name) for name in video_ids] if self.format == "per-video" else []
@@ -69,74 +118,110 @@ class OutputSettings:
         return paths + ([self.overlay_path(name) for name in video_ids] if self.overlay else [])
 
 
-@dataclass(frozen=True)
-class Written:
-    """What came of it."""
-
-    n_videos: int
-    n_frames: int
-    failures: tuple[str, ...]
-    """Overlays that could not be written, a line each."""
-    remarks: tuple[str, ...]
-    """What the page leaves out, a line each."""
-
-
 def write_outputs(
-    videos: Iterable[ReportedVideo], settings: OutputSettings, *, status: Callable[[str], None]
-) -> Written:
+    predicted: Iterable[tuple[PreparedVideo, Prediction]],
+    settings: OutputSettings,
+    *,
+    labels: Labels | None = None,
+    predicted_by: str = "",
+    about: Sequence[str] = (),
+    status: Callable[[str], None],
+    on_failure: Callable[[str], object],
+) -> tuple[int, int]:
     """Write all that is asked for; each video's own files as soon as it comes, the common ones at the end.
 
-    Only files that this function wrote before are replaced.
+    Only files that this function wrote before are replaced. What the page leaves out is a warning.
 
     Args:
-        videos: predictions as the models gave them.
+        predicted: as :meth:`rcma.predictor.Predictor.predict_many` gives them.
         settings: what to write.
+        labels: of videos, for the page.
+        predicted_by: shown on the page and in overlays, if it was not RCMA that predicted.
+        about: what the page says of the models that predicted, a line each.
         status: is told in a few words what is being done.
+        on_failure: is told of each overlay that cannot be written, and of labels that cannot be read, in one line.
+
+    Returns:
+        How many videos there were, and how many frames.
 
     Raises:
         InputError: the template is not covered, a package is missing, or one of :meth:`OutputSettings.paths` is there
             already and must not be replaced.
     """
+    n_videos = n_frames = 0
     done: list[ReportedVideo] = []
-    failures: list[str] = []
-    table = open_table(settings.table_path, settings.table, experts=settings.experts) if settings.table else None
+    of_challenge: dict[str, NDArray[np.float32]] = {}
+    table = open_table(settings.table_path, settings.table) if settings.table else None
     with table or nullcontext(_write_nothing) as append_to_table, separate_process(status=status) as call:
-        for video in videos:
-            video = replace(
-                video, prediction=finish(video.prediction, fill=settings.fill, smoothing=settings.smoothing)
-            )
+        for video, prediction in predicted:
+            n_videos, n_frames = n_videos + 1, n_frames + len(prediction.time_s)
             if settings.format == "per-video":
-                write_per_video(settings.folder, video.prediction.video_id, video.prediction.values)
-            append_to_table(video.prediction)
+                prediction.save_abaw(per_video_file(settings.folder, video.video_id))
+            elif settings.format == "single-file":
+                of_challenge[video.video_id] = prediction.select(TARGETS).values
+            append_to_table(prediction)
+            if not settings.shows_recordings:
+                continue
+            notes: list[str] = []
+            shown = ReportedVideo(
+                prediction.select(TARGETS),
+                video.folder,
+                _find_recording(video),
+                _read_labels(labels, prediction, on_warning=notes.append, on_failure=on_failure),
+                notes,
+            )
             if settings.overlay is not None:
                 try:
                     # Decoding may crash its process.
-                    call(video.video, _overlay, video, settings.overlay_path(video.prediction.video_id))
+                    call(shown.video, _overlay, shown, settings.overlay_path(video.video_id), predicted_by)
                 except InputError as error:
-                    failures.append(str(error))
-            done.append(video)
+                    on_failure(str(error))
+            done.append(shown)
     if settings.format == "single-file":
-        values = {video.prediction.video_id: video.prediction.values for video in done}
-        write_single_file(settings.single_file_path, values, template=settings.template)
-    remarks: tuple[str, ...] = ()
+        write_single_file(settings.single_file_path, of_challenge, template=settings.template)
     if settings.report:
-        by = f" ({settings.predicted_by})" if settings.predicted_by else ""
+        by = f" ({predicted_by})" if predicted_by else ""
         remarks = write_report(
             settings.folder / REPORT,
             done,
             title=f"Valence and arousal: {settings.folder.resolve().name}{by}",
-            about=settings.about,
+            about=about,
             on_video=lambda name: status(f"{REPORT}: {name}"),
         )
-    n_frames = sum(len(video.prediction.time_s) for video in done)
-    return Written(len(done), n_frames, tuple(failures), remarks)
+        for remark in remarks:
+            log.warning(remark)
+    return n_videos, n_frames
+
+
+def _find_recording(video: PreparedVideo) -> Path | None:
+    try:
+        return video.find_recording()
+    except InputError as error:
+        log.warning(f"{video.video_id}: no pictures of the video: {error}")
+        return None
+
+
+def _read_labels(
+    labels: Labels | None,
+    prediction: Prediction,
+    *,
+    on_warning: Callable[[str], None],
+    on_failure: Callable[[str], object],
+) -> NDArray[np.float32] | None:
+    if labels is None or prediction.video_id not in labels.videos:
+        return None
+    try:
+        return labels.at(prediction.video_id, prediction.time_s, TARGETS, on_warning=on_warning)
+    except InputError as error:
+        on_failure(str(error))
+        return None
 
 
 def _write_nothing(prediction: Prediction) -> None:
     pass
 
 
-def _overlay(video: ReportedVideo, path: Path, *, status: Status) -> None:
+def _overlay(video: ReportedVideo, path: Path, predicted_by: str, *, status: Status) -> None:
     # Imported here: most predictions are written without.
     from rcma.output.overlay import write_overlay
 
@@ -148,5 +233,6 @@ def _overlay(video: ReportedVideo, path: Path, *, status: Status) -> None:
         video.video,
         load_features(video.features),
         video.prediction,
+        predicted_by=predicted_by,
         on_frame=lambda done, total: status(f"{path.name}: frame {done} of {total}"),
     )

@@ -1,32 +1,19 @@
-"""In: a model, and a video or its features.
+"""In: models, and the features of a video.
 Out: values a frame, smoothed and filled.
 """
 
-from rcma.prediction.postprocess import FillKind, Prediction, SmoothKind, finish
-from rcma.prediction.predictor import (
-    check_features,
-    faces_from_elsewhere,
-    predict,
-    predict_frames,
-    predict_video,
-    preprocessed,
-    preprocessing_of,
-    require_both_targets,
-    to_abaw_columns,
-)
+from rcma.prediction.checkpoints import Checkpoints, FindRecording
+from rcma.prediction.postprocess import FillKind, SmoothKind, finish
+from rcma.prediction.prediction import FIRST_COLUMNS, Prediction
+from rcma.prediction.sliding_window import predict_video
 
 __all__ = [
+    "FIRST_COLUMNS",
+    "Checkpoints",
     "FillKind",
+    "FindRecording",
     "Prediction",
     "SmoothKind",
-    "check_features",
-    "faces_from_elsewhere",
     "finish",
-    "predict",
-    "predict_frames",
     "predict_video",
-    "preprocessed",
-    "preprocessing_of",
-    "require_both_targets",
-    "to_abaw_columns",
 ]

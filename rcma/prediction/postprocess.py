@@ -1,9 +1,9 @@
-"""What is predicted of one video, frame by frame, what from, and what may be done to it before it is written."""
+"""What is done to a prediction before it is written: smoothing and filling."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterator
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from preprocessing.features import PATCH_ROWS, Alignment, Features, patch_start
 from rcma.config import Modality
+from rcma.prediction.prediction import Prediction
 
 SmoothKind = Literal["median", "gaussian"]
 FillKind = Literal["nearest", "neutral", "nan"]
@@ -23,30 +24,6 @@ _ROUNDING_S = 1e-6
 """Times that differ by less are the same: a window that ends on a frame takes it in everywhere, or nowhere."""
 _BLOCK = 4096
 """Frames that are smoothed at once; bounds the memory."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """Valence and arousal of a video of T decoded frames."""
-
-    video_id: str
-    time_s: NDArray[np.float64]
-    """(T,) presentation time of each frame, seconds."""
-    values: NDArray[np.float32]
-    """(T,2) valence and arousal in [-1,1]; NaN where nothing is predicted."""
-    present: Mapping[Modality, NDArray[np.bool_]]
-    """(T,) of each modality that the model uses: whether the frame had it."""
-    changes: Mapping[Modality, NDArray[np.float32]] = field(default_factory=dict)
-    """(T,S) of each modality: how far each of S fusion steps moved its features X_m, as the norm of the change over the
-    norm of X_m before the step, >= 0. Empty where the model does not refine features step by step."""
-    spread: NDArray[np.float32] | None = None
-    """(T,2) how much several models disagree on valence and arousal: the standard deviation of their predictions
-    (divided by n - 1), >= 0, in the unit of the values. It is not a probability: the truth may lie far outside. NaN for
-    a target that fewer than two models predict; None where that holds for both. Of
-    public models, the weighted standard deviation of :func:`rcma.experts.fuse`, frame by frame."""
-    experts: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
-    """(T,2) of each public model, by its name: what it says by itself, NaN where it says nothing. Neither smoothed nor
-    filled. Empty for RCMA."""
 
 
 def present_modalities(
@@ -94,7 +71,7 @@ def finish(prediction: Prediction, *, fill: FillKind, smoothing: tuple[SmoothKin
         smoothing: kind and extent, seconds; see :func:`smooth`.
     """
     nothing = ~np.any(list(prediction.present.values()), axis=0)
-    empty = nothing[:, None] | np.isnan(prediction.values)  # (T,2)
+    empty = nothing[:, None] | np.isnan(prediction.values)  # (T,n_targets)
 
     def finished(columns: NDArray[np.float32], neutral: float) -> NDArray[np.float32]:
         columns = np.where(empty, np.float32(np.nan), columns)

@@ -2,6 +2,7 @@
 {
   const TARGETS = ["valence", "arousal"];
   const SHOWN_AS = { face: "face", audio: "voice", text: "words" };
+  const RELATIVE = "voice_relative"; // The name of vocal activation says that it is relative to its recording.
   const MARGIN = { l: 58, r: 16 };
   const PLANE_MARGIN = { l: 52, r: 12, t: 8, b: 44 };
   const TILE = 50;
@@ -318,6 +319,9 @@
     $("time").setAttribute("aria-valuemax", data.end);
   }
 
+  /** Said of a voice of which no more is known than its activation. */
+  const relative = (name) => (name === "audio" && RELATIVE in data.experts && !("audeering" in data.experts) ? " (relative)" : "");
+
   const stepColour = (step) => colour(`step-${1 + (step % 4)}`);
 
   function drawSteps() {
@@ -497,7 +501,7 @@
       const span = spans[lastUpTo(spans, data.time[index] + 1e-4, (pair) => pair[0])];
       const missing = span !== undefined && data.time[index] < span[1] - 1e-4;
       chip.classList.toggle("missing", missing);
-      chip.textContent = `${missing ? "no " : ""}${SHOWN_AS[chip.dataset.name]}`;
+      chip.textContent = `${missing ? "no " : ""}${SHOWN_AS[chip.dataset.name]}${relative(chip.dataset.name)}`;
     }
     const slider = $("time");
     slider.setAttribute("aria-valuenow", data.time[index]);

@@ -1,0 +1,263 @@
+"""One way in: videos or their features to valence and arousal for each frame, by RCMA or by public models."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, get_args
+
+from preprocessing.config import PreprocessConfig
+from preprocessing.device import resolve_device
+from preprocessing.errors import InputError
+from preprocessing.features import Features, RecordingFinder, load_features
+from preprocessing.inputs import Inputs, sort_inputs
+from preprocessing.run import Engine, Preprocessor, preprocess_with_progress
+from preprocessing.threads import n_cores
+from rcma.config import FaceSource, Target
+from rcma.data import change_raw_video_settings, face_source
+from rcma.experts import PublicModels
+from rcma.model import RCMA, load_model
+from rcma.prediction import Checkpoints, FillKind, FindRecording, Prediction, SmoothKind, finish
+
+log = logging.getLogger("rcma")
+
+Checkpoint = str | Path | RCMA
+
+
+class Models(Protocol):
+    """What predicts from features: :class:`rcma.prediction.Checkpoints` or :class:`rcma.experts.PublicModels`."""
+
+    @property
+    def name(self) -> str:
+        """How the predictions are called; empty for RCMA."""
+
+    @property
+    def missing(self) -> Sequence[str]:
+        """Models that are not on this machine, a line each with how to get it."""
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """What is predicted."""
+
+    @property
+    def fixed_settings(self) -> tuple[str, ...]:
+        """Keys of :meth:`preprocessing` that must stay as they are."""
+
+    def describe(self) -> list[str]:
+        """What is to be said of the models wherever their predictions are shown, a line each."""
+
+    def preprocessing(self) -> PreprocessConfig:
+        """Settings for raw videos."""
+
+    def check(self, features: Features) -> None:
+        """Raise InputError for features that cannot be used."""
+
+    def remarks(self, sources: Mapping[str, FaceSource]) -> Iterable[str]:
+        """What is to be said of videos together, by the source of their faces."""
+
+    def predict(self, features: Features, find_recording: FindRecording) -> Prediction:
+        """Predict every frame, neither smoothed nor filled."""
+
+
+@dataclass(frozen=True)
+class PreparedVideo:
+    """A video whose features are there and can be used."""
+
+    video_id: str
+    folder: Path
+    """Its feature folder."""
+    n_frames: int
+    find_recording: FindRecording
+    """Gives its recording, which is read to make sure that it is the one; raises InputError where it is gone."""
+
+
+class Predictor:
+    """Predicts valence and arousal, or what else a model was trained for, for each decoded frame of videos.
+
+    Models are loaded once. Threads may share a Predictor; they take turns where raw videos are preprocessed.
+
+    >>> predictor = Predictor("run")
+    >>> prediction = predictor("talk.mp4")
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint | Sequence[Checkpoint] | None = None,
+        *,
+        device: str = "auto",
+        settings: Mapping[str, Any] | None = None,
+        fill: FillKind = "nearest",
+        smooth: tuple[SmoothKind, float] | None = None,
+        changes: bool = False,
+        calibration: Path | str | None = None,
+    ) -> None:
+        """Load the models.
+
+        Args:
+            checkpoint: a run folder, its ``best.safetensors``, a name on the Hugging Face Hub, or a model; predictions
+                of several are averaged. A model stays on the device where it is. None: the public models that can be
+                had on this machine, which are not RCMA.
+            device: ``cpu``, ``cuda`` or ``auto``, which takes a GPU if there is one.
+            settings: changes of the preprocessing of raw videos by dotted key, such as ``{"speech.language": "en"}``;
+                without, they are preprocessed as the videos of the training.
+            fill: what is put where nothing is known, see :func:`rcma.prediction.finish`.
+            smooth: kind and extent in seconds, such as ``("median", 0.5)``; see there.
+            changes: also measure how far each fusion step moves its features, see :attr:`Prediction.changes`.
+            calibration: file of ``rcma-calibrate``, which fits the public models to labels; not with a checkpoint.
+
+        Raises:
+            InputError: a checkpoint cannot be loaded, a setting is unknown or must agree with the training.
+            ValueError: an unknown kind of ``fill`` or ``smooth``.
+        """
+        if fill not in get_args(FillKind):
+            raise ValueError(f"fill must be one of {', '.join(get_args(FillKind))}, given: {fill}")
+        if smooth is not None and (smooth[0] not in get_args(SmoothKind) or not smooth[1] > 0):
+            raise ValueError(f"smooth must be a kind ({', '.join(get_args(SmoothKind))}) and seconds, given: {smooth}")
+        device = resolve_device(device)
+        self._finish = partial(finish, fill=fill, smoothing=smooth)
+        if checkpoint is not None and calibration is not None:
+            raise InputError("--calibration: is for the public models; leave it out with --checkpoint")
+        self.models: Models = (
+            PublicModels(calibration=calibration) if checkpoint is None else _load(checkpoint, device, changes=changes)
+        )
+        self.preprocessing = change_raw_video_settings(
+            self.models.preprocessing(), settings or {}, fixed=self.models.fixed_settings
+        )
+        self._preprocessor = Preprocessor(self.preprocessing, device=device)
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """What is predicted, such as ``("valence", "arousal")``."""
+        return self.models.targets
+
+    def __call__(self, video: Path | str | Features | PreparedVideo) -> Prediction:
+        """Predict every frame of one video.
+
+        Args:
+            video: a video file, which is preprocessed first and leaves no features behind; a feature folder; features;
+                or one of :meth:`prepare`.
+
+        Returns:
+            Smoothed and filled as asked for.
+
+        Raises:
+            InputError: there is no such video or feature folder, it cannot be used, or the features were made with
+                other settings than those the model was trained on.
+        """
+        if isinstance(video, PreparedVideo):
+            return self._predict(load_features(video.folder), video.find_recording)
+        if isinstance(video, Features):
+            return self._check_and_predict(video)
+        path = Path(video)
+        if path.is_dir():
+            return self._check_and_predict(load_features(path))
+        if not path.exists():
+            raise InputError(f"{path}: no such video or feature folder")
+        with tempfile.TemporaryDirectory() as temporary:
+            # Of several people, should the settings ask for all, the first.
+            features = self._preprocessor(path, temporary)[0]
+            return self._check_and_predict(features, lambda: path)
+
+    def prepare(
+        self,
+        inputs: Inputs | Sequence[Path | str],
+        *,
+        features: Path | str,
+        workers: int | None = None,
+        progress: bool = False,
+        on_failure: Callable[[object], object] = log.error,
+    ) -> list[PreparedVideo]:
+        """Preprocess raw videos in worker processes and check the features of all; what fails is left out.
+
+        Args:
+            inputs: video files, folders of them, ``.txt`` files with one path a line, feature folders and folders of
+                them, mixed.
+            features: folder that receives the features of raw videos; those that are there already are used.
+            workers: raw videos that are worked on at the same time; None: one for two cores, at most 8.
+            progress: show on stderr how far the preprocessing is, and a closing table on stdout.
+            on_failure: is told of each video that fails, in one line.
+
+        Returns:
+            The videos that :meth:`predict_many` can predict; a raw video may give several, one for each person.
+
+        Raises:
+            InputError: the request as a whole cannot be carried out: no input can be used, two would have the same
+                video_id, or a model of the preprocessing cannot be had.
+        """
+        if not isinstance(inputs, Inputs):
+            inputs = sort_inputs([Path(given) for given in inputs])
+        finder, out, engine = RecordingFinder(), Path(features), Engine(workers=workers)
+        given: dict[Path, Path | None] = dict.fromkeys(inputs.folders)
+        if inputs.sources:
+            if progress:
+                outcomes = preprocess_with_progress(
+                    self._preprocessor, inputs.sources, out, engine=engine, on_failure=on_failure
+                )
+            else:
+                outcomes = list(self._preprocessor.many(inputs.sources, out, engine=engine))
+                for outcome in outcomes:
+                    if not outcome.done:
+                        on_failure(outcome.problem)
+            path_of = {source.video_id: source.path for source in inputs.sources}
+            given |= {out / name: path_of[outcome.video_id] for outcome in outcomes for name in outcome.folders}
+        videos, sources = [], {}
+        for folder, recording in given.items():
+            try:
+                # Not kept open: thousands of memory-mapped videos would exhaust the open files a process may have.
+                opened = load_features(folder)
+                self.models.check(opened)
+            except InputError as error:
+                on_failure(error)
+                continue
+            find = partial(finder.find, {"source": opened.meta.get("source")}, given=recording)
+            videos.append(PreparedVideo(opened.video_id, folder, opened.n_frames, find))
+            sources[opened.video_id] = face_source(opened.meta)
+        for remark in self.models.remarks(sources):
+            log.warning(remark)
+        return videos
+
+    def predict_many(
+        self,
+        videos: Iterable[PreparedVideo],
+        *,
+        status: Callable[[str], object] = lambda _: None,
+        on_failure: Callable[[object], object] = log.error,
+    ) -> Iterator[tuple[PreparedVideo, Prediction]]:
+        """Predict videos of :meth:`prepare` one by one; what fails is left out.
+
+        Args:
+            videos: taken from the iterable when their turn comes.
+            status: is told the video_id of each before the work on it.
+            on_failure: is told of each video that fails, in one line.
+        """
+        for video in videos:
+            status(video.video_id)
+            try:
+                prediction = self(video)
+            except InputError as error:
+                on_failure(error)
+                continue
+            yield video, prediction
+
+    def _check_and_predict(self, features: Features, find_recording: FindRecording | None = None) -> Prediction:
+        self.models.check(features)
+        for remark in self.models.remarks({features.video_id: face_source(features.meta)}):
+            log.warning(remark)
+        return self._predict(features, find_recording or partial(RecordingFinder().find, features.meta))
+
+    def _predict(self, features: Features, find_recording: FindRecording) -> Prediction:
+        # In a new thread, before anything is computed: the number of cores decides the last digits.
+        n_cores()
+        return self._finish(self.models.predict(features, find_recording))
+
+
+def _load(checkpoint: Checkpoint | Sequence[Checkpoint], device: str, *, changes: bool) -> Checkpoints:
+    names = [checkpoint] if isinstance(checkpoint, Checkpoint) else checkpoint
+    models = [name if isinstance(name, RCMA) else load_model(name).to(device) for name in names]
+    if not models:
+        raise ValueError("no checkpoint given; None stands for the public models")
+    return Checkpoints(models, changes=changes)
