@@ -66,7 +66,7 @@ BATCH_SIZE = 8
 EPOCHS = 12
 CHANNELS = (24, 24)
 DROPOUT = 0.2
-LEARNING_RATES = (7e-3, 1.5e-2)
+LEARNING_RATES = (3e-3, 7e-3, 1.5e-2)
 """Each is tried in each fold, with the first seed."""
 STRENGTHS = (1e2, 1e3, 1e4, 1e5)
 """Of ridge regression on standardised columns."""
