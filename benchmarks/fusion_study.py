@@ -169,17 +169,13 @@ def variants() -> list[Variant]:
         _variant("rcma, 1 step", steps=1),
         _variant(REFERENCE, steps=2),
         _variant("rcma, 3 steps", steps=3),
-        _variant("rcma, 2 steps shared", steps=2, shared=True),
-        _variant("rcma, 3 steps shared", steps=3, shared=True),
         _variant("rcma, dropout 0.6", dropout=0.6),
         _variant("rcma, any length", time="any-length"),
-        _variant("rcma, signed", signed=True),
-        _variant("rcma, gated", gated=True),
         _variant("rcma, modality dropout", modality_dropout=0.2),
         _variant("concat, head of rjcma", kind="concat", head="rjcma"),
         _variant("rcma, head of rjcma", head="rjcma"),
         _variant("rjcma, its own head", kind="rjcma", head="rjcma"),
-        _variant("jca, its own head", kind="jca", head="jca"),
+        _variant("jca, its own head", kind="jca", head=None),
     ]
 
 
@@ -187,7 +183,7 @@ def _variant(
     name: str,
     *,
     modalities: tuple[Modality, ...] = MODALITIES,
-    head: str = "linear",
+    head: str | None = "linear",
     modality_dropout: float = 0.0,
     **fusion: Any,
 ) -> Variant:

@@ -14,7 +14,7 @@ Modality = Literal["face", "audio", "text"]
 Target = str
 """Name of what is predicted: a lower-case identifier of the user's own, such as ``liking``."""
 FusionKind = Literal["rcma", "rjcma", "jca", "cross-attention", "concat"]
-HeadKind = Literal["linear", "rjcma", "jca"]
+HeadKind = Literal["linear", "rjcma"]
 AudioInput = Literal["log_mel", "waveform"]
 FaceSource = Literal["detected", "provided"]
 
@@ -143,18 +143,12 @@ class FusionSettings(Settings):
     """``rcma``: each against the joint of the other two; ``rjcma``: against the joint of all; ``jca``: likewise, with
     the equations of that paper; ``cross-attention``: against each of the others by itself; ``concat``: not at all."""
     steps: Annotated[int, Field(ge=1)] | None = None
-    """Number of refinements (recursion depth); None: as published for the kind."""
-    shared: bool = False
-    """True: one set of weights for all steps, a recursion in the strict sense; False: as in the published code."""
+    """Number of refinements (recursion depth), each with weights of its own; None: as published for the kind."""
     dropout: Probability = 0.6
     joint_layer: bool = True
     """rjcma: the linear layer on the joint representation; the published code computes it and does not use it."""
     time: Literal["absolute", "any-length"] = "absolute"
     """Time projection: ``absolute`` (published) is tied to one window length; ``any-length`` knows distances alone."""
-    signed: bool = False
-    """Updates may subtract as well: no ReLU around them."""
-    gated: bool = False
-    """A gate decides, frame by frame, how much of each step's update goes on."""
 
 
 class ModelSettings(Settings):

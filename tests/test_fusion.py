@@ -58,7 +58,7 @@ def linear(weights: Arrays, name: str, x: np.ndarray) -> np.ndarray:
     return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
 
 
-def written_out_update(weights: Arrays, name: str, x: np.ndarray, j: np.ndarray, used: list[int], signed: bool):
+def written_out_update(weights: Arrays, name: str, x: np.ndarray, j: np.ndarray, used: list[int]):
     """What attention to the joint representation J adds to X, for one window."""
     d_j = j.shape[1]
     k = projected(weights, name, x, used)
@@ -70,8 +70,7 @@ def written_out_update(weights: Arrays, name: str, x: np.ndarray, j: np.ndarray,
                 score *= weights[f"time.{name}.scale"] / len(used)
             c[feature, other] = np.tanh(score)
     h = np.maximum(0, np.tanh(linear(weights, f"value.{name}", x) @ c))
-    update = linear(weights, f"output.{name}", h)
-    return update if signed else np.maximum(0, update)
+    return np.maximum(0, linear(weights, f"output.{name}", h))
 
 
 def written_out_step(weights: Arrays, x: dict[str, np.ndarray], settings: FusionSettings, used: list[int]):
@@ -82,20 +81,15 @@ def written_out_step(weights: Arrays, x: dict[str, np.ndarray], settings: Fusion
         others = [n for n in order[m] if n in x]
         if settings.kind == "rcma":
             joint = linear(weights, f"joint.{m}", np.hstack([x[n] for n in others]))
-            after = x[m] + written_out_update(weights, m, x[m], joint, used, settings.signed)
+            after = x[m] + written_out_update(weights, m, x[m], joint, used)
         elif settings.kind == "rjcma":
             joint = np.hstack([x[n] for n in ("face", "audio", "text") if n in x])
             if settings.joint_layer:
                 joint = linear(weights, "joint.all", joint)
-            after = x[m] + written_out_update(weights, m, x[m], joint, used, settings.signed)
+            after = x[m] + written_out_update(weights, m, x[m], joint, used)
         else:
-            updates = [written_out_update(weights, f"{m}_to_{n}", x[m], x[n], used, settings.signed) for n in others]
+            updates = [written_out_update(weights, f"{m}_to_{n}", x[m], x[n], used) for n in others]
             after = x[m] + sum(updates)
-        if settings.gated:
-            logits = linear(weights, f"gate.{m}", after) / 0.1
-            shares = np.exp(logits - logits.max(axis=1, keepdims=True))
-            shares /= shares.sum(axis=1, keepdims=True)
-            after = shares[:, :1] * x[m] + shares[:, 1:] * after
         refined[m] = after
     return refined
 
@@ -121,7 +115,7 @@ def written_out(module: Fusion, features: Features, used: list[int], settings: F
     for window in range(len(next(iter(features.values())))):
         x = {m: values[window].double().numpy() for m, values in features.items()}
         for step in range(module.depth):
-            prefix = f"steps.{0 if settings.shared else step}."
+            prefix = f"steps.{step}."
             weights = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
             if settings.kind == "jca":
                 x = written_out_jca(weights, x, used)
@@ -134,18 +128,16 @@ def written_out(module: Fusion, features: Features, used: list[int], settings: F
 VARIANTS = [
     {"kind": "rcma", "steps": 1},
     {"kind": "rcma"},
-    {"kind": "rcma", "steps": 3, "shared": True},
-    {"kind": "rcma", "signed": True},
-    {"kind": "rcma", "gated": True},
+    {"kind": "rcma", "steps": 3},
     {"kind": "rcma", "time": "any-length"},
-    {"kind": "rcma", "time": "any-length", "signed": True, "gated": True, "steps": 3},
+    {"kind": "rcma", "time": "any-length", "steps": 3},
     {"kind": "rjcma"},
     {"kind": "rjcma", "joint_layer": False, "steps": 3},
-    {"kind": "rjcma", "time": "any-length", "gated": True},
+    {"kind": "rjcma", "time": "any-length"},
     {"kind": "jca"},
     {"kind": "jca", "steps": 2},
     {"kind": "cross-attention"},
-    {"kind": "cross-attention", "steps": 2, "shared": True, "signed": True},
+    {"kind": "cross-attention", "steps": 2},
     {"kind": "concat"},
 ]
 
@@ -180,7 +172,7 @@ def test_depth_is_the_published_one_unless_given() -> None:
 
 @pytest.mark.parametrize("kind", ["rcma", "rjcma", "cross-attention"])
 def test_any_length_and_padding_changes_nothing(kind: str) -> None:
-    module = fusion(kind=kind, time="any-length", steps=3, gated=True)
+    module = fusion(kind=kind, time="any-length", steps=3)
     features = random_features()
     alone = module(features)
     longer = {m: torch.cat([x, torch.full((2, 6, WIDTHS[m]), 7.0)], dim=1) for m, x in features.items()}
@@ -226,14 +218,6 @@ def test_leaves_its_input_alone_and_permutes_with_the_batch() -> None:
         torch.testing.assert_close(permuted[m], refined[m][order])
 
 
-def test_shared_weights_do_not_grow_with_depth() -> None:
-    def n_parameters(steps: int, shared: bool) -> int:
-        return sum(p.numel() for p in fusion(steps=steps, shared=shared).parameters())
-
-    assert n_parameters(3, True) == n_parameters(1, False)
-    assert n_parameters(3, False) == 3 * n_parameters(1, False)
-
-
 def test_published_step_has_3_47_million_parameters() -> None:
     step = CrossModalAttentionStep({"face": 512, "audio": 128, "text": 512}, length=300, settings=FusionSettings())
     assert sum(p.numel() for p in step.parameters()) == pytest.approx(3.47e6, abs=5e3)
@@ -262,10 +246,6 @@ def test_every_parameter_gets_a_gradient(variant: dict) -> None:
     # A ReLU may be shut by one draw of weights, not by all.
     for seed in range(5):
         randomised(module, seed=seed).train()
-        for name, parameter in module.named_parameters():
-            if ".gate." in name:
-                # At a temperature of 0.1 such weights close a gate so far that nothing gets through in float32.
-                parameter.data.mul_(0.02)
         module.zero_grad()
         features = {m: x.requires_grad_() for m, x in random_features().items()}
         sum(x.square().sum() for x in module(features).values()).backward()

@@ -219,9 +219,8 @@ def changes_of_a_window(model: RCMA, window: dict[str, torch.Tensor]) -> np.ndar
     "fusion",
     [
         FusionSettings(steps=3),
-        FusionSettings(steps=3, shared=True),
         FusionSettings(kind="jca", steps=2),
-        FusionSettings(steps=2, gated=True, signed=True, time="any-length"),
+        FusionSettings(steps=2, time="any-length"),
     ],
 )
 def test_how_far_each_step_moves_the_features(tmp_path: Path, features: Features, fusion: FusionSettings):

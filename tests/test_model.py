@@ -159,10 +159,9 @@ def test_next_to_nothing_is_no_error(n_valid: tuple[int, ...], training: bool) -
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
-def test_every_trainable_parameter_gets_a_gradient(shared: bool, masked: bool) -> None:
-    model = small_model(fusion={"steps": 3, "shared": shared}, tcn=SMALL["tcn"] | {"dropout": 0.1})
+def test_every_trainable_parameter_gets_a_gradient(masked: bool) -> None:
+    model = small_model(fusion={"steps": 3}, tcn=SMALL["tcn"] | {"dropout": 0.1})
     batch = random_batch(4) | (random_masks(4) if masked else {})
     ccc_loss(model(batch), torch.rand((4, LENGTH, 2)) * 2 - 1).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []

@@ -145,8 +145,8 @@ def test_what_is_given_is_said(root: Path):
 
 
 def test_kinds_of_models_are_told_apart(root: Path):
-    plain = text_of(changed(root, model={"fusion": {"kind": "rjcma", "gated": True}}))
-    assert "`rjcma`, 2 steps, gated, time absolute" in plain  # the published number of steps
+    plain = text_of(changed(root, model={"fusion": {"kind": "rjcma"}}))
+    assert "`rjcma`, 2 steps, time absolute" in plain  # the published number of steps
     assert "| head | rjcma |" in plain
     assert "`small`, started from random values, trained" in plain
     single = text_of(changed(root, model={"modalities": ["audio"], "targets": ["arousal"]}))

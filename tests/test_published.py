@@ -172,7 +172,7 @@ def test_sizes_are_read_off_the_shapes(loaded: RCMA) -> None:
     settings = loaded.settings
     assert settings.targets == ("valence",) and settings.length == LENGTH and settings.text_width == TEXT_WIDTH
     assert (settings.tcn.face, settings.tcn.audio, settings.tcn.text) == ((8, 8), (4, 4), (6, 6))
-    assert settings.fusion.steps == STEPS and not settings.fusion.shared and settings.tcn.kernel_size == 5
+    assert settings.fusion.steps == STEPS and settings.tcn.kernel_size == 5
     assert not loaded.training
     assert not any(value.is_meta for value in loaded.state_dict().values())
     assert all(p.requires_grad for p in loaded.parameters())

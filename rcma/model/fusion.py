@@ -9,7 +9,7 @@ For each modality m, in each step, with X_m (L,d_m) of the step before and J_m (
     X_m <- X_m + Dropout(ReLU(H_m O_m + o_m))               (L,d_m)    O_m (d_J,d_m)
 
 In cross-attention, J is each of the other modalities by itself, without FC, and the updates are added up. Beyond the
-paper, off by default: a time projection that is tied to no length, a signed update, a gate between steps.
+paper, off by default: a time projection that is tied to no length.
 
 :class:`JointCrossAttention` has the equations of JCA (arXiv 2203.14779).
 """
@@ -25,8 +25,6 @@ from torch import Tensor, nn
 from rcma.config import MODALITIES, FusionKind, FusionSettings
 
 PUBLISHED_STEPS: dict[FusionKind, int] = {"rcma": 2, "rjcma": 2, "jca": 1, "cross-attention": 1, "concat": 0}
-_GATE_TEMPERATURE = 0.1
-"""Source: dynamic cross-attention, arXiv 2403.19554."""
 _TIME_TAPS = 31
 """Frames that the time projection of any length sees around each one."""
 
@@ -86,7 +84,6 @@ class CrossModalAttentionStep(nn.Module):
         )  # W_m, b_m
         self.value = nn.ModuleDict({name: nn.Linear(d[name], d[name]) for name in self.sources})  # U_m, c_m
         self.output = nn.ModuleDict({name: nn.Linear(d_joint[name], d[name]) for name in self.sources})  # O_m, o_m
-        self.gate = nn.ModuleDict({m: nn.Linear(widths[m], 2) for m in modalities} if settings.gated else {})
         self.dropout = nn.Dropout(settings.dropout)
 
     def forward(self, features: Mapping[str, Tensor], valid: Tensor | None = None) -> dict[str, Tensor]:
@@ -106,7 +103,7 @@ class CrossModalAttentionStep(nn.Module):
             if name in self.joint or members not in joints:
                 joints[members] = self._joint(name, members, features)
             refined[m] = refined[m] + self._update(name, features[m], joints[members], valid)
-        return {m: self._pass_gate(m, features[m], refined[m]) for m in features}
+        return refined
 
     def _joint(self, name: str, members: Sequence[str], features: Mapping[str, Tensor]) -> Tensor:
         concatenated = torch.cat([features[n] for n in members], dim=-1)  # (B,L,d_J)
@@ -121,15 +118,7 @@ class CrossModalAttentionStep(nn.Module):
             score = time.mean_over_time(score, valid, length=x.shape[1])
         attention = self.dropout(torch.tanh(score))  # (B,d_m,d_J)
         attended = torch.relu(torch.tanh(self.value[name](x) @ attention))  # (B,L,d_J)
-        update = self.output[name](attended)  # (B,L,d_m)
-        return torch.as_tensor(self.dropout(update if self.settings.signed else torch.relu(update)))
-
-    def _pass_gate(self, m: str, before: Tensor, after: Tensor) -> Tensor:
-        """Frame by frame, how much of the attended and of the unattended features goes on."""
-        if m not in self.gate:
-            return after
-        share = torch.softmax(self.gate[m](after) / _GATE_TEMPERATURE, dim=-1)  # (B,L,2)
-        return share[..., :1] * before + share[..., 1:] * after
+        return torch.as_tensor(self.dropout(torch.relu(self.output[name](attended))))  # (B,L,d_m)
 
 
 class TimeConvolution(nn.Module):
@@ -207,12 +196,11 @@ class Fusion(nn.Module):
         super().__init__()
         steps = settings.steps if settings.steps is not None else PUBLISHED_STEPS[settings.kind]
         self.depth = steps if len(widths) > 1 and settings.kind != "concat" else 0
-        n_sets = min(self.depth, 1) if settings.shared else self.depth
         self.steps = nn.ModuleList(
             JointCrossAttention(widths, length=length)
             if settings.kind == "jca"
             else CrossModalAttentionStep(widths, length=length, settings=settings)
-            for _ in range(n_sets)
+            for _ in range(self.depth)
         )
 
         self.is_tied_to_length = self.depth > 0 and (settings.kind == "jca" or settings.time == "absolute")
@@ -221,8 +209,8 @@ class Fusion(nn.Module):
     def forward(self, features: Mapping[str, Tensor], valid: Tensor | None = None) -> dict[str, Tensor]:
         """Refined features; arguments and result as in :meth:`CrossModalAttentionStep.forward`."""
         refined = dict(features)
-        for index in range(self.depth):
-            refined = self.steps[index % len(self.steps)](refined, valid)
+        for step in self.steps:
+            refined = step(refined, valid)
         return refined
 
 

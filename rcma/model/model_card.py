@@ -198,7 +198,6 @@ def _fusion(config: TrainConfig) -> str:
     fusion = config.model.fusion
     steps = fusion.steps if fusion.steps is not None else PUBLISHED_STEPS[fusion.kind]
     parts = [f"`{fusion.kind}`", f"{steps} step{'' if steps == 1 else 's'}" if fusion.kind != "concat" else ""]
-    parts += [word for word in ("shared", "signed", "gated") if getattr(fusion, word)]
     parts.append(f"time {fusion.time}" if fusion.kind != "concat" else "")
     return ", ".join(part for part in parts if part)
 

@@ -12,13 +12,13 @@ from torch.distributed.nn.functional import all_reduce
 
 from preprocessing.features import PATCH_ROWS
 from preprocessing.media import HOP_LENGTH, N_MELS
-from rcma.config import MODALITIES, HeadKind, Modality, ModelSettings, OnnxSettings
+from rcma.config import MODALITIES, FusionKind, Modality, ModelSettings, OnnxSettings
 from rcma.model.backbones import IR50, HFSpeech, HFVision, SmallAudioNet, SmallFaceNet, VGGish, load_backbone_weights
 from rcma.model.fusion import Fusion
 from rcma.model.onnx_encoder import OnnxVision
 from rcma.model.tcn import TemporalConvNet
 
-PUBLISHED_HEADS: dict[str, HeadKind] = {"rjcma": "rjcma", "jca": "jca"}
+PUBLISHED_HEADS: dict[FusionKind, str] = {"rjcma": "rjcma", "jca": "jca"}
 """Heads of the kinds of fusion; linear for the others."""
 BACKBONES: dict[str, dict[str, type[IR50 | VGGish | SmallFaceNet | SmallAudioNet]]] = {
     "face": {"ir50": IR50, "small": SmallFaceNet},
@@ -387,7 +387,7 @@ def _new_backbone(
     return HFVision(backbone.hf_config) if m == "face" else HFSpeech(backbone.hf_config)
 
 
-def _new_head(kind: HeadKind, width: int, n_targets: int) -> nn.Module:
+def _new_head(kind: str, width: int, n_targets: int) -> nn.Module:
     heads = {"linear": LinearHead, "rjcma": RJCMAHead, "jca": JCAHead}
     return heads[kind](width, n_targets)
 

@@ -180,7 +180,6 @@ def _settings(given: Mapping[str, Tensor], *, target: Target, source: str) -> Mo
         fusion=FusionSettings(
             kind="rjcma" if "regressor1.weight" in given else "rcma",
             steps=max(1, count("coattn.dcn_layers.")),
-            shared=False,
             joint_layer=False,
         ),
     )
