@@ -35,6 +35,7 @@ bench: .venv/.dev demo
 	$(BIN)/python benchmarks/bench_speech.py
 	$(BIN)/python benchmarks/bench_training.py
 	$(BIN)/python benchmarks/bench_prediction.py
+	$(BIN)/python benchmarks/bench_fast_cpu.py
 	$(BIN)/python benchmarks/bench_report.py
 
 clean:

@@ -2,9 +2,9 @@
 
 usage: python benchmarks/bench_prediction.py [VIDEO] [--repeat N] [--minutes M ...]
 
-Speed: IR-50 and VGGish in the form that prediction uses, against eager float32; then VIDEO (by default a bundled clip),
-and a minute of it again and again, from the file to the last prediction: everything included, models loaded before.
-Medians of N passes after one that does not count; with N = 0 this part is left out.
+Speed: VIDEO (by default a bundled clip), and a minute of it again and again, from the file to the last prediction:
+everything included, models loaded before. Medians of N passes after one that does not count; with N = 0 this part is
+left out.
 
 Memory: peaks of processes that predict feature folders of M minutes each, the features of VIDEO again and again;
 without M this part is left out.
@@ -31,21 +31,18 @@ import torch
 from bench_growth import loop
 from measuring import BACKENDS, BUNDLED_CLIP, median_seconds, settings
 from results import write_result
-from torch import Tensor, nn
 
 from preprocessing.features import Features, load_features, save_features
 from preprocessing.media import MEL_RATE
 from preprocessing.run import Preprocessor
 from rcma.config import DataSettings, ModelSettings, TrainConfig
-from rcma.fast_cpu import quicker_form
-from rcma.model import IR50, TrainedRCMA, VGGish
+from rcma.model import TrainedRCMA
 from rcma.prediction import Checkpoints
 
 LONG_S = 60.0
 TEXT_WIDTH = 384
 """Of those models; with BERT's 768 the text branch has a tenth more to do."""
 FRAME_RATE = 25
-BATCH = 128
 
 
 def published_model() -> TrainedRCMA:
@@ -54,42 +51,6 @@ def published_model() -> TrainedRCMA:
     nowhere = DataSettings(features=Path(), annotations=Path())
     model = ModelSettings(text_width=TEXT_WIDTH)
     return TrainedRCMA(TrainConfig(data=nowhere, model=model, preprocessing=settings(BACKENDS[0]))).eval()
-
-
-def measure_backbones(repeat: int) -> list[dict[str, float | str]]:
-    """The form that prediction uses against eager float32, on one batch."""
-    rows: list[dict[str, float | str]] = []
-    torch.manual_seed(0)
-    # Patches of successive frames.
-    log_mel = torch.randn(96 + MEL_RATE // FRAME_RATE * BATCH, 64)
-    patches = torch.stack(
-        [log_mel[first : first + 96] for first in range(0, len(log_mel) - 96, MEL_RATE // FRAME_RATE)]
-    )
-    networks: tuple[tuple[str, nn.Module, Tensor], ...] = (
-        ("IR-50", IR50(), torch.rand(BATCH, 3, 40, 40) * 2 - 1),
-        ("VGGish", VGGish(), patches),
-    )
-    for name, network, x in networks:
-        network.eval()
-        with torch.inference_mode():
-            begin = time.perf_counter()
-            form = quicker_form(network)
-            making_s = time.perf_counter() - begin
-            assert form is not None
-            cosine = torch.nn.functional.cosine_similarity(network(x), form(x), dim=1).min()
-            eager_s = median_seconds(lambda n=network, x=x: n(x), repeat)  # type: ignore[misc]
-            quicker_s = median_seconds(lambda f=form, x=x: f(x), repeat)  # type: ignore[misc]
-        rows.append(
-            {
-                "what": f"{name}, form for prediction against eager float32",
-                "eager_per_s": round(BATCH / eager_s, 1),
-                "quicker_per_s": round(BATCH / quicker_s, 1),
-                "ratio": round(eager_s / quicker_s, 2),
-                "least_cosine": round(float(cosine), 7),
-                "seconds_to_make": round(making_s, 2),
-            }
-        )
-    return rows
 
 
 def again_and_again(features: Features, folder: Path, *, duration_s: float) -> None:
@@ -179,7 +140,7 @@ def measure_everything(video: Path, *, backend: str, repeat: int) -> dict[str, f
 
 def measure_speed(video: Path, repeat: int) -> list[dict[str, float | str]]:
     """All rows of the first part."""
-    rows = measure_backbones(repeat)
+    rows: list[dict[str, float | str]] = []
     with tempfile.TemporaryDirectory() as temporary:
         long = Path(temporary) / "long.mkv"
         loop(video, long, duration_s=LONG_S)

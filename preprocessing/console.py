@@ -67,7 +67,7 @@ def add_common_arguments(parser: argparse.ArgumentParser, *, device: bool = True
         "--log-level",
         choices=("debug", "info", "warning", "error"),
         default="warning",
-        help="how much is told on stderr; debug shows tracebacks",
+        help="least severe messages printed on stderr; debug adds tracebacks",
     )
 
 
@@ -101,7 +101,7 @@ def run_command(
             with _terminated_by_exception():
                 return work(args)
         finally:
-            # Here, where what goes wrong is still told: at the interpreter's exit it would be a traceback.
+            # Here errors are still reported in one line; at the interpreter's exit they would be a traceback.
             if sys.stdout is not None:
                 sys.stdout.flush()
     except InputError as error:
@@ -161,7 +161,7 @@ class _ConsoleHandler(logging.Handler):
     """One line for each message, above a progress bar if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print one record; made anew each time, the console finds the standard error that is in force."""
+        """Print one record, on the standard error of the moment: the console is created each time."""
         # A message is one line; a traceback, which only --log-level debug shows, is not.
         text = self.format(record) if record.exc_info else one_line(self.format(record))
         error_console().print(Text(f"{record.levelname.lower()}: {text}"), soft_wrap=True)
@@ -184,7 +184,7 @@ class _Console(Console):
     """Leaves a pipe that nobody reads any more to :func:`run_command`, as every other error of writing."""
 
     def on_broken_pipe(self) -> None:
-        """Called while the error is handled."""
+        """Raise the error that is being handled."""
         raise
 
 

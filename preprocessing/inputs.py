@@ -158,7 +158,7 @@ def take_shard(sources: Sequence[Source], shard: str) -> list[Source]:
         shard: ``i/n`` with i from 1 to n.
 
     Raises:
-        InputError: another form, or i is not from 1 to n.
+        InputError: it is not i/n, or i is not from 1 to n.
     """
     first, slash, n = shard.partition("/")
     if not (slash and first.isdecimal() and n.isdecimal() and 1 <= int(first) <= int(n)):

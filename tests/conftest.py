@@ -92,7 +92,7 @@ def make_video() -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def short_clip(demo_clips: Path, make_video: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The first 12 frames of a bundled clip, with half a second of its sound."""
-    from preprocessing.media.video import Video, read_audio
+    from preprocessing.media import Video, read_audio
 
     source = min(demo_clips.glob("*.mp4"))
     with Video(source) as video:
@@ -105,7 +105,7 @@ def short_clip(demo_clips: Path, make_video: Callable[..., Path], tmp_path_facto
 @pytest.fixture(scope="session")
 def two_people(demo_clips: Path, make_video: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recording with a face on the left and another one on the right."""
-    from preprocessing.media.video import Video
+    from preprocessing.media import Video
 
     with Video(demo_clips / "demo_01.mp4") as one, Video(demo_clips / "demo_04.mp4") as other:
         images = [

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from preprocessing.features.align import cut_patches, patch_start
+from preprocessing.media import Audio, Video, read_audio
 from preprocessing.media import audio as audio_module
 from preprocessing.media.audio import (
     HOP_LENGTH,
@@ -20,7 +21,6 @@ from preprocessing.media.audio import (
     log_mel_blocks,
     waveform_blocks,
 )
-from preprocessing.media.video import Audio, Video, read_audio
 
 
 def joined(blocks, audio):

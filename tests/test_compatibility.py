@@ -18,7 +18,7 @@ from preprocessing.config import FaceSettings, PreprocessConfig
 from preprocessing.errors import InputError
 from preprocessing.faces.detect import FaceDetector, align_face
 from preprocessing.features.folder import load_features
-from preprocessing.media.video import Video
+from preprocessing.media import Video
 from rcma import cli
 from rcma.config import FaceSource
 from rcma.data.training_data import open_training_data

@@ -410,8 +410,9 @@ def test_stopping_early_ends_every_worker(run, tmp_path):
 
 
 def interruptible() -> None:
-    """Shells start background jobs with Ctrl-C ignored, and so would be what the tests start."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    """Signals that background jobs of a shell, and what nohup starts, ignore reach what the tests start."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.fixture

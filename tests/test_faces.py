@@ -13,7 +13,7 @@ import pytest
 from preprocessing.config import FaceSettings
 from preprocessing.faces.detect import FaceDetector, Faces, align_face, cut_face, follow_faces
 from preprocessing.faces.track import Detections, Tracker, overlaps
-from preprocessing.media.video import Frame, Video
+from preprocessing.media import Frame, Video
 
 SETTINGS = FaceSettings()
 EVERY_FRAME = FaceSettings(detect_every_s=0.0, follow_every_s=0.0)

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from preprocessing.features import inspect as inspection
+from preprocessing.features import contact_sheet as inspection
+from preprocessing.features.contact_sheet import draw_contact_sheet
+from preprocessing.features.facts import describe
 from preprocessing.features.folder import Features, Word
-from preprocessing.features.inspect import describe, draw_contact_sheet
 from preprocessing.files import WRITTEN
 
 RATE = 25

@@ -9,8 +9,8 @@ import av
 import numpy as np
 import pytest
 
+from preprocessing.media import SAMPLE_RATE, Audio, read_audio
 from preprocessing.media.mixdown import mix_weights
-from preprocessing.media.video import SAMPLE_RATE, Audio, read_audio
 
 RATE = 48000
 

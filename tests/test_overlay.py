@@ -14,7 +14,7 @@ from made_features import make_features, make_labels
 
 from preprocessing.errors import InputError
 from preprocessing.features.folder import Features
-from preprocessing.media.video import Video, read_audio
+from preprocessing.media import Video, read_audio
 from rcma.output.drawing import Drawing, letterbox
 from rcma.output.overlay import write_overlay
 from rcma.prediction.postprocess import Prediction, present_modalities
@@ -155,6 +155,18 @@ def test_word_being_spoken_is_lit(tmp_path: Path) -> None:
     ]
     assert features.frame_word[spoken] == 0
     assert yellow[0] > 50 and yellow[1] == 0
+
+
+def test_what_predicted_is_named_where_it_was_not_rcma(tmp_path: Path) -> None:
+    features = make_features(tmp_path / "clip", make_labels(N_FRAMES, seed=2), seed=2, words=False)
+    grey = np.full((480, 640, 3), 90, np.uint8)
+    named, unnamed = (
+        Drawing(640, 480, features, predicted(features), predicted_by=name).draw(grey, 20).astype(int)
+        for name in ("public models, not RCMA", "")
+    )
+    yellow = [(picture[..., 0] - picture[..., 2] > 100).sum() for picture in (named, unnamed)]
+    assert yellow[0] > yellow[1] + 100
+    assert (grey == 90).all()
 
 
 @pytest.mark.parametrize("size", [(64, 48), (121, 91), (1920, 1080)])

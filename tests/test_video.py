@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from preprocessing.errors import InputError
-from preprocessing.media.video import SAMPLE_RATE, Video, picture_size, read_audio
+from preprocessing.media import SAMPLE_RATE, Video, picture_size, read_audio
 
 # Frames that a full decode gives, and width x height of the upright picture with square pixels.
 DECODED = {
@@ -456,7 +456,7 @@ def test_eight_channels_in_mov_are_read(tmp_path: Path) -> None:
             container.mux(sound.encode(frame))
         container.mux(sound.encode())
     code = (
-        "import sys; from pathlib import Path; from preprocessing.media.video import read_audio\n"
+        "import sys; from pathlib import Path; from preprocessing.media import read_audio\n"
         "audio = read_audio(Path(sys.argv[1]), origin_s=0.0)\n"
         "print(len(audio.samples), abs(audio.samples[:]).max())"
     )

@@ -99,7 +99,7 @@ class FaceDetector:
         size = (round(width * scale), round(height * scale))
         if min(size) < _MIN_FACE:
             return [_no_faces() for _ in images]
-        # In two steps, the first of them a plain average of whole pixels: as good, and quicker for large pictures.
+        # In two steps, the first of them a plain average of whole pixels: as good, and faster for large pictures.
         reduced = [
             np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0))
             for image in images
@@ -236,7 +236,7 @@ def follow_faces(
     """
     tracker = Tracker()
     times_s: list[float] = []
-    for frame, faces in _Lookout(detector, settings).faces_of(frames):
+    for frame, faces in _DetectionSchedule(detector, settings).faces_of(frames):
         height, width = frame.image.shape[:2]
         tracker.add(len(times_s), frame.time_s, faces, size=(width, height))
         for box, landmarks in zip(faces.boxes, faces.landmarks, strict=True):
@@ -319,8 +319,8 @@ def _cut(image: NDArray[np.uint8], corner: NDArray[np.intp], end: NDArray[np.int
     return cut
 
 
-class _Lookout:
-    """Decides frame by frame how faces are looked for; holds the frames since the last look."""
+class _DetectionSchedule:
+    """Decides for each frame whether faces are searched for, followed or interpolated; holds the undecided frames."""
 
     def __init__(self, detector: FaceDetector, settings: FaceSettings) -> None:
         self._detector, self._settings = detector, settings

@@ -92,7 +92,7 @@ def read_provided(
 def _first_image(
     folder: Path, images: Mapping[int, Sequence[Path]], first_image: int, *, n_frames: int
 ) -> tuple[int, list[str]]:
-    """Number of the first frame's image, and what is to be told about it."""
+    """Number of the first frame's image, and a remark about it."""
     if 0 in images:
         return 0, [f"faces: images are numbered from 0: {images[0][0].name} belongs to the first frame"]
     if first_image == 1 or not images:

@@ -3,6 +3,8 @@ Out: the feature folder, written, read and inspected; times turned into indices.
 """
 
 from preprocessing.features.align import PATCH_ROWS, Alignment, cut_patches, frame_word, patch_start
+from preprocessing.features.contact_sheet import draw_contact_sheet
+from preprocessing.features.facts import describe
 from preprocessing.features.folder import (
     Features,
     FeatureWriter,
@@ -13,7 +15,6 @@ from preprocessing.features.folder import (
     own_source,
     save_features,
 )
-from preprocessing.features.inspect import describe, draw_contact_sheet
 from preprocessing.features.recordings import RecordingFinder
 
 __all__ = [

@@ -13,22 +13,16 @@ from preprocessing.media.audio import (
     waveform_blocks,
 )
 from preprocessing.media.clock import RecordingClock
-from preprocessing.media.video import (
-    SAMPLE_RATE,
-    Audio,
-    Frame,
-    Samples,
-    Video,
+from preprocessing.media.container import (
     audio_stream,
     container_time_s,
-    decode_first_sound,
     decode_stream,
     open_recording,
-    picture_size,
-    read_audio,
     read_packets,
     reason_of,
 )
+from preprocessing.media.sound import SAMPLE_RATE, Audio, Samples, decode_first_sound, read_audio
+from preprocessing.media.video import Frame, Video, picture_size
 
 __all__ = [
     "HOP_LENGTH",

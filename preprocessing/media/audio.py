@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from preprocessing.media.video import SAMPLE_RATE, Audio, Samples
+from preprocessing.media.sound import SAMPLE_RATE, Audio, Samples
 
 __all__ = [
     "HOP_LENGTH",

@@ -163,7 +163,7 @@ class FrameClock:
         return (self._last_s + next_s) / 2
 
     def warnings(self) -> list[str]:
-        """What had to be made up."""
+        """What had to be estimated."""
         found = []
         n_wild = self._clock.n_wild
         if self._n_without > n_wild:

@@ -32,7 +32,9 @@ class SpeechDetector:
         with threads_kept(), warnings.catch_warnings():
             import silero_vad
 
-            warnings.simplefilter("ignore", FutureWarning)  # torch.jit.load is deprecated; the wheel has no other form.
+            warnings.simplefilter(
+                "ignore", FutureWarning
+            )  # torch.jit.load is deprecated; the wheel has no other format.
             self._model: torch.jit.ScriptModule = silero_vad.load_silero_vad()
 
     def probabilities(self, samples: Samples) -> npt.NDArray[np.float64]:

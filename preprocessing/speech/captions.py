@@ -49,7 +49,7 @@ class _Cue:
     """With markup."""
 
 
-def read_captions(text: str, told: Counter[str]) -> tuple[list[Segment], str | None]:
+def read_captions(text: str, repairs: Counter[str]) -> tuple[list[Segment], str | None]:
     """Read the subtitles of a file.
 
     Captions that roll, each line shown two or three times, give each word once. Of cues that overlap, the first ends
@@ -57,7 +57,7 @@ def read_captions(text: str, told: Counter[str]) -> tuple[list[Segment], str | N
 
     Args:
         text: of the file, .srt or .vtt.
-        told: what had to be mended or was left out is counted here.
+        repairs: counts what was repaired or left out.
 
     Returns:
         Subtitles in order of time, none overlapping the next, and the language that the file says it is in, if it does.
@@ -71,12 +71,12 @@ def read_captions(text: str, told: Counter[str]) -> tuple[list[Segment], str | N
     cues = _parse(lines, web=web)
     if not cues:
         raise ValueError("there is no subtitle with a time in it")
-    raw = sorted((_mended(cue, told) for cue in cues), key=lambda cue: cue.start_s)
+    raw = sorted((_repaired(cue, repairs) for cue in cues), key=lambda cue: cue.start_s)
     shown = [remove_markup(_INLINE_TIME.sub("", cue.text)) for cue in raw]
     speakers = find_speakers(shown)
-    read = [Segment(cue.start_s, cue.end_s, tuple(_timed_words(cue, speakers, told))) for cue in raw]
-    unique = _without_duplicates([segment for segment in read if segment.words], told)
-    return list(_without_overlap(_without_repeats(unique, told))), language
+    read = [Segment(cue.start_s, cue.end_s, tuple(_timed_words(cue, speakers, repairs))) for cue in raw]
+    unique = _without_duplicates([segment for segment in read if segment.words], repairs)
+    return list(_without_overlap(_without_repeats(unique, repairs))), language
 
 
 def _parse(lines: Sequence[str], *, web: bool) -> list[_Cue]:
@@ -118,24 +118,24 @@ def parse_time(time: str) -> float:
     return -seconds if time.startswith("-") else seconds
 
 
-def _mended(cue: _Cue, told: Counter[str]) -> _Cue:
+def _repaired(cue: _Cue, repairs: Counter[str]) -> _Cue:
     """A cue with times that can be; the end of one that lasts no time is not known."""
-    start_s, end_s = mend_times(cue.start_s, cue.end_s, told)
+    start_s, end_s = repair_times(cue.start_s, cue.end_s, repairs)
     return replace(cue, start_s=start_s, end_s=end_s if end_s > start_s else math.nan)
 
 
-def mend_times(start_s: float, end_s: float, told: Counter[str]) -> tuple[float, float]:
+def repair_times(start_s: float, end_s: float, repairs: Counter[str]) -> tuple[float, float]:
     """Times of a part of a transcript, with the start before the end and what can be seen or heard from 0 on."""
     if end_s < start_s:
-        told["entries that end before they start, times exchanged"] += 1
+        repairs["entries that end before they start, times exchanged"] += 1
         start_s, end_s = end_s, start_s
     if start_s < 0.0 < end_s:
-        told["entries that start below zero, cut there"] += 1
+        repairs["entries that start below zero, cut there"] += 1
         start_s = 0.0
     return start_s, end_s
 
 
-def _timed_words(cue: _Cue, speakers: frozenset[str], told: Counter[str]) -> Iterator[Word]:
+def _timed_words(cue: _Cue, speakers: frozenset[str], repairs: Counter[str]) -> Iterator[Word]:
     """Words of a cue; one that follows an inline time starts there, and the word before it ends there."""
     times: list[float] = []
 
@@ -143,7 +143,7 @@ def _timed_words(cue: _Cue, speakers: frozenset[str], told: Counter[str]) -> Ite
         times.append(parse_time(match[1]))
         return chr(_FIRST_MARK + len(times) - 1) if _FIRST_MARK + len(times) <= _LAST_MARK else ""
 
-    text = remove_unspoken(remove_markup(_INLINE_TIME.sub(mark, cue.text)), speakers, told)
+    text = remove_unspoken(remove_markup(_INLINE_TIME.sub(mark, cue.text)), speakers, repairs)
     latest, start = cue.start_s, math.nan
     found: list[Word] = []
     for piece in re.split(f"({_PRIVATE.pattern})", text):
@@ -163,21 +163,21 @@ def _texts(cue: Segment) -> list[str]:
     return [word.text for word in cue.words]
 
 
-def _without_duplicates(cues: Sequence[Segment], told: Counter[str]) -> list[Segment]:
+def _without_duplicates(cues: Sequence[Segment], repairs: Counter[str]) -> list[Segment]:
     """Leave out cues that say what another one says at the same time."""
     kept: list[Segment] = []
     until: dict[tuple[str, ...], float] = {}
     for cue in cues:
-        said = tuple(_texts(cue))
-        if cue.start_s < until.get(said, -math.inf):
-            told["duplicate subtitles left out"] += 1
+        texts = tuple(_texts(cue))
+        if cue.start_s < until.get(texts, -math.inf):
+            repairs["duplicate subtitles left out"] += 1
             continue
-        until[said] = cue.end_s
+        until[texts] = cue.end_s
         kept.append(cue)
     return kept
 
 
-def _without_repeats(cues: Sequence[Segment], told: Counter[str]) -> list[Segment]:
+def _without_repeats(cues: Sequence[Segment], repairs: Counter[str]) -> list[Segment]:
     """Of captions that roll, leave to each cue the words that the one before did not show.
 
     They roll where half of the cues or more begin with words that the cue before ends with; where nobody makes captions
@@ -193,7 +193,7 @@ def _without_repeats(cues: Sequence[Segment], told: Counter[str]) -> list[Segmen
     grows = any(0 < n < len(cue.words) for n, cue in zip(repeated, cues, strict=False))
     if not grows or 2 * n_repeats < seams:
         return list(cues)
-    told["repeats of rolling captions left out"] += n_repeats
+    repairs["repeats of rolling captions left out"] += n_repeats
     rolled = [replace(cue, words=cue.words[n:]) for n, cue in zip(repeated, cues, strict=True)]
     return [cue for cue in rolled if cue.words]
 

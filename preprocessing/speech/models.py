@@ -56,7 +56,7 @@ _WORD_MODEL_FILES = (
     "merges.txt",
     "*.model",
 )
-"""Everything of a text encoder on the hub except weights, which come in many forms: one is enough."""
+"""Everything of a text encoder on the hub except weights, which come in many formats: one is enough."""
 
 
 def load_openai_whisper(name: str, *, device: str) -> Whisper:

@@ -1,4 +1,4 @@
-"""Written text to spoken words: what nobody says is taken out, the rest is cut into words (pure functions)."""
+"""Written text to spoken words: removes what is not spoken and splits the rest into words (pure functions)."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _PIECE = re.compile(rf"(?<=[{_NO_SPACES}])[^\w\s{_NO_SPACES}]+|[{_NO_SPACES}]|[^
 _LEADING_VOWELS = "เแโใไເແໂໃໄ"
 """Written before the consonant that they belong to."""
 _TRAILING_SIGNS = "ะาำๅๆะາຳໆーｰﾞﾟ"
-"""Letters of Unicode that belong to the letter before them all the same: Thai and Lao vowels, marks of repetition and,
+"""Letters of Unicode that nevertheless belong to the letter before them: Thai and Lao vowels, marks of repetition and,
 in Japanese, of length and voice."""
 _STACKING = "\u1039\u17d2"
 """Marks that put the next consonant below this one, in Burmese and Khmer."""
@@ -137,7 +137,7 @@ def split_words(text: str) -> list[str]:
     for token in text.split():
         begun = False
         for piece in _PIECE.findall(token):
-            if not is_said(piece):
+            if not is_spoken(piece):
                 if words and _BELONGS_BEFORE.fullmatch(piece):
                     words[-1] += piece
             elif begun and continues_character(words[-1], piece):
@@ -148,7 +148,7 @@ def split_words(text: str) -> list[str]:
     return words
 
 
-def is_said(text: str) -> bool:
+def is_spoken(text: str) -> bool:
     """Whether a text is more than punctuation and pictures."""
     return any(
         unicodedata.category(c)[0] in "LNM" or unicodedata.category(c) == "Sc" or c in _SAID_SYMBOLS for c in text

@@ -18,16 +18,17 @@ from typing import Any
 
 from preprocessing.errors import InputError
 from preprocessing.features import Word
-from preprocessing.speech.captions import Segment, mend_times, parse_time, read_captions
-from preprocessing.speech.recognise import WRITTEN_WITHOUT_SPACES, Transcript, in_order, join_pieces
+from preprocessing.speech.captions import Segment, parse_time, read_captions, repair_times
+from preprocessing.speech.recognise import Transcript
 from preprocessing.speech.spoken import (
     find_speakers,
-    is_said,
+    is_spoken,
     remove_markup,
     remove_unspoken,
     sounds_among,
     split_words,
 )
+from preprocessing.speech.word_times import WRITTEN_WITHOUT_SPACES, in_order, join_pieces
 
 SUFFIXES = (".srt", ".vtt", ".json")
 """What a transcript may be, in small letters or capitals; before it, its name is the video_id, or that and a language
@@ -107,26 +108,26 @@ def read_transcript(path: Path, *, offset_s: float) -> Transcript:
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise InputError(f"{path}: a transcript is one of {', '.join(SUFFIXES)}")
-    told: Counter[str] = Counter()
+    repairs: Counter[str] = Counter()
     if suffix == ".json":
-        segments, language = _read_json(path, told)
+        segments, language = _read_json(path, repairs)
     else:
         try:
-            segments, language = read_captions(_read_text(path), told)
+            segments, language = read_captions(_read_text(path), repairs)
         except ValueError as error:
             raise InputError(f"{path}: {error}; is it a {suffix} file?") from None
-    words = [word for segment in _with_edges(segments, told) for word in _timed(segment, path, told)]
+    words = [word for segment in _with_edges(segments, repairs) for word in _timed(segment, path, repairs)]
     words.sort(key=lambda word: word.start_s)
     shifted = [
         replace(word, start_s=max(0.0, word.start_s + offset_s), end_s=word.end_s + offset_s)
         for word in words
         if word.end_s + offset_s > 0.0
     ]
-    told["words before the first frame left out"] += len(words) - len(shifted)
+    repairs["words before the first frame left out"] += len(words) - len(shifted)
     ordered = in_order(shifted, end_s=math.inf)
-    told["words left out for which there is no time"] += len(shifted) - len(ordered)
-    language = _language_code(language or _tag(path), told)
-    remarks = "; ".join(f"{what}: {n}" for what, n in told.items() if n)
+    repairs["words left out for which there is no time"] += len(shifted) - len(ordered)
+    language = _language_code(language or _tag(path), repairs)
+    remarks = "; ".join(f"{what}: {n}" for what, n in repairs.items() if n)
     return Transcript(tuple(ordered), language, (f"{path.name}: {remarks}",) if remarks else ())
 
 
@@ -144,14 +145,14 @@ def _languages() -> Mapping[str, str]:
     return {**TO_LANGUAGE_CODE, **{code: code for code in LANGUAGES}}
 
 
-def _language_code(name: str | None, told: Counter[str]) -> str | None:
+def _language_code(name: str | None, repairs: Counter[str]) -> str | None:
     """ISO 639-1 code of ``English``, ``en`` or ``en-GB``."""
     if not name:
         return None
     known = _languages()
     code = known.get(name.lower()) or known.get(re.split("[-_]", name.lower())[0])
     if code is None:
-        told[f"unknown language {name!r}"] += 1
+        repairs[f"unknown language {name!r}"] += 1
     return code
 
 
@@ -172,18 +173,18 @@ def _read_text(path: Path) -> str:
 # ---- times
 
 
-def _with_edges(segments: Sequence[Segment], told: Counter[str]) -> Iterator[Segment]:
+def _with_edges(segments: Sequence[Segment], repairs: Counter[str]) -> Iterator[Segment]:
     """Segments with a start, where it can be known, and with an end where the next segment or the words tell it."""
     earliest = math.nan
     for number, segment in enumerate(segments):
-        start, end = mend_times(segment.start_s, segment.end_s, told)
+        start, end = repair_times(segment.start_s, segment.end_s, repairs)
         if math.isnan(start) and not math.isnan(earliest):
             start = earliest if math.isnan(end) else min(earliest, end)
         if math.isnan(end):
             following = (
                 segments[later].start_s for later in range(number + 1, len(segments)) if segments[later].start_s > start
             )
-            told["segments without an end, taken from the length of the text"] += not _has_last_end(segment)
+            repairs["segments without an end, taken from the length of the text"] += not _has_last_end(segment)
             end = min(start + _SECONDS_PER_CHARACTER * _length(segment.words), next(following, math.inf))
         earliest = end
         yield replace(segment, start_s=start, end_s=end)
@@ -197,12 +198,12 @@ def _length(words: Sequence[Word]) -> int:
     return sum(len(word.text) for word in words)
 
 
-def _timed(segment: Segment, path: Path, told: Counter[str]) -> Iterator[Word]:
+def _timed(segment: Segment, path: Path, repairs: Counter[str]) -> Iterator[Word]:
     """Words of a segment, each after the one before."""
     words = list(segment.words)
     for index, word in enumerate(words):
         if word.end_s < word.start_s:
-            told["words that end before they start, end unknown"] += 1
+            repairs["words that end before they start, end unknown"] += 1
             words[index] = replace(word, end_s=math.nan)
     earliest = -math.inf
     for word in _between_neighbours(words, segment.start_s, segment.end_s):
@@ -246,7 +247,7 @@ def _between_neighbours(words: Sequence[Word], start_s: float, end_s: float) -> 
 # ---- JSON
 
 
-def _read_json(path: Path, told: Counter[str]) -> tuple[list[Segment], str | None]:
+def _read_json(path: Path, repairs: Counter[str]) -> tuple[list[Segment], str | None]:
     """Segments of what a library for speech recognition wrote, and the language as it names it."""
     try:
         document = json.loads(_read_text(path))
@@ -266,9 +267,9 @@ def _read_json(path: Path, told: Counter[str]) -> tuple[list[Segment], str | Non
     try:
         speakers = find_speakers(remove_markup(str(entry.get("text", ""))) for entry in entries)
         for entry in entries:
-            words = _words_with_times(entry, spoken_in, told) or [
+            words = _words_with_times(entry, spoken_in, repairs) or [
                 Word(word, math.nan, math.nan, math.nan)
-                for word in split_words(remove_unspoken(remove_markup(str(entry.get("text", ""))), speakers, told))
+                for word in split_words(remove_unspoken(remove_markup(str(entry.get("text", ""))), speakers, repairs))
             ]
             segments.append(Segment(_time(entry, "start"), _time(entry, "end"), tuple(words)))
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
@@ -305,7 +306,7 @@ def _time(entry: Mapping[str, Any], edge: str) -> float:
     return time if math.isfinite(time) else math.nan
 
 
-def _words_with_times(entry: Mapping[str, Any], language: str | None, told: Counter[str]) -> list[Word]:
+def _words_with_times(entry: Mapping[str, Any], language: str | None, repairs: Counter[str]) -> list[Word]:
     """The words of a segment that has them one by one; none where it has not."""
     tokens = [token for token in entry.get("tokens") or () if isinstance(token, dict)]  # whisper.cpp
     given = [_word(word) for word in entry.get("words") or tokens]
@@ -315,9 +316,9 @@ def _words_with_times(entry: Mapping[str, Any], language: str | None, told: Coun
     if words and not tokens and entry.get("text") and not any(_BARE.search(word.text) for word in words):
         words = _punctuated(words, str(entry["text"]))
     sounds = sounds_among([word.text for word in words])
-    told["words that describe sounds left out"] += sum(is_said(words[index].text) for index in sounds)
-    words = [word for index, word in enumerate(words) if index not in sounds and is_said(word.text)]
-    told["words without times, placed between their neighbours"] += sum(
+    repairs["words that describe sounds left out"] += sum(is_spoken(words[index].text) for index in sounds)
+    words = [word for index, word in enumerate(words) if index not in sounds and is_spoken(word.text)]
+    repairs["words without times, placed between their neighbours"] += sum(
         math.isnan(word.start_s) or math.isnan(word.end_s) for word in words
     )
     return words

@@ -48,7 +48,7 @@ class WordEncoder:
             # The name may come with a trained model: code that lies beside an encoder is never run, nor asked about.
             local = {"local_files_only": True, "trust_remote_code": False}
             with quiet_transformers():
-                # Byte-level tokenizers take words only when told that each begins with a space; others ignore it.
+                # Byte-level tokenizers take words only with this option, a space before each; others ignore it.
                 self._tokenizer = AutoTokenizer.from_pretrained(folder, add_prefix_space=True, **local)
                 self._model = AutoModel.from_pretrained(folder, dtype="float32", **local)
         except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
@@ -67,7 +67,7 @@ class WordEncoder:
     def encode(self, words: Sequence[str]) -> npt.NDArray[np.float16]:
         """Vectors of the words of one transcript.
 
-        Sentences are told by the words' own final punctuation; one that is too long for the model is cut in pieces.
+        Sentences end with the words' own final punctuation; one that is too long for the model is divided.
         A word of which the tokenizer leaves nothing gets the vector of the unknown token in its place.
 
         Args:

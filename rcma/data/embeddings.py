@@ -42,7 +42,7 @@ from preprocessing.features import Alignment, Features
 from preprocessing.files import replace_when_whole, sha256
 from rcma.config import Modality
 from rcma.data.windows import Video, cut_window, face_side
-from rcma.fast_cpu import Embed, quicker_forms
+from rcma.fast_cpu import Embed, optimised_backbones
 from rcma.model import RCMA
 
 _METHOD = 1
@@ -117,7 +117,7 @@ class _Maker:
         self, folder: Path, model: RCMA, hashes: _FeatureHashes, *, n_views: int, audio_alignment: Alignment
     ) -> None:
         self._model, self._hashes, self._n_views, self._audio_alignment = model, hashes, n_views, audio_alignment
-        self._quicker: Mapping[str, Embed] | None = None
+        self._optimised: Mapping[str, Embed] | None = None
         self._folders: dict[Modality, Path] = {}
         for name in model.backbone:
             m: Modality = "face" if name == "face" else "audio"
@@ -163,8 +163,8 @@ class _Maker:
     def _make(
         self, path: Path, features: Features, m: Modality, made_from: dict[str, Any], shape: tuple[int, int]
     ) -> None:
-        if self._quicker is None:
-            self._quicker = quicker_forms(self._model)
+        if self._optimised is None:
+            self._optimised = optimised_backbones(self._model)
         with replace_when_whole(path) as partial, partial.open("wb") as file:
             # Not a memory map: where it meets a full disk, the process is killed without a word.
             header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float16)), "fortran_order": False}
@@ -191,7 +191,7 @@ class _Maker:
         mask = window[f"{m}_mask"]
         with torch.inference_mode():
             frames, there = window[m][None].to(device), mask[None].to(device)
-            embedded = self._model.embed(m, frames, there, backbone=(self._quicker or {}).get(m))[0]
+            embedded = self._model.embed(m, frames, there, backbone=(self._optimised or {}).get(m))[0]
         return embedded.float().cpu().masked_fill(~mask[:, None], torch.nan).numpy().astype(np.float16)
 
 

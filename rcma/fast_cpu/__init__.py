@@ -2,10 +2,10 @@
 Out: the same embeddings in less time on a CPU.
 """
 
-from rcma.fast_cpu.backbones import Embed, quicker_form, quicker_forms
+from rcma.fast_cpu.backbones import Embed, optimise, optimised_backbones
 
 __all__ = [
     "Embed",
-    "quicker_form",
-    "quicker_forms",
+    "optimise",
+    "optimised_backbones",
 ]

@@ -1,9 +1,8 @@
-"""IR-50 and VGGish for prediction on a CPU: the same embeddings but for rounding, in about a third of the time.
+"""Optimised inference for IR-50 and VGGish on CPUs: the same embeddings but for rounding, in about a third of the time.
 
-Four things are done otherwise. Convolutions are :class:`WinogradConvolution`. What surrounds them,
-BatchNorm, activation and residual, goes into their weights or is done tile by tile. What neighbouring frames have in
-common of their sound is computed once. And each core has images of its own: the products of a tile are small, and
-threads that share one wait for each other longer than they work.
+Convolutions are :class:`WinogradConvolution`. BatchNorm is folded into their weights; activation and residual are
+applied tile by tile, while the tile is in the cache. Rows of log-mel that neighbouring patches share are computed once.
+Each thread has images of its own: the matrix products of a tile are too small to be divided among threads.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from rcma.fast_cpu.winograd import Place, WinogradConvolution
 from rcma.model import IR50, RCMA, IRUnit, VGGish
 
 _IMAGES_AT_ONCE = 32
-"""Enough for the matrix products to be quick, few enough for what is done to a tile of them to stay in the cache."""
+"""Enough for fast matrix products, few enough for a tile of them to stay in the cache."""
 _LARGE_MAPS_AT_ONCE = 8
 _PATCHES_WORTH_SHARING = 4
 _MOST_ROWS_APART = 16
@@ -39,28 +38,28 @@ _PATCH_TILE_OF_FOURTH = (4, 4)
 Embed = Callable[[Tensor], Tensor]
 
 
-def quicker_forms(model: RCMA) -> dict[str, Embed]:
-    """Of those backbones of a model that run in float32 on the CPU and have one; see :func:`quicker_form`."""
+def optimised_backbones(model: RCMA) -> dict[str, Embed]:
+    """Optimised inference for the backbones of a model, by modality; only of those in float32 on the CPU."""
     if next(model.parameters()).device.type != "cpu":
         return {}
     plain = {m: network for m, network in model.backbone.items() if getattr(model.settings, m).precision == "float32"}
-    forms = {m: quicker_form(network) for m, network in plain.items()}
-    return {m: form for m, form in forms.items() if form is not None}
+    optimised = {m: optimise(network) for m, network in plain.items()}
+    return {m: embed for m, embed in optimised.items() if embed is not None}
 
 
 @torch.no_grad()
-def quicker_form(network: nn.Module) -> Embed | None:
-    """What gives a network's embeddings more quickly; None where there is no such form.
+def optimise(network: nn.Module) -> Embed | None:
+    """Optimised inference for a network, None for others than IR-50 and VGGish; may be called from several threads.
 
     Args:
-        network: float32 on the CPU, in evaluation mode. Weights that change later do not change the form.
+        network: float32 on the CPU, in evaluation mode. Weights that change later do not change the result.
     """
     if isinstance(network, IR50):
-        return QuickerIR50(network)
-    return QuickerVGGish(network) if isinstance(network, VGGish) else None
+        return FastIR50(network)
+    return FastVGGish(network) if isinstance(network, VGGish) else None
 
 
-class QuickerIR50:
+class FastIR50:
     """See :class:`rcma.model.backbones.IR50`."""
 
     def __init__(self, network: IR50) -> None:
@@ -73,15 +72,15 @@ class QuickerIR50:
         side = network.side
         for unit in network.body:
             assert isinstance(unit, IRUnit)
-            self._units.append(_QuickerIRUnit(unit, side))
+            self._units.append(_FastIRUnit(unit, side))
             side //= self._units[-1].stride
 
     def __call__(self, faces: Tensor) -> Tensor:
         """Crops (N,3,40,40) RGB in [-1,1] -> embeddings (N,512) of length 1."""
-        return F.normalize(self._output(_share_out(self._body, faces)), dim=1)
+        return F.normalize(self._output(_parallel(self._body, faces)), dim=1)
 
     def _body(self, faces: Tensor) -> Tensor:
-        # Three channels are too few for Winograd's form: one product of all pixels with their neighbours.
+        # Three channels are too few for Winograd convolution: one product of all pixels with their neighbours.
         around = _to_maps(F.pad(faces, (1, 1, 1, 1))).unfold(0, 3, 1).unfold(1, 3, 1)  # (40,40,N,3,3,3)
         neighbours = around.permute(0, 1, 2, 4, 5, 3)
         maps = F.prelu(torch.addmm(self._shift, neighbours.reshape(-1, len(self._weight)), self._weight), self._slope)
@@ -91,7 +90,7 @@ class QuickerIR50:
         return maps.permute(2, 3, 0, 1)
 
 
-class _QuickerIRUnit:
+class _FastIRUnit:
     def __init__(self, unit: IRUnit, side: int) -> None:
         layers = cast("tuple[nn.BatchNorm2d, nn.Conv2d, nn.PReLU, nn.Conv2d, nn.BatchNorm2d]", tuple(unit.res_layer))
         norm, convolution, activation, strided, last_norm = layers
@@ -127,7 +126,7 @@ class _QuickerIRUnit:
         return self._second(self._first(maps, activate), add)
 
 
-class QuickerVGGish:
+class FastVGGish:
     """See :class:`rcma.model.backbones.VGGish`.
 
     Patches of neighbouring frames are mostly the same rows of log-mel: 92 of 96 at 25 frames per second. What lies
@@ -146,7 +145,7 @@ class QuickerVGGish:
 
     def __call__(self, patches: Tensor) -> Tensor:
         """Log-mel patches (N,96,64) -> embeddings (N,128)."""
-        return torch.as_tensor(self._output(_share_out(self._features, patches)))
+        return torch.as_tensor(self._output(_parallel(self._features, patches)))
 
     def _features(self, patches: Tensor) -> Tensor:
         stretches = []
@@ -174,7 +173,7 @@ class QuickerVGGish:
         height = -len(strip) % 4 + len(strip)
         strips = torch.stack([F.pad(strip[p:], (0, 0, 0, height - len(strip) + p)) for p in phases.tolist()])
         # Each convolution carries the border of zeros one row further in, each pooling halves how far it came: these
-        # outer rows are had for each patch, from themselves and the rows next to them.
+        # outer rows are computed for each patch, from themselves and the rows next to them.
         edges = torch.cat([patches[:, :4], patches[:, 92:]], dim=1)
 
         def rows_of_each(inner: Tensor, rows: list[int], *, n_rows: int) -> Tensor:
@@ -259,12 +258,12 @@ def _to_maps(images: Tensor) -> Tensor:
     return images.permute(2, 3, 0, 1).contiguous()
 
 
-def _share_out(work: Embed, images: Tensor) -> Tensor:
-    """Work on pieces of a batch (N,...), one in each thread at a time, all of about the same size."""
+def _parallel(work: Embed, images: Tensor) -> Tensor:
+    """Work on pieces of a batch (N,...) of about the same size, one in each thread at a time."""
     n_threads = torch.get_num_threads()
     n_rounds = math.ceil(len(images) / (_IMAGES_AT_ONCE * n_threads))
-    n_pieces = min(n_rounds * n_threads, len(images))
-    return torch.cat(list(_threads(n_threads).map(torch.no_grad()(work), images.tensor_split(n_pieces))))
+    pieces = images.tensor_split(min(n_rounds * n_threads, len(images)))
+    return torch.cat(list(_threads(n_threads).map(torch.no_grad()(work), pieces)))
 
 
 @cache

@@ -1,10 +1,10 @@
 """3x3 convolutions with a fifth to a half of the multiplications (Lavin and Gray, arXiv 1509.09308).
 
-In one dimension, m outputs y_i = sum_j d_(i+j) g_j are had from a = m + 2 inputs d with a products instead of 3 m:
+In one dimension, m outputs y_i = sum_j d_(i+j) g_j are computed from a = m + 2 inputs d with a products instead of 3 m:
 
     y = A^T [(G g) * (B^T d)]       A^T (m,a)   G (a,3)   B^T (a,a)
 
-This is a product of polynomials, which is known from its values at a points, turned round (Cook and Toom): with rows
+This is the transpose of a product of polynomials, which is known from its values at a points (Cook and Toom): with rows
 (1, p, p^2, ...) for each point p, V_n of n columns, A = V_m, G = V_3 and B = V_a^-1. With a stride of 2, the outer taps
 meet every other input and the middle one those between: m + 1 products for the first as above, m for the second. In two
 dimensions the matrices act on rows and on columns; the products of all channels and images at one of the a x a places

@@ -8,9 +8,11 @@ packets of the sound ──▶ as they are, or AAC ┘
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -58,7 +60,13 @@ _GAP_S = 0.04
 
 
 def write_overlay(
-    path: Path, video: Path, features: Features, prediction: Prediction, *, on_frame: Callable[[int, int], None]
+    path: Path,
+    video: Path,
+    features: Features,
+    prediction: Prediction,
+    *,
+    predicted_by: str = "",
+    on_frame: Callable[[int, int], None],
 ) -> None:
     """Write the clip again, with its prediction drawn into the pictures; whole or not at all.
 
@@ -72,6 +80,7 @@ def write_overlay(
         video: the recording of which the features were made.
         features: of its T frames.
         prediction: of the same frames.
+        predicted_by: shown in each picture, if it was not RCMA that predicted.
         on_frame: called after each frame with the number of frames that are done, and T.
 
     Raises:
@@ -86,12 +95,26 @@ def write_overlay(
     streams = settings.get("streams") or ()
     with Video(video, streams=streams) as recording:
         _check_size(video, recording, features)
+        drawing = Drawing(recording.width, recording.height, features, prediction, predicted_by=predicted_by)
         try:
-            with replace_own(path) as new:
-                _write(new, video, recording, streams, features, prediction, on_frame)
+            with replace_own(path) as new, open_recording(video) as source, _open_output(new) as output:
+                encoder = _video_encoder(output, drawing, features.time_s)
+                packets = [_encode(encoder, _drawn_frames(video, recording, features, drawing, on_frame))]
+                sound = _sound_packets(source, output, _SoundClock(recording), streams)
+                if sound is not None:
+                    packets.append(sound)
+                # By time, so that neither waits for the other in memory.
+                for _, packet in heapq.merge(*packets, key=lambda timed: timed[0]):
+                    output.mux(packet)
         except (OSError, av.FFmpegError) as error:
             reason = f"cannot be written ({reason_of(error)})"
             raise InputError(f"{path}: {reason}; give a place where a file can be written") from None
+
+
+def _open_output(path: Path) -> OutputContainer:
+    # The movie's clock places the first sound; its default, milliseconds, would move it.
+    options = {"movflags": "+faststart", "movie_timescale": str(_TICKS_PER_S)}
+    return av.open(f"file:{path.absolute()}", "w", format="mp4", options=options)
 
 
 def _check_path(path: Path, video: Path) -> None:
@@ -110,33 +133,6 @@ def _check_size(video: Path, recording: Video, features: Features) -> None:
             f"{video}: pictures of {recording.width} x {recording.height} pixels, but the features of "
             f"{features.video_id} are of {known[0]} x {known[1]}; give the recording they were made of"
         )
-
-
-def _write(
-    path: Path,
-    video: Path,
-    recording: Video,
-    streams: Sequence[int],
-    features: Features,
-    prediction: Prediction,
-    on_frame: Callable[[int, int], None],
-) -> None:
-    # The movie's clock places the first sound; its default, milliseconds, would move it.
-    options = {"movflags": "+faststart", "movie_timescale": str(_TICKS_PER_S)}
-    with (
-        open_recording(video) as source,
-        av.open(f"file:{path.absolute()}", "w", format="mp4", options=options) as output,
-    ):
-        drawing = Drawing(recording.width, recording.height, features, prediction)
-        encoder = _video_encoder(output, drawing, features.time_s)
-        frames = _drawn_frames(video, recording, features, drawing, on_frame)
-        packets = [_encoded_pictures(encoder, frames)]
-        sound = _sound_packets(source, output, _SoundClock(recording), streams)
-        if sound is not None:
-            packets.append(sound)
-        # By time, so that neither waits for the other in memory.
-        for _, packet in heapq.merge(*packets, key=lambda timed: timed[0]):
-            output.mux(packet)
 
 
 # Pictures, encoded.
@@ -210,16 +206,12 @@ def _usual_spacing(ticks: NDArray[np.int64]) -> int:
     return int(np.median(np.diff(ticks))) if len(ticks) > 1 else _TICKS_PER_S // 25
 
 
-def _encoded_pictures(stream: VideoStream, frames: Iterator[VideoFrame]) -> Iterator[tuple[float, Packet]]:
-    for frame in frames:
-        yield from (_timed(packet) for packet in stream.encode(frame))
-    yield from (_timed(packet) for packet in stream.encode(None))
-
-
-def _timed(packet: Packet) -> tuple[float, Packet]:
-    """A packet with its decoding time in seconds."""
-    assert packet.dts is not None
-    return float(packet.dts * packet.time_base), packet
+def _encode(stream: VideoStream | AudioStream, frames: Iterator[Any]) -> Iterator[tuple[float, Packet]]:
+    """Packets of the frames, each with its decoding time in seconds."""
+    for frame in itertools.chain(frames, [None]):
+        for packet in stream.encode(frame):
+            assert packet.dts is not None
+            yield float(packet.dts * packet.time_base), packet
 
 
 # Sound, copied or encoded.
@@ -244,7 +236,7 @@ def _sound_packets(
     source: InputContainer, output: OutputContainer, clock: _SoundClock, streams: Sequence[int]
 ) -> Iterator[tuple[float, Packet]] | None:
     """Packets of the sound that was listened to, with their times; None where there is none."""
-    # What is wrong with the stream was told when the features were made.
+    # Problems of the stream were reported when the features were computed.
     stream = audio_stream(source, streams, [])
     if stream is None:
         return None
@@ -255,7 +247,7 @@ def _sound_packets(
     encoder = output.add_stream("aac", rate=rate, layout=layout)
     encoder.bit_rate = _AAC_BITS_PER_S
     frames = _continuous(decode_stream(source, stream, [], clock=clock.packets), clock, rate=rate, layout=layout)
-    return _encoded_sound(encoder, frames)
+    return _encode(encoder, frames)
 
 
 def _copied_sound(
@@ -280,24 +272,23 @@ def _copied_sound(
 def _continuous(frames: Iterator[AudioFrame], clock: _SoundClock, *, rate: int, layout: str) -> Iterator[AudioFrame]:
     """Sound from time zero on, without gaps: silence stands before it and where the stream has none."""
     graph: Graph | None = None
-    form: tuple[str, str, int] | None = None
+    source: tuple[str, str, int] | None = None
     n_samples = 0
-    for frame in frames:
-        own = (frame.format.name, frame.layout.name, frame.sample_rate)
-        if graph is None or own != form:
-            if graph is not None:
-                for piece in _pulled(graph, None):
-                    n_samples += piece.samples
-                    yield piece
-            graph, form = _sound_graph(*own, rate=rate, layout=layout, first=n_samples), own
-        container_s = container_time_s(frame)
-        time_s = clock.time_s(container_s, frame.samples / frame.sample_rate)
+    for frame in itertools.chain(frames, [None]):
+        own = None if frame is None else (frame.format.name, frame.layout.name, frame.sample_rate)
+        if graph is not None and own != source:
+            for piece in _pulled(graph, None):
+                n_samples += piece.samples
+                yield piece
+        if frame is None or own is None:
+            return
+        if graph is None or own != source:
+            graph, source = _sound_graph(*own, rate=rate, layout=layout, first=n_samples), own
+        time_s = clock.time_s(container_time_s(frame), frame.samples / frame.sample_rate)
         frame.pts, frame.time_base = round(time_s * frame.sample_rate), Fraction(1, frame.sample_rate)
         for piece in _pulled(graph, frame):
             n_samples += piece.samples
             yield piece
-    if graph is not None:
-        yield from _pulled(graph, None)
 
 
 def _sound_graph(
@@ -325,9 +316,3 @@ def _pulled(graph: Graph, frame: AudioFrame | None) -> Iterator[AudioFrame]:
             return
         assert isinstance(piece, AudioFrame)
         yield piece
-
-
-def _encoded_sound(stream: AudioStream, frames: Iterator[AudioFrame]) -> Iterator[tuple[float, Packet]]:
-    for frame in frames:
-        yield from (_timed(packet) for packet in stream.encode(frame))
-    yield from (_timed(packet) for packet in stream.encode(None))

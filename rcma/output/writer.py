@@ -136,7 +136,7 @@ def write_outputs(
         predicted: as :meth:`rcma.predictor.Predictor.predict_many` gives them.
         settings: what to write.
         labels: of videos, for the page.
-        predicted_by: added to the title of the page, if it was not RCMA that predicted.
+        predicted_by: shown on the page and in overlays, if it was not RCMA that predicted.
         about: what the page says of the models that predicted, a line each.
         status: is told in a few words what is being done.
         on_failure: is told of each overlay that cannot be written, and of labels that cannot be read, in one line.
@@ -173,7 +173,7 @@ def write_outputs(
             if settings.overlay is not None:
                 try:
                     # Decoding may crash its process.
-                    call(shown.video, _overlay, shown, settings.overlay_path(video.video_id))
+                    call(shown.video, _overlay, shown, settings.overlay_path(video.video_id), predicted_by)
                 except InputError as error:
                     on_failure(str(error))
             done.append(shown)
@@ -221,7 +221,7 @@ def _write_nothing(prediction: Prediction) -> None:
     pass
 
 
-def _overlay(video: ReportedVideo, path: Path, *, status: Status) -> None:
+def _overlay(video: ReportedVideo, path: Path, predicted_by: str, *, status: Status) -> None:
     # Imported here: most predictions are written without.
     from rcma.output.overlay import write_overlay
 
@@ -233,5 +233,6 @@ def _overlay(video: ReportedVideo, path: Path, *, status: Status) -> None:
         video.video,
         load_features(video.features),
         video.prediction,
+        predicted_by=predicted_by,
         on_frame=lambda done, total: status(f"{path.name}: frame {done} of {total}"),
     )

@@ -21,7 +21,7 @@ from rcma.data import (
     other_source,
     settings_for_raw_videos,
 )
-from rcma.fast_cpu import Embed, quicker_forms
+from rcma.fast_cpu import Embed, optimised_backbones
 from rcma.model import RCMA, TrainedRCMA
 from rcma.prediction.postprocess import present_modalities
 from rcma.prediction.prediction import Prediction
@@ -54,9 +54,9 @@ class Checkpoints:
         """All that any of the models predicts; valence and arousal first."""
         self._changes = changes
         # Of several models, they are made anew for each video: kept, each would take .8 GB.
-        self._quicker: list[dict[str, Embed] | None] = [None] * len(self.models)
+        self._optimised: list[dict[str, Embed] | None] = [None] * len(self.models)
         if len(self.models) == 1:
-            self._quicker = [quicker_forms(self.models[0])]
+            self._optimised = [optimised_backbones(self.models[0])]
 
     def describe(self) -> list[str]:
         """Nothing: the runs say how the models were trained."""
@@ -124,7 +124,7 @@ class Checkpoints:
             InputError: the features are not like those of the training, or the model gives no numbers for them.
         """
         self.check(features)
-        of_models = [self._run(model, features, kept) for model, kept in zip(self.models, self._quicker, strict=True)]
+        of_models = [self._run(model, features, kept) for model, kept in zip(self.models, self._optimised, strict=True)]
         columns = np.full((len(of_models), features.n_frames, len(self.targets)), np.nan, np.float32)
         for number, (model, (values, _)) in enumerate(zip(self.models, of_models, strict=True)):
             columns[number][:, [self.targets.index(target) for target in model.settings.targets]] = values
@@ -146,7 +146,7 @@ class Checkpoints:
         )
 
     def _run(
-        self, model: RCMA, features: Features, quicker: Mapping[str, Embed] | None
+        self, model: RCMA, features: Features, optimised: Mapping[str, Embed] | None
     ) -> tuple[NDArray[np.float32], dict[Modality, NDArray[np.float32]]]:
         """Predictions (T,n_targets) of one model, and :attr:`Prediction.changes`."""
         hop, audio_alignment, label_delay_s = _windowing(model)
@@ -156,7 +156,7 @@ class Checkpoints:
             hop=hop,
             audio_alignment=audio_alignment,
             label_delay_s=label_delay_s,
-            quicker=quicker,
+            optimised=optimised,
             run=predictions_and_changes if self._changes else None,
         )
         values = columns[:, : len(model.settings.targets)]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from preprocessing.features import Alignment, Features
 from rcma.config import Modality
 from rcma.data import cut_window, labels_at, overlap_average, windows
-from rcma.fast_cpu import Embed, quicker_forms
+from rcma.fast_cpu import Embed, optimised_backbones
 from rcma.model import RCMA, Fusion
 
 _FRAMES_AT_ONCE = 256
@@ -35,7 +35,7 @@ def predict_video(
     audio_alignment: Alignment,
     label_delay_s: float = 0.0,
     embeddings: Mapping[Modality, NDArray[np.float16]] | None = None,
-    quicker: Mapping[str, Embed] | None = None,
+    optimised: Mapping[str, Embed] | None = None,
     batch_size: int = 4,
     run: RunModel | None = None,
 ) -> NDArray[np.float32]:
@@ -48,7 +48,7 @@ def predict_video(
         audio_alignment: as in training.
         label_delay_s: as in training: predictions are given that much later; the first one stands before.
         embeddings: what the backbones say of the video, (T,d) of each modality, where it is known already.
-        quicker: :func:`rcma.fast_cpu.quicker_forms` of the model, kept from one video to the next; None: made for this
+        optimised: :func:`rcma.fast_cpu.optimised_backbones` of the model, kept between videos; None: made for this
             video, which takes about a second with published layer sizes.
         batch_size: windows that are in memory at once.
         run: gives what is averaged, C columns, such as :func:`predictions_and_changes`; None: the predictions.
@@ -63,7 +63,7 @@ def predict_video(
     try:
         with torch.inference_mode():
             stretches = _embed_stretches(
-                model, features, audio_alignment=audio_alignment, embeddings=embeddings, quicker=quicker
+                model, features, audio_alignment=audio_alignment, embeddings=embeddings, optimised=optimised
             )
             of_starts = _cut_windows(stretches, starts, length=length)
             batches = iter(lambda: [*islice(of_starts, batch_size)], [])
@@ -105,13 +105,13 @@ def _embed_stretches(
     *,
     audio_alignment: Alignment,
     embeddings: Mapping[Modality, NDArray[np.float16]] | None,
-    quicker: Mapping[str, Embed] | None,
+    optimised: Mapping[str, Embed] | None,
 ) -> Iterator[dict[str, Tensor]]:
     """A video in stretches of some hundred frames, each as a batch of :meth:`RCMA.forward` without its dimension B;
     crops and log-mel have become embeddings, so that a frame in several windows goes through the backbones once.
     """
-    if quicker is None:
-        quicker = quicker_forms(model) if embeddings is None else {}
+    if optimised is None:
+        optimised = optimised_backbones(model) if embeddings is None else {}
     device = next(model.parameters()).device
     for start in range(0, features.n_frames, _FRAMES_AT_ONCE):
         cut = cut_window(
@@ -128,7 +128,7 @@ def _embed_stretches(
                 m,  # type: ignore[arg-type]
                 stretch[m][None],
                 stretch[f"{m}_mask"][None],
-                backbone=quicker.get(m),
+                backbone=optimised.get(m),
             )[0]
         yield stretch
 

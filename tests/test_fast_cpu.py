@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +11,8 @@ from made_features import WIDTH, make_features, make_labels
 from torch import Tensor, nn
 
 from rcma.config import AudioBackbone, FaceBackbone, ModelSettings, TCNSettings
-from rcma.fast_cpu import backbones as quicker_backbones
-from rcma.fast_cpu.backbones import QuickerVGGish, overlapping_patches, quicker_form, quicker_forms
+from rcma.fast_cpu import backbones as fast_backbones
+from rcma.fast_cpu.backbones import FastVGGish, optimise, optimised_backbones, overlapping_patches
 from rcma.model.backbones import IR50, SmallFaceNet, VGGish
 from rcma.model.network import RCMA
 from rcma.prediction import predict_video, sliding_window
@@ -43,35 +47,62 @@ def network_and_inputs(request: pytest.FixtureRequest) -> tuple[nn.Module, Tenso
 def test_the_same_embeddings(network_and_inputs: tuple[nn.Module, Tensor], monkeypatch: pytest.MonkeyPatch):
     network, x = network_and_inputs
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    form = quicker_form(network)
-    assert form is not None
+    embed = optimise(network)
+    assert embed is not None
     with torch.no_grad():
         expected, threads = network(x), torch.get_num_threads()
         for n, at_once in ((6, 64), (6, 4), (1, 64)):
-            monkeypatch.setattr(quicker_backbones, "_IMAGES_AT_ONCE", at_once)
-            given = form(x[:n])
+            monkeypatch.setattr(fast_backbones, "_IMAGES_AT_ONCE", at_once)
+            given = embed(x[:n])
             assert given.shape == expected[:n].shape
             assert torch.cosine_similarity(given, expected[:n]).min() > 0.99999
             assert (given - expected[:n]).abs().max() < 1e-3 * expected.std()
         # Neither the order of a batch nor the number of threads is seen in the embeddings.
         order = torch.randperm(6, generator=torch.Generator().manual_seed(1))
-        torch.testing.assert_close(form(x[order]), form(x)[order], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(embed(x[order]), embed(x)[order], rtol=1e-4, atol=1e-5)
         torch.set_num_threads(3)
         try:
-            torch.testing.assert_close(form(x), expected, rtol=1e-3, atol=1e-3 * float(expected.std()))
+            torch.testing.assert_close(embed(x), expected, rtol=1e-3, atol=1e-3 * float(expected.std()))
             assert torch.get_num_threads() == 3
         finally:
             torch.set_num_threads(threads)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
-def vggish() -> tuple[nn.Module, QuickerVGGish]:
+def vggish() -> tuple[nn.Module, FastVGGish]:
     torch.manual_seed(0)
     network = like_a_trained_one(VGGish())
-    form = quicker_form(network)
-    assert isinstance(form, QuickerVGGish)
-    return network, form
+    embed = optimise(network)
+    assert isinstance(embed, FastVGGish)
+    return network, embed
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_threads_get_what_one_gets_and_leave_the_number_of_threads(vggish: tuple[nn.Module, FastVGGish]):
+    _, embed = vggish
+    x = torch.randn(4, 96, 64)
+    expected = [embed(x[: 1 + k % 4]) for k in range(16)]
+    start = threading.Barrier(16)
+
+    def call(k: int) -> tuple[Tensor, int]:
+        start.wait()
+        return embed(x[: 1 + k % 4]), torch.get_num_threads()
+
+    with ThreadPoolExecutor(16) as callers:
+        given = list(callers.map(call, range(16)))
+    for (embeddings, n_threads), alone in zip(given, expected, strict=True):
+        assert torch.equal(embeddings, alone)
+        assert n_threads == 3
+    assert torch.get_num_threads() == 3
 
 
 def patches_from(mel: Tensor, starts: list[int]) -> Tensor:
@@ -88,32 +119,32 @@ def patches_from(mel: Tensor, starts: list[int]) -> Tensor:
         pytest.param([0, 3, 19, 20, 36, 41], id="uneven"),
     ],
 )
-def test_overlapping_patches_share_their_layers(vggish: tuple[nn.Module, QuickerVGGish], starts: list[int]):
-    network, form = vggish
+def test_overlapping_patches_share_their_layers(vggish: tuple[nn.Module, FastVGGish], starts: list[int]):
+    network, embed = vggish
     patches = patches_from(torch.randn(400, 64), starts)
     with torch.no_grad():
         expected = network(patches)
-        assert (form(patches) - expected).abs().max() < 1e-4 * expected.std()
+        assert (embed(patches) - expected).abs().max() < 1e-4 * expected.std()
 
 
-def test_sharing_is_what_makes_overlapping_patches_quicker(
-    vggish: tuple[nn.Module, QuickerVGGish], monkeypatch: pytest.MonkeyPatch
+def test_rows_that_patches_share_are_computed_once(
+    vggish: tuple[nn.Module, FastVGGish], monkeypatch: pytest.MonkeyPatch
 ):
-    _, form = vggish
+    _, embed = vggish
     n_pixels = 0
-    second = form._second
+    second = embed._second
 
     def counted(maps: Tensor) -> Tensor:
         nonlocal n_pixels
         n_pixels += maps.shape[:3].numel()
         return second(maps)
 
-    monkeypatch.setattr(form, "_second", counted)
+    monkeypatch.setattr(embed, "_second", counted)
     mel, counts = torch.randn(3200, 64), []
     for hop in (4, 96):
         n_pixels = 0
         with torch.no_grad():
-            form(patches_from(mel, [hop * k for k in range(32)]))
+            embed(patches_from(mel, [hop * k for k in range(32)]))
         counts.append(n_pixels)
     assert counts[1] == 32 * 48 * 32
     assert counts[0] < counts[1] / 3
@@ -128,8 +159,8 @@ def test_overlapping_patches_are_found_by_what_they_hold():
     assert [rows.tolist() for _, rows in overlapping_patches(torch.zeros(3, 96, 64))] == [[0, 0, 0]]
 
 
-def test_other_networks_have_no_quicker_form():
-    assert quicker_form(SmallFaceNet()) is None
+def test_other_networks_are_not_optimised():
+    assert optimise(SmallFaceNet()) is None
 
 
 def make_model(precision: str = "float32") -> RCMA:
@@ -157,7 +188,7 @@ def test_prediction_on_the_cpu_uses_them(tmp_path, monkeypatch: pytest.MonkeyPat
     ]
     quick = predict_video(model, features, hop=20, audio_alignment="start")
     assert calls == {"face": 0, "audio": 0}
-    monkeypatch.setattr(sliding_window, "quicker_forms", lambda _: {})
+    monkeypatch.setattr(sliding_window, "optimised_backbones", lambda _: {})
     plain = predict_video(model, features, hop=20, audio_alignment="start")
     present = present_modalities(features, audio_alignment="start")
     assert calls == {m: present[m].sum() for m in calls}
@@ -167,6 +198,6 @@ def test_prediction_on_the_cpu_uses_them(tmp_path, monkeypatch: pytest.MonkeyPat
 
 
 def test_another_precision_is_left_alone():
-    assert set(quicker_forms(make_model())) == {"face", "audio"}
-    assert set(quicker_forms(make_model("bfloat16"))) == {"audio"}
-    assert quicker_forms(make_model().to("meta")) == {}
+    assert set(optimised_backbones(make_model())) == {"face", "audio"}
+    assert set(optimised_backbones(make_model("bfloat16"))) == {"audio"}
+    assert optimised_backbones(make_model().to("meta")) == {}
