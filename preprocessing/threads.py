@@ -1,4 +1,8 @@
-"""How many cores PyTorch uses in one thread, without a change for the other threads."""
+"""How many cores PyTorch uses in one thread, without a change for the other threads.
+
+``torch.set_num_threads`` counts for the thread that calls it, and for every thread whose first work for PyTorch comes
+later. Here, such threads keep the number that they would have had.
+"""
 
 from __future__ import annotations
 
@@ -8,30 +12,34 @@ from contextlib import contextmanager
 from threading import Lock
 
 _LOCK = Lock()
+"""Held while later threads would get the number of one thread."""
+
+
+def n_cores() -> int:
+    """How many cores PyTorch uses in this thread; in a new thread, this settles it."""
+    import torch
+
+    with _LOCK:
+        return torch.get_num_threads()
+
+
+def use_cores(n: int) -> None:
+    """Let PyTorch use ``n`` cores in this thread from now on."""
+    import torch
+
+    with _LOCK, ThreadPoolExecutor(1) as other:
+        torch.get_num_threads()  # settles it: the first work would set it to the inherited number once more
+        inherited = other.submit(torch.get_num_threads).result()
+        torch.set_num_threads(n)
+        other.submit(torch.set_num_threads, inherited).result()
 
 
 @contextmanager
 def one_core() -> Iterator[None]:
     """Let PyTorch use one core in this thread while the block runs."""
-    import torch
-
-    before = torch.get_num_threads()
+    before = n_cores()
     use_cores(1)
     try:
         yield
     finally:
         use_cores(before)
-
-
-def use_cores(n: int) -> None:
-    """Let PyTorch use ``n`` cores in this thread from now on.
-
-    ``torch.set_num_threads`` does that too, but every thread that starts later inherits its number. Here, such threads
-    keep the number that they would have had.
-    """
-    import torch
-
-    with _LOCK, ThreadPoolExecutor(1) as other:
-        inherited = other.submit(torch.get_num_threads).result()
-        torch.set_num_threads(n)
-        other.submit(torch.set_num_threads, inherited).result()

@@ -221,13 +221,37 @@ class ModelSettings(Settings):
         return self
 
 
+class LabelSettings(Settings):
+    """How tables of labels are read; ABAW files need none of this. See docs/own-labels.md."""
+
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Columns by what they hold: ``time``, ``start``, ``end``, ``video``, ``rater`` or a target. ``*`` in a target's
+    name stands for any text: one column for each rater. What is not here is found by its usual names."""
+    scale: tuple[float, float] = (-1.0, 1.0)
+    """Lowest and highest label that raters could give; mapped to -1 and 1."""
+    unit: Literal["auto", "s", "ms"] = "auto"
+    """Of times. ``auto``: what the column's name says (``time_ms``); else ms if all times are whole and the usual
+    step is 10 or more."""
+    raters: Literal["mean", "ewe"] = "mean"
+    """How raters are combined: their mean, or the evaluator-weighted estimator; see :mod:`rcma.data.labels`."""
+
+    @model_validator(mode="after")
+    def _rising(self) -> LabelSettings:
+        low, high = self.scale
+        if not low < high:
+            raise ValueError(f"scale: {low:g} {high:g}: the lowest label comes first")
+        return self
+
+
 class DataSettings(Settings):
     """Where features and labels are, and how they are cut."""
 
     features: Path
     """Folder of feature folders, as rcma-preprocess writes them."""
     annotations: Path
-    """ABAW annotation folder: it, or its subfolder VA_Estimation_Challenge, holds Train_Set and Validation_Set."""
+    """ABAW annotation folder: it, or its subfolder VA_Estimation_Challenge, holds Train_Set and Validation_Set. Or
+    tables of labels with times of their own, see :mod:`rcma.data.labels`."""
+    labels: LabelSettings = LabelSettings()
     embeddings: Path | None = None
     """Folder for the outputs of frozen backbones, computed once; runs may share it, see :mod:`rcma.data`. None:
     they are computed in every step."""
@@ -242,9 +266,12 @@ class DataSettings(Settings):
     given that much later."""
     folds: Literal["published", "subject-disjoint"] = "published"
     """How ``fold`` divides the annotated videos: five blocks of the sorted training videos, as in the authors' code, or
-    five parts of all videos; see :func:`rcma.data.open_training_data`."""
+    five parts of all videos; see :func:`rcma.data.splits.divide`."""
     fold: Annotated[int, Field(ge=0, le=5)] = 0
-    """0: the official split."""
+    """0: the official split, or that of ``split``."""
+    split: Path | None = None
+    """CSV file with columns ``video`` and ``split`` (train or validation); None: the folders Train_Set and
+    Validation_Set."""
     subjects: Path | None = None
     """CSV file with columns ``video`` and ``subject`` for subject-disjoint folds; None: each raw video is a subject."""
 

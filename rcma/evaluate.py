@@ -1,7 +1,7 @@
 """What predictions are worth.
 
 The challenge's score is the CCC of each target over the concatenation of all annotated frames, and their mean
-(:func:`evaluate`, quick: the training asks for it after every epoch). :func:`evaluate_in_detail` adds PCC, RMSE, every
+(:func:`evaluate`, quick: training asks for it after every epoch). :func:`evaluate_in_detail` adds PCC, RMSE, every
 video by itself, and intervals: how much the score would move with another choice of videos.
 """
 
@@ -44,14 +44,14 @@ class Scores:
 
 @dataclass(frozen=True)
 class Measures:
-    """One target, or the mean of both; NaN where undefined."""
+    """One target, or the mean of all; NaN where undefined."""
 
     ccc: float
     """In [-1,1]."""
     pcc: float
     """In [-1,1]."""
     rmse: float
-    """>= 0, in the unit of valence and arousal."""
+    """>= 0, in the unit of the labels, which lie in [-1,1]."""
 
 
 @dataclass(frozen=True)
@@ -67,14 +67,13 @@ class VideoScores:
     """Rows of the annotation without a label: -5 in the challenge's files."""
     n_compared: int
     """Annotated frames that lie within both."""
-    valence: Measures
+    by_target: Mapping[Target, Measures]
     """NaN where undefined: constant labels or predictions, fewer than two labels, a prediction that is not there."""
-    arousal: Measures
 
     @property
     def mean_ccc(self) -> float:
         """Mean CCC of the targets that have one; NaN if none has."""
-        defined = [value for value in (self.valence.ccc, self.arousal.ccc) if not math.isnan(value)]
+        defined = [measures.ccc for measures in self.by_target.values() if not math.isnan(measures.ccc)]
         return float(np.mean(defined)) if defined else math.nan
 
 
@@ -82,8 +81,7 @@ class VideoScores:
 class Intervals:
     """Percentile bootstrap intervals of CCC over videos: lower and upper end; NaN where a resample has no CCC."""
 
-    valence: tuple[float, float]
-    arousal: tuple[float, float]
+    by_target: Mapping[Target, tuple[float, float]]
     mean: tuple[float, float]
     n_resamples: int
     seed: int
@@ -93,11 +91,10 @@ class Intervals:
 class DetailedScores:
     """The challenge's score and what lies behind it."""
 
-    valence: Measures
-    """Over the concatenation of all annotated frames, as all of the whole."""
-    arousal: Measures
+    by_target: Mapping[Target, Measures]
+    """Over the concatenation of all annotated frames."""
     mean: Measures
-    """Mean of the two targets."""
+    """Mean of the targets."""
     intervals: Intervals | None
     """None with fewer than :data:`MIN_VIDEOS_FOR_INTERVALS` videos that have annotated frames."""
     videos: tuple[VideoScores, ...]
@@ -132,7 +129,7 @@ class Disagreement:
 
 @dataclass(frozen=True)
 class _Pair:
-    """Predictions and annotations (n,2) of one video, over the frames that both have."""
+    """Predictions and annotations (n,n_targets) of one video, over the frames that both have."""
 
     video_id: str
     n_predicted: int
@@ -180,6 +177,7 @@ def evaluate_in_detail(
     predictions: Mapping[str, NDArray[np.floating]],
     annotations: Mapping[str, NDArray[np.floating]],
     *,
+    targets: Sequence[Target] = TARGETS,
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> DetailedScores:
@@ -192,6 +190,7 @@ def evaluate_in_detail(
     Args:
         predictions: see :func:`evaluate`.
         annotations: see :func:`evaluate`.
+        targets: names of the columns.
         n_resamples: how many sets of videos are drawn with replacement, each as large as the one given.
         seed: of the draws; videos are drawn by their place in the sorted list of names.
 
@@ -199,14 +198,13 @@ def evaluate_in_detail(
         InputError: no video has both.
     """
     pairs = _pair_up(predictions, annotations)
-    valence, arousal = _measure(*_concatenate(pairs))
-    means = (float(np.mean(values)) for values in zip(astuple(valence), astuple(arousal), strict=True))
+    by_target = _measure(*_concatenate(pairs), targets)
+    means = (float(np.mean(values)) for values in zip(*map(astuple, by_target.values()), strict=True))
     return DetailedScores(
-        valence=valence,
-        arousal=arousal,
+        by_target=by_target,
         mean=Measures(*means),
-        intervals=_intervals(pairs, n_resamples=n_resamples, seed=seed),
-        videos=tuple(_score_video(pair) for pair in pairs),
+        intervals=_intervals(pairs, targets, n_resamples=n_resamples, seed=seed),
+        videos=tuple(_score_video(pair, targets) for pair in pairs),
         warnings=_warnings(predictions, annotations, pairs),
     )
 
@@ -215,13 +213,16 @@ def compare_disagreement(
     predictions: Mapping[str, NDArray[np.floating]],
     annotations: Mapping[str, NDArray[np.floating]],
     spreads: Mapping[str, tuple[NDArray[np.floating], NDArray[np.floating]]],
+    *,
+    targets: Sequence[Target] = TARGETS,
 ) -> tuple[dict[Target, Disagreement], tuple[str, ...]]:
     """Compare how far models disagree with how far their mean is off, over the frames of all videos.
 
     Args:
         predictions: see :func:`evaluate`.
         annotations: see :func:`evaluate`.
-        spreads: the predictions once more, and their standard deviations, see :func:`rcma.output.table.read_spreads`.
+        spreads: the predictions once more, and their standard deviations, (n,n_targets) both, of each video.
+        targets: names of the columns.
 
     Returns:
         Of each target that has such frames; and warnings, one line for each video whose predictions are not those that
@@ -237,10 +238,10 @@ def compare_disagreement(
         if not np.allclose(values[:n], predicted[:n], atol=_ROUNDING, rtol=0.0, equal_nan=True):
             warnings.append(f"{video_id}: the table holds other predictions; its models' disagreement is left out")
             continue
-        parts.append(np.stack([predicted[:n], annotated[:n], spread[:n]]))  # (3,n,2)
+        parts.append(np.stack([predicted[:n], annotated[:n], spread[:n]]))  # (3,n,n_targets)
     compared: dict[Target, Disagreement] = {}
-    columns = np.concatenate(parts, axis=1) if parts else np.empty((3, 0, len(TARGETS)))
-    for k, target in enumerate(TARGETS):
+    columns = np.concatenate(parts, axis=1) if parts else np.empty((3, 0, len(targets)))
+    for k, target in enumerate(targets):
         predicted, annotated, spread = columns[:, np.isfinite(columns[..., k]).all(axis=0), k].astype(np.float64)
         if not len(spread):
             continue
@@ -272,20 +273,20 @@ def as_json(scores: DetailedScores) -> dict[str, object]:
     """Scores as JSON can hold them: what is undefined is null, not NaN.
 
     Returns:
-        ``valence``, ``arousal``, ``mean``: CCC; ``pcc``, ``rmse``: an object each with the same three keys;
-        ``ccc_interval``: null, or [lower, upper] under the same three keys, with ``confidence``, ``n_resamples`` and
+        The targets and ``mean``: CCC; ``pcc``, ``rmse``: an object each with the same keys; ``ccc_interval``: null, or
+        [lower, upper] under the same keys, with ``confidence``, ``n_resamples`` and
         ``seed``; ``n_videos``, ``n_frames`` (annotated frames compared), ``n_not_annotated`` (rows with -5);
         ``warnings``: lines of text; ``videos``: a list with, for each video, ``video``, ``n_predicted``,
-        ``n_annotation_rows``, ``n_not_annotated``, ``n_compared``, and under ``valence`` and ``arousal`` ``ccc``,
-        ``pcc``, ``rmse``.
+        ``n_annotation_rows``, ``n_not_annotated``, ``n_compared``, and under each target ``ccc``, ``pcc``, ``rmse``.
     """
-    whole = {name: getattr(scores, name) for name in (*TARGETS, "mean")}
+    whole = {**scores.by_target, "mean": scores.mean}
     content: dict[str, object] = {name: _or_null(measures.ccc) for name, measures in whole.items()}
     content["pcc"] = {name: _or_null(measures.pcc) for name, measures in whole.items()}
     content["rmse"] = {name: _or_null(measures.rmse) for name, measures in whole.items()}
     content["ccc_interval"] = None
     if scores.intervals is not None:
-        ends = {name: [_or_null(end) for end in getattr(scores.intervals, name)] for name in whole}
+        intervals = {**scores.intervals.by_target, "mean": scores.intervals.mean}
+        ends = {name: [_or_null(end) for end in interval] for name, interval in intervals.items()}
         drawn = {"n_resamples": scores.intervals.n_resamples, "seed": scores.intervals.seed}
         content["ccc_interval"] = {**ends, "confidence": CONFIDENCE, **drawn}
     content |= {"n_videos": len(scores.videos), "n_frames": scores.n_frames}
@@ -352,7 +353,7 @@ def _constant(values: Sequence[NDArray[np.float64]], times: NDArray[np.float64])
     return np.where(drawn, highest, -np.inf).max(axis=1) <= np.where(drawn, lowest, np.inf).min(axis=1)
 
 
-def _intervals(pairs: Sequence[_Pair], *, n_resamples: int, seed: int) -> Intervals | None:
+def _intervals(pairs: Sequence[_Pair], targets: Sequence[Target], *, n_resamples: int, seed: int) -> Intervals | None:
     pairs = [pair for pair in pairs if pair.labelled.any()]
     if len(pairs) < MIN_VIDEOS_FOR_INTERVALS:
         return None
@@ -360,8 +361,8 @@ def _intervals(pairs: Sequence[_Pair], *, n_resamples: int, seed: int) -> Interv
     values = resampled_ccc([pair.predicted for pair in pairs], [pair.annotated for pair in pairs], draws=draws)
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(np.column_stack([values, values.mean(axis=1)]), [tail, 1 - tail], axis=0)
-    valence, arousal, mean = ((float(a), float(b)) for a, b in zip(low, high, strict=True))
-    return Intervals(valence, arousal, mean, n_resamples=n_resamples, seed=seed)
+    *of_targets, mean = ((float(a), float(b)) for a, b in zip(low, high, strict=True))
+    return Intervals(dict(zip(targets, of_targets, strict=True)), mean, n_resamples=n_resamples, seed=seed)
 
 
 def _pair_up(
@@ -405,22 +406,22 @@ def _warnings(
     return tuple(warnings)
 
 
-def _score_video(pair: _Pair) -> VideoScores:
-    valence, arousal = _measure(pair.predicted, pair.annotated)
+def _score_video(pair: _Pair, targets: Sequence[Target]) -> VideoScores:
     return VideoScores(
         video_id=pair.video_id,
         n_predicted=pair.n_predicted,
         n_annotation_rows=len(pair.annotation),
         n_not_annotated=int(np.isnan(pair.annotation).all(axis=1).sum()),
         n_compared=int(pair.labelled.sum()),
-        valence=valence,
-        arousal=arousal,
+        by_target=_measure(pair.predicted, pair.annotated, targets),
     )
 
 
-def _measure(predicted: NDArray[np.floating], annotated: NDArray[np.floating]) -> tuple[Measures, Measures]:
-    valence, arousal = (_measure_target(x, y) for x, y in zip(predicted.T, annotated.T, strict=True))
-    return valence, arousal
+def _measure(
+    predicted: NDArray[np.floating], annotated: NDArray[np.floating], targets: Sequence[Target]
+) -> dict[Target, Measures]:
+    columns = zip(targets, predicted.T, annotated.T, strict=True)
+    return {target: _measure_target(x, y) for target, x, y in columns}
 
 
 def _measure_target(predicted: NDArray[np.floating], annotated: NDArray[np.floating]) -> Measures:
@@ -431,9 +432,7 @@ def _video_as_json(video: VideoScores) -> dict[str, object]:
     content: dict[str, object] = {"video": video.video_id}
     for name in ("n_predicted", "n_annotation_rows", "n_not_annotated", "n_compared"):
         content[name] = getattr(video, name)
-    for target in TARGETS:
-        content[target] = _measures_as_json(getattr(video, target))
-    return content
+    return content | {target: _measures_as_json(measures) for target, measures in video.by_target.items()}
 
 
 def _measures_as_json(measures: Measures) -> dict[str, float | None]:

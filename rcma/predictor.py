@@ -16,6 +16,7 @@ from preprocessing.errors import InputError
 from preprocessing.features import Features, RecordingFinder, load_features
 from preprocessing.inputs import Inputs, sort_inputs
 from preprocessing.run import Engine, Preprocessor, preprocess_with_progress
+from preprocessing.threads import n_cores
 from rcma.config import FaceSource, Target
 from rcma.data import change_raw_video_settings, face_source
 from rcma.experts import PublicModels
@@ -249,6 +250,8 @@ class Predictor:
         return self._predict(features, find_recording or partial(RecordingFinder().find, features.meta))
 
     def _predict(self, features: Features, find_recording: FindRecording) -> Prediction:
+        # In a new thread, before anything is computed: the number of cores decides the last digits.
+        n_cores()
         return self._finish(self.models.predict(features, find_recording))
 
 

@@ -28,7 +28,8 @@ from preprocessing.run import Engine, Preprocessor
 from preprocessing.run.plan import Job
 from preprocessing.run.video_worker import Outcome, Report
 from rcma.config import ModelSettings
-from rcma.data.windows import cut_window, open_training_data
+from rcma.data.training_data import open_training_data
+from rcma.data.windows import cut_window
 
 SILENT = PreprocessConfig(speech=SpeechSettings(backend="none"))
 NO_SPEECH = ["--set", "speech.backend=none", "--device", "cpu"]

@@ -198,7 +198,8 @@ def test_the_table_is_read_as_it_was_written(tmp_path: Path, kind: str) -> None:
         columns, read = read_experts(path)
         assert columns == COLUMNS and read.keys() == {"v0", "v1"}
         for video in videos:
-            values, fused = read[video.video_id]
+            time_s, values, fused = read[video.video_id]
+            np.testing.assert_allclose(time_s, np.arange(len(values)) / RATE, atol=1e-6)
             np.testing.assert_allclose(values, video.values, atol=1e-6)
             np.testing.assert_allclose(fused, video.fused, atol=1e-6)
 
@@ -216,12 +217,21 @@ def test_the_command_prints_scores_and_writes_the_file(tmp_path: Path, capsys: p
     assert cli.calibrate.main(command) == 0
     said, told = capsys.readouterr()
     assert "1.000" in said and "800" in said and str(out) in said
-    assert "elsewhere" in told and "201 labels" in told
+    assert "elsewhere" in told and "201 rows" in told
     expected = fit_calibration(videos[:4], COLUMNS)
     found = load_calibration(out)
     assert found.description.scores["arousal"].n_videos == 4
     np.testing.assert_allclose(found.weights, expected.weights, atol=1e-3)
     assert cli.calibrate.main(command) == 0
+    # Labels with times of their own give the same: those of the frames, in another unit and on another scale.
+    for video in videos[:4]:
+        rows = [f"{1000 * k / RATE},{5 + 4 * v},{5 + 4 * a}\n" for k, (v, a) in enumerate(video.labels.tolist())]
+        own = tmp_path / "own" / f"{video.video_id}.csv"
+        own.parent.mkdir(exist_ok=True)
+        own.write_text("ms,valence,arousal\n" + "".join(rows).replace("nan", ""))
+    own_labels = ["--annotations", str(tmp_path / "own"), "--scale", "1", "9"]
+    assert cli.calibrate.main([*command[:2], *own_labels, "--out", str(tmp_path / "own.safetensors")]) == 0
+    np.testing.assert_allclose(load_calibration(tmp_path / "own.safetensors").weights, found.weights, atol=1e-3)
     for name in ("v0", "v1"):
         (labels / f"{name}.txt").unlink()
     before = out.read_bytes()

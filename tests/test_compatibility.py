@@ -21,7 +21,7 @@ from preprocessing.features.folder import load_features
 from preprocessing.media import Video
 from rcma import cli
 from rcma.config import FaceSource
-from rcma.data.windows import open_training_data
+from rcma.data.training_data import open_training_data
 from rcma.model.checkpoint import TrainedRCMA, load_model, save_config, save_weights
 from rcma.prediction import Checkpoints
 from rcma.training.loop import train

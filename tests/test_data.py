@@ -15,6 +15,7 @@ from preprocessing.config import AudioSettings, FaceSettings, PreprocessConfig, 
 from preprocessing.errors import InputError
 from preprocessing.features.folder import load_features
 from rcma.config import ModelSettings
+from rcma.data.training_data import open_training_data
 from rcma.data.windows import (
     FeatureReader,
     SharedBatches,
@@ -23,7 +24,6 @@ from rcma.data.windows import (
     check_face_size,
     cut_window,
     fit_normalisation,
-    open_training_data,
     windows,
 )
 
@@ -261,7 +261,7 @@ def test_nothing_in_common_names_both_folders(tmp_path: Path):
 def test_a_split_without_a_label_is_refused(tmp_path: Path):
     make_data(tmp_path, n_validation=1)
     write_annotation(tmp_path / "annotations" / "Validation_Set" / "video3.txt", make_labels(N_FRAMES, 0) * np.nan)
-    with pytest.raises(InputError, match="no annotated frame of the validation split"):
+    with pytest.raises(InputError, match=r"valence: .* has no label of it in any frame of the validation split"):
         open_data(tmp_path)
 
 

@@ -136,9 +136,10 @@ def test_intervals_lie_around_the_score_and_shrink_with_more_videos():
     for n_videos in (24, 384):
         predicted, labels = made_set(n_videos, seed=3)
         scores = evaluate_in_detail(predicted, labels)
-        for name in ("valence", "arousal", "mean"):
-            low, high = getattr(scores.intervals, name)
-            assert -1 <= low < getattr(scores, name).ccc < high <= 1
+        intervals = {**scores.intervals.by_target, "mean": scores.intervals.mean}
+        for name, measures in {**scores.by_target, "mean": scores.mean}.items():
+            low, high = intervals[name]
+            assert -1 <= low < measures.ccc < high <= 1
         low, high = scores.intervals.mean
         widths.append(high - low)
     assert widths[1] < 0.5 * widths[0], "a quarter is expected of sixteen times as many"
@@ -158,7 +159,7 @@ def test_interval_is_that_of_the_percentiles_of_slow_resampling():
     draws = np.random.default_rng(8).integers(24, size=(60, 24))
     values = slowly_resampled(list(predicted.values()), list(labels.values()), draws)
     for k, name in enumerate(("valence", "arousal")):
-        assert getattr(intervals, name) == pytest.approx(np.percentile(values[:, k], [2.5, 97.5]))
+        assert intervals.by_target[name] == pytest.approx(np.percentile(values[:, k], [2.5, 97.5]))
     assert intervals.mean == pytest.approx(np.percentile(values.mean(axis=1), [2.5, 97.5]))
     assert (intervals.n_resamples, intervals.seed) == (60, 8)
 
@@ -175,21 +176,19 @@ def test_details_agree_with_the_score_and_with_independent_measures(labels: Arra
     random = np.random.default_rng(2)
     predicted = {name: np.nan_to_num(values) + random.normal(0, 0.3, values.shape) for name, values in labels.items()}
     scores, details = evaluate(predicted, labels), evaluate_in_detail(predicted, labels)
-    assert (details.valence.ccc, details.arousal.ccc, details.mean.ccc) == (
-        scores.ccc["valence"],
-        scores.ccc["arousal"],
-        scores.mean,
-    )
+    assert {target: measures.ccc for target, measures in details.by_target.items()} == scores.ccc
+    assert details.mean.ccc == scores.mean
     assert (len(details.videos), details.n_frames, details.warnings) == (2, scores.n_frames, ())
     x = np.concatenate([predicted["a"], predicted["b"]])
     y = np.concatenate([labels["a"], labels["b"]])
     kept = ~np.isnan(y[:, 0])
     for k, target in enumerate(("valence", "arousal")):
-        measures = getattr(details, target)
+        measures = details.by_target[target]
         assert measures.pcc == pytest.approx(scipy.stats.pearsonr(x[kept, k], y[kept, k]).statistic)
         assert measures.rmse == pytest.approx(np.sqrt(((x - y)[kept, k] ** 2).mean()))
-    assert details.mean.pcc == pytest.approx((details.valence.pcc + details.arousal.pcc) / 2)
-    assert details.mean.rmse == pytest.approx((details.valence.rmse + details.arousal.rmse) / 2)
+    valence, arousal = details.by_target.values()
+    assert details.mean.pcc == pytest.approx((valence.pcc + arousal.pcc) / 2)
+    assert details.mean.rmse == pytest.approx((valence.rmse + arousal.rmse) / 2)
 
 
 def test_each_video_is_scored_by_itself(labels: Arrays):
@@ -200,10 +199,12 @@ def test_each_video_is_scored_by_itself(labels: Arrays):
     expected = reference(predicted["a"][kept, 0], labels["a"][kept, 0])
     assert (a.video_id, a.n_predicted, a.n_annotation_rows, a.n_not_annotated, a.n_compared) == ("a", 30, 40, 6, 24)
     assert (b.video_id, b.n_predicted, b.n_annotation_rows, b.n_not_annotated, b.n_compared) == ("b", 92, 90, 0, 90)
-    assert (a.valence.ccc, a.valence.pcc, a.valence.rmse) == pytest.approx((expected, 1.0, 0.1))
-    assert b.valence == Measures(ccc=pytest.approx(1.0), pcc=pytest.approx(1.0), rmse=0.0)
-    assert math.isnan(b.arousal.ccc) and math.isnan(b.arousal.pcc) and b.arousal.rmse > 0
-    assert b.mean_ccc == pytest.approx(1.0) and a.mean_ccc == pytest.approx((a.valence.ccc + a.arousal.ccc) / 2)
+    of_a, of_b = a.by_target, b.by_target
+    assert (of_a["valence"].ccc, of_a["valence"].pcc, of_a["valence"].rmse) == pytest.approx((expected, 1.0, 0.1))
+    assert of_b["valence"] == Measures(ccc=pytest.approx(1.0), pcc=pytest.approx(1.0), rmse=0.0)
+    assert math.isnan(of_b["arousal"].ccc) and math.isnan(of_b["arousal"].pcc) and of_b["arousal"].rmse > 0
+    assert b.mean_ccc == pytest.approx(1.0)
+    assert a.mean_ccc == pytest.approx((of_a["valence"].ccc + of_a["arousal"].ccc) / 2)
 
 
 def test_json_holds_everything_and_no_nan(labels: Arrays):
@@ -259,7 +260,7 @@ def test_command_prints_the_scores_and_of_many_videos_the_worst(
     printed, error = capsys.readouterr()
     lines = [line.split() for line in printed.splitlines()]
     content = json.loads((tmp_path / "p" / "scores.json").read_text())
-    assert f"{n_videos} videos; {content['n_not_annotated']} rows are not annotated (-5); 1 videos differ" in printed
+    assert f"{n_videos} videos; {content['n_not_annotated']} frames are not annotated; 1 videos differ" in printed
     assert error.startswith("warning: v02: ") and error.count("\n") == 1
     for name in ("valence", "arousal", "mean"):
         row = next(line for line in lines if line[1:2] == [name])

@@ -18,7 +18,7 @@ from preprocessing.features.folder import load_features
 from preprocessing.inputs import collect_sources
 from preprocessing.names import as_video_id, by_video_id, video_id_of
 from rcma.abaw.files import find_annotations, read_predictions, read_template, write_per_video, write_single_file
-from rcma.data.windows import open_training_data
+from rcma.data.training_data import open_training_data
 
 NO_SPEECH = ["--set", "speech.backend=none", "--device", "cpu", "--workers", "1"]
 NAME = "première_Ängström_한국"
@@ -116,9 +116,10 @@ def test_training_matches_features_annotations_and_subjects_in_any_spelling(tmp_
     [
         ("video,subject\nvideo0,a\nvideo0,b\n", "video0 has a second subject"),
         ("name,person\nvideo0,a\n", "columns video and subject"),
-        ("", "columns video and subject"),
+        ("", "is empty"),
         ("video,subject\nvideo0,a\n", "names no subject for"),
-        ("video,subject\nvideo0\n", "names no subject for"),
+        ("video,subject\nvideo0\n", "line 2"),
+        ("video,subject\nvideo0,\n", "names no subject for"),
     ],
 )
 def test_table_of_subjects_that_is_not_right_is_refused(tmp_path: Path, table: str, says: str) -> None:

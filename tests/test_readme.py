@@ -26,6 +26,7 @@ COMMANDS = {
     "rcma-check-submission": cli.check_submission.main,
     "rcma-export": cli.export.main,
     "rcma-models": cli.models.main,
+    "rcma-import": cli.import_features.main,
     "rcma-calibrate": cli.calibrate.main,
 }
 SETTINGS = {"rcma-preprocess": PreprocessConfig, "rcma-train": TrainConfig}

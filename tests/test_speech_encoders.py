@@ -34,7 +34,8 @@ from preprocessing.features.folder import Features, load_features
 from rcma import cli
 from rcma.config import ModelSettings, TrainConfig
 from rcma.data.embeddings import Embeddings, embed_videos
-from rcma.data.windows import WindowDataset, cut_window, open_training_data
+from rcma.data.training_data import open_training_data
+from rcma.data.windows import WindowDataset, cut_window
 from rcma.model.backbones import HFSpeech, speech_config
 from rcma.model.network import RCMA
 from rcma.prediction import Checkpoints, predict_video

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from preprocessing.errors import InputError
-from rcma.output.table import open_table, read_spreads
+from rcma.output.table import open_table, read_frames
 from rcma.prediction.postprocess import Prediction
 
 
@@ -82,12 +82,13 @@ def test_disagreement_of_several_models_has_columns_of_its_own(tmp_path, kind):
     with open_table(tmp_path / f"frames.{kind}", kind) as append:
         for video in videos:
             append(video)
-    read = read_spreads(tmp_path)
-    assert read.keys() == {video.video_id for video in videos}
+    read = read_frames(tmp_path)
+    assert read.targets == ("valence", "arousal")
+    assert read.values.keys() == read.spreads.keys() == {video.video_id for video in videos}
     for video in videos:
-        values, spread = read[video.video_id]
-        np.testing.assert_allclose(values, video.values, atol=1e-6)
-        np.testing.assert_allclose(spread, video.spread, atol=1e-6)
+        np.testing.assert_allclose(read.time_s[video.video_id], video.time_s, atol=1e-6)
+        np.testing.assert_allclose(read.values[video.video_id], video.values, atol=1e-6)
+        np.testing.assert_allclose(read.spreads[video.video_id], video.spread, atol=1e-6)
     if kind == "csv":
         header = (tmp_path / "frames.csv").read_text(encoding="utf-8").splitlines()[0]
         assert header == "video,frame,time_s,valence,arousal,face,audio,text,valence_sd,arousal_sd"
@@ -97,20 +98,20 @@ def test_disagreement_of_several_models_has_columns_of_its_own(tmp_path, kind):
 def test_one_model_has_no_disagreement(tmp_path, kind):
     if kind == "parquet":
         pytest.importorskip("pyarrow")
-    assert read_spreads(tmp_path) == {}
+    assert read_frames(tmp_path) is None
     write(tmp_path / f"frames.{kind}", kind)
-    assert read_spreads(tmp_path) == {}
+    assert read_frames(tmp_path).spreads == {}
     with open_table(tmp_path / f"frames.{kind}", kind):
         pass  # no videos at all
     assert (tmp_path / f"frames.{kind}").stat().st_size > 0
-    assert read_spreads(tmp_path) == {}
+    assert read_frames(tmp_path).values == {}
 
 
 @pytest.mark.parametrize(
     ("kind", "content"),
     [
-        ("csv", b"video,valence,arousal,valence_sd,arousal_sd\na,x,0,0,0\n"),
-        ("csv", b"video,valence,arousal,valence_sd,arousal_sd\na,0\n"),
+        ("csv", b"video,frame,time_s,valence,face,audio,text\na,1,0.0,x,1,1,1\n"),
+        ("csv", b"video,frame,time_s,valence,face,audio,text\na,1\n"),
         ("csv", b"\xff\xfe\n"),
         ("parquet", b"no parquet"),
     ],
@@ -120,7 +121,12 @@ def test_damaged_table_is_one_line(tmp_path, kind, content):
         pytest.importorskip("pyarrow")
     (tmp_path / f"frames.{kind}").write_bytes(content)
     with pytest.raises(InputError, match=rf"frames\.{kind}: "):
-        read_spreads(tmp_path)
+        read_frames(tmp_path)
+
+
+def test_a_table_of_another_program_is_none(tmp_path):
+    (tmp_path / "frames.csv").write_text("video,valence\na,1\n")
+    assert read_frames(tmp_path) is None
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])

@@ -146,6 +146,10 @@ def refuse_foreign(folder: Path, source: Source, *, overwrite: bool) -> None:
         made_from = own_source(folder)
     except InputError as error:
         raise InputError(f"{source.path}: {error}") from None
+    if made_from is not None and "tables" in made_from:
+        raise InputError(
+            f"{source.path}: {folder} holds features that rcma-import made from tables; give another --out"
+        )
     if made_from is None or _is_same_video(source.path, made_from):
         return
     same_id = Path(made_from["path"]).stem == source.video_id

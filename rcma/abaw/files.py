@@ -38,7 +38,7 @@ from rcma.abaw.rows import (
 Split = Literal["train", "validation", "test"]
 
 SPLIT_FOLDERS: dict[Split, str] = {"train": "Train_Set", "validation": "Validation_Set", "test": "Test_Set"}
-_CHALLENGE_FOLDER = "VA_Estimation_Challenge"
+CHALLENGE_FOLDER = "VA_Estimation_Challenge"
 
 Format = Literal["per-video", "single-file"]
 
@@ -75,12 +75,12 @@ def find_split(annotations: Path, split: Split) -> dict[str, Path]:
         InputError: the folder does not exist, does not hold the split, or the split is empty.
     """
     name = SPLIT_FOLDERS[split]
-    candidates = [annotations / name, annotations / _CHALLENGE_FOLDER / name]
+    candidates = [annotations / name, annotations / CHALLENGE_FOLDER / name]
     for folder in candidates:
         if folder.is_dir():
             return find_annotations(folder)
     state = "holds neither of" if annotations.is_dir() else "no such folder; it should hold one of"
-    raise InputError(f"{annotations}: {state} {name}/, {_CHALLENGE_FOLDER}/{name}/ with one <video_id>.txt per video")
+    raise InputError(f"{annotations}: {state} {name}/, {CHALLENGE_FOLDER}/{name}/ with one <video_id>.txt per video")
 
 
 def find_annotations(folder: Path) -> dict[str, Path]:

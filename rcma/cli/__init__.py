@@ -2,6 +2,6 @@
 Out: what the command prints and its exit code.
 """
 
-from rcma.cli import calibrate, check_submission, evaluate, export, models, predict, train
+from rcma.cli import calibrate, check_submission, evaluate, export, import_features, models, predict, train
 
-__all__ = ["calibrate", "check_submission", "evaluate", "export", "models", "predict", "train"]
+__all__ = ["calibrate", "check_submission", "evaluate", "export", "import_features", "models", "predict", "train"]

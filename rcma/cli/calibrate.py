@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from preprocessing.console import EXIT_DONE, HelpFormatter, add_common_arguments, print_table, run_command
 from preprocessing.errors import InputError
 from preprocessing.files import refuse_to_overwrite
+from rcma.cli.arguments import add_label_arguments, label_settings
+from rcma.config import TARGETS
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from rcma.experts import Calibration, LabelledVideo
+    from rcma.experts import Calibration
 
 log = logging.getLogger("rcma")
 
@@ -42,51 +41,39 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--annotations",
         required=True,
         metavar="ANNOTATIONS",
-        help="folder of VIDEO_ID.txt labels, as the ABAW challenge has them; at least three videos",
+        help="labels of at least three videos: a folder of VIDEO_ID.txt, or tables with times of their own",
     )
     parser.add_argument(
         "--out", required=True, metavar="FILE", help="file to write; that of an earlier run is replaced, others never"
     )
+    add_label_arguments(parser)
     add_common_arguments(parser, device=False)
     return run_command(_calibrate, parser, argv)
 
 
 def _calibrate(args: argparse.Namespace) -> int:
-    from rcma.abaw import find_annotations, read_annotation
-    from rcma.experts import fit_calibration, save_calibration
+    from rcma.data import open_labels
+    from rcma.experts import LabelledVideo, fit_calibration, save_calibration
     from rcma.output import read_experts
 
     out = Path(args.out)
     refuse_to_overwrite([out])
-    annotations = find_annotations(Path(args.annotations))
     columns, predictions = read_experts(Path(args.predictions))
-    if without := sorted(annotations.keys() - predictions.keys()):
+    labels = open_labels(Path(args.annotations), label_settings(args), video_ids=predictions.keys())
+    if without := sorted(set(labels.videos) - predictions.keys()):
         log.warning(f"{args.predictions}: no prediction of {', '.join(without)}: not used")
-    labels = {name: read_annotation(annotations[name]) for name in sorted(annotations.keys() & predictions.keys())}
-    if not labels:
+    videos = []
+    for name in sorted(predictions.keys() & set(labels.videos)):
+        time_s, values, fused = predictions[name]
+        of_frames = labels.at(name, time_s, TARGETS, on_warning=log.warning)
+        videos.append(LabelledVideo(name, values, fused, of_frames))
+    if not videos:
         raise InputError(f"{args.predictions} and {args.annotations} have no video in common; names must be equal")
-    calibration = fit_calibration(_pair_up(predictions, labels), columns)
+    calibration = fit_calibration(videos, columns)
     save_calibration(calibration, out)
     _print_scores(calibration)
     print(f"{out} uses {', '.join(calibration.models)}; rcma-predict --calibration {out} applies it")
     return EXIT_DONE
-
-
-def _pair_up(
-    predictions: Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32]]],
-    labels: Mapping[str, NDArray[np.float32]],
-) -> list[LabelledVideo]:
-    """The frames of each video that both have."""
-    from rcma.experts import LabelledVideo
-
-    videos = []
-    for name, of_video in labels.items():
-        values, fused = predictions[name]
-        if len(values) != len(of_video):
-            log.warning(f"{name}: {len(values)} frames, {len(of_video)} labels: those that both have are used")
-        n = min(len(values), len(of_video))
-        videos.append(LabelledVideo(name, values[:n], fused[:n], of_video[:n]))
-    return videos
 
 
 def _print_scores(calibration: Calibration) -> None:

@@ -6,7 +6,7 @@ import argparse
 import logging
 import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -21,12 +21,11 @@ from preprocessing.console import (
     run_command,
 )
 from preprocessing.errors import InputError
+from rcma.cli.arguments import add_label_arguments, label_settings
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from rcma.abaw import Format
+    from rcma.data import Labels
     from rcma.output import OutputSettings
     from rcma.prediction import Prediction, SmoothKind
     from rcma.predictor import Predictor, PreparedVideo
@@ -93,8 +92,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--report", action="store_true", help="report.html: player, curves, words and faces, in one file to look at"
     )
     parser.add_argument(
-        "--annotations", metavar="ANNOTATIONS", help="folder of VIDEO_ID.txt labels to show in the report"
+        "--annotations",
+        metavar="ANNOTATIONS",
+        help="labels to show in the report: a folder of VIDEO_ID.txt, or tables with times of their own",
     )
+    add_label_arguments(parser)
     parser.add_argument(
         "--overlay",
         metavar="OUT.mp4",
@@ -145,13 +147,11 @@ def _add_raw_video_arguments(parser: argparse.ArgumentParser) -> None:
 def _predict(args: argparse.Namespace) -> int:
     settings = _output_settings(args)
     from preprocessing.inputs import sort_inputs
-    from rcma.abaw import find_annotations
     from rcma.output import write_outputs
     from rcma.predictor import Predictor
 
     checkpoints, given = _split_checkpoints(args.checkpoint, args.inputs)
     failures = _Failures()
-    annotations = find_annotations(Path(args.annotations)) if args.annotations else {}
     predictor = Predictor(
         checkpoints or None,
         device=args.device,
@@ -166,6 +166,7 @@ def _predict(args: argparse.Namespace) -> int:
     inputs = sort_inputs([Path(text) for text in given])
     # Before the work, not after hours of it.
     settings.check_videos(inputs.video_ids)
+    _open_labels(args, inputs.video_ids)
     videos = predictor.prepare(
         inputs, features=settings.folder / CACHE_FOLDER, workers=args.workers, progress=True, on_failure=failures.tell
     )
@@ -178,7 +179,7 @@ def _predict(args: argparse.Namespace) -> int:
         n_videos, n_frames = write_outputs(
             _tell_of_each(predicted, reporter),
             settings,
-            labels=_read_labels(annotations, videos, failures),
+            labels=_open_labels(args, [video.video_id for video in videos]),
             predicted_by=predictor.models.name,
             about=predictor.models.describe(),
             status=reporter.status,
@@ -191,18 +192,12 @@ def _predict(args: argparse.Namespace) -> int:
     return EXIT_SOME_FAILED if failures.n else EXIT_DONE
 
 
-def _read_labels(
-    annotations: Mapping[str, Path], videos: Sequence[PreparedVideo], failures: _Failures
-) -> dict[str, NDArray[np.float32]]:
-    from rcma.abaw import read_annotation
+def _open_labels(args: argparse.Namespace, video_ids: Sequence[str]) -> Labels | None:
+    from rcma.data import open_labels
 
-    labels = {}
-    for name in (video.video_id for video in videos if video.video_id in annotations):
-        try:
-            labels[name] = read_annotation(annotations[name])
-        except InputError as error:
-            failures.tell(error)
-    return labels
+    if not args.annotations:
+        return None
+    return open_labels(Path(args.annotations), label_settings(args), video_ids=video_ids)
 
 
 def _tell_of_each(

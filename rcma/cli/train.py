@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from rcma.training import TrainingResult
 
 FOLDS_FILE = "folds.json"
-N_FOLDS = 5
-"""Beside the official split."""
 
 log = logging.getLogger("rcma")
 
@@ -37,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run ``rcma-train``; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="rcma-train",
-        description="Train recursive cross-modal attention on feature folders and ABAW annotations.",
+        description="Train recursive cross-modal attention on feature folders and labels: ABAW annotations, or tables "
+        "of labels with times of their own.",
         epilog="example:\n  rcma-train --config configs/rcma.yaml --set data.features=features --out run",
         formatter_class=HelpFormatter,
     )
@@ -48,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--fold",
         choices=("0", "1", "2", "3", "4", "5", "all"),
-        help="data.fold: 0 is the official split; all: one run after the other in RUN/fold_0 to fold_5, and a table",
+        help="data.fold: 0 is the official split; all: one run after the other in RUN/fold_0 (where there is an "
+        "official split) to fold_5, and a table",
     )
     parser.add_argument(
         "--resume", action="store_true", help="go on after the last finished epoch of RUN; start, if there is none"
@@ -65,11 +65,21 @@ def _train(args: argparse.Namespace) -> int:
         return EXIT_DONE
     refuse_to_overwrite([run / FOLDS_FILE])
     results = {}
-    for number in range(N_FOLDS + 1):
-        print(f"fold {number} of 0 to {N_FOLDS}", file=sys.stderr)
+    folds = _folds(args)
+    for number in folds:
+        print(f"fold {number} of {folds[0]} to {folds[-1]}", file=sys.stderr)
         results[number] = _train_one(args, run / f"fold_{number}", [f"data.fold={number}"])
     _print_folds(run, results)
     return EXIT_DONE
+
+
+def _folds(args: argparse.Namespace) -> range:
+    """From 0, which is the official split, if there is one."""
+    from rcma.data import N_FOLDS, official_split, open_labels
+
+    data = load_config(TrainConfig, Path(args.config), args.overrides).data
+    has_split = official_split(open_labels(data.annotations, data.labels), data.split)
+    return range(0 if has_split else 1, N_FOLDS + 1)
 
 
 def _train_one(args: argparse.Namespace, run: Path, overrides: list[str]) -> TrainingResult:

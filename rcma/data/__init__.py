@@ -1,5 +1,5 @@
-"""In: feature folders and labels.
-Out: windows of tensors, folds, and embeddings that are computed once.
+"""In: feature folders and labels of any source; tables of features made elsewhere.
+Out: windows of tensors, labels at the times of frames, folds, embeddings that are computed once; feature folders.
 """
 
 from rcma.data.compatibility import (
@@ -11,9 +11,12 @@ from rcma.data.compatibility import (
     settings_for_raw_videos,
 )
 from rcma.data.embeddings import Embeddings, embed_videos
+from rcma.data.imports import Clock, FeatureSource, import_video
+from rcma.data.labels import Labels, holds_tables, labels_at, open_labels
+from rcma.data.splits import N_FOLDS, official_split
+from rcma.data.training_data import TrainingData, open_training_data
 from rcma.data.windows import (
     SharedBatches,
-    TrainingData,
     Video,
     WindowDataset,
     check_face_size,
@@ -22,14 +25,16 @@ from rcma.data.windows import (
     cut_window,
     drop_modalities,
     fit_normalisation,
-    labels_at,
-    open_training_data,
     overlap_average,
     windows,
 )
 
 __all__ = [
+    "N_FOLDS",
+    "Clock",
     "Embeddings",
+    "FeatureSource",
+    "Labels",
     "SharedBatches",
     "TrainingData",
     "Video",
@@ -45,7 +50,11 @@ __all__ = [
     "face_source",
     "fit_normalisation",
     "fixed_settings",
+    "holds_tables",
+    "import_video",
     "labels_at",
+    "official_split",
+    "open_labels",
     "open_training_data",
     "other_source",
     "overlap_average",

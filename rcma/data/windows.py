@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import itertools
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.model_selection import GroupKFold
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from preprocessing.config import PreprocessConfig, build_config
 from preprocessing.errors import InputError
 from preprocessing.features import PATCH_ROWS, Alignment, Features, cut_patches, load_features, patch_start
 from preprocessing.media import HOP_LENGTH, N_MELS
-from preprocessing.names import as_video_id, by_video_id
-from preprocessing.text import read_text
-from rcma.abaw import find_split, read_annotation
-from rcma.config import MODALITIES, TARGETS, AudioInput, FaceSource, Modality, ModelSettings, Target
-from rcma.data.compatibility import check_alike, some
+from preprocessing.names import as_video_id
+from rcma.config import AudioInput, Modality, ModelSettings
 from rcma.model import IR50
 
-N_FOLDS = 5
-"""Beside the official split."""
 CROP_OF_FACE = (5, 6)
 """The network sees this fraction of the stored face's side: 40 of 48 pixels, as published."""
 EMPTY_WINDOW = -1
@@ -138,23 +127,6 @@ class Video:
 
 
 @dataclass(frozen=True)
-class TrainingData:
-    """Videos that have both features and annotations."""
-
-    train: tuple[Video, ...]
-    validation: tuple[Video, ...]
-    preprocessing: PreprocessConfig
-    """What the features were made with."""
-    face_source: FaceSource
-    """Whether their faces were detected or provided."""
-    text_width: int | None
-    """D, width of a word vector; None when no video has a word."""
-    vector_widths: Mapping[Modality, int]
-    """Columns of the features made elsewhere, of each modality that all videos have some of."""
-    warnings: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Normalisation:
     """Statistics of the training videos, float32; a deviation is 1 where nothing varies or nothing is known."""
 
@@ -219,119 +191,6 @@ def overlap_average(
     if total is None:
         raise ValueError("no windows: there is nothing to average")
     return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0).astype(np.float32)
-
-
-def open_training_data(
-    features: Path,
-    annotations: Path,
-    *,
-    targets: Sequence[Target] = TARGETS,
-    fold: int = 0,
-    folds: Literal["published", "subject-disjoint"] = "published",
-    subjects: Path | None = None,
-    label_delay_s: float = 0.0,
-) -> TrainingData:
-    """Match feature folders with the annotations of the training and validation splits.
-
-    Fold 0 is the official split. The published folds 1 to 5 are those of the authors' code: the official training
-    videos in sorted order make five contiguous blocks; fold 1 validates on the last block, fold 5 on the first, and the
-    other blocks and the official validation videos are for training. The 356 videos of Aff-Wild2 give blocks of 71, 71,
-    71, 71 and 72. ``VIDEO_left`` and ``VIDEO_right`` are neighbours in that order; a boundary between them moves before
-    both, with a warning. Subject-disjoint folds 1 to 5 divide all videos into five parts (scikit-learn's GroupKFold),
-    no subject in two of them.
-
-    Args:
-        features: folder of feature folders.
-        annotations: see :func:`rcma.abaw.find_split`.
-        targets: which columns of the annotations become labels, in this order.
-        fold: 0 to 5.
-        folds: how folds 1 to 5 are made.
-        subjects: CSV file with columns ``video`` and ``subject``; None: people in one raw video are one subject.
-        label_delay_s: labels of the training videos are taken from that much later.
-
-    Raises:
-        InputError: a split has no video with both, a video is in both splits, an annotation is damaged, or the training
-            videos were made with different settings. Damaged features are named in the warnings and left out.
-    """
-    unknown = [target for target in targets if target not in TARGETS]
-    if unknown:
-        raise InputError(
-            f"model.targets: {unknown[0]} is not in {annotations}: ABAW annotations hold {' and '.join(TARGETS)} only"
-        )
-    columns = [TARGETS.index(target) for target in targets]
-    folders = _feature_folders(features)
-    train_files, validation_files = find_split(annotations, "train"), find_split(annotations, "validation")
-    both = sorted(train_files.keys() & validation_files.keys())
-    if both:
-        raise InputError(f"{annotations}: {', '.join(both)} in Train_Set and in Validation_Set; keep each video in one")
-    train_files, validation_files, warnings = divide(
-        train_files, validation_files, fold=fold, folds=folds, subjects=subjects
-    )
-    if not folders.keys() & (train_files.keys() | validation_files.keys()):
-        raise InputError(
-            f"{features} and {annotations} have no video in common; a feature folder is named like its annotation"
-        )
-    unused = sorted(folders.keys() - train_files.keys() - validation_files.keys())
-    if unused:
-        warnings.append(f"{features}: no annotation for {some(unused)}: not used")
-    splits: dict[str, list[Video]] = {}
-    described: list[tuple[Path, dict[str, Any]]] = []
-    widths: dict[int, Path] = {}
-    of_videos: dict[Path, dict[str, int]] = {}
-    for split, files in (("training", train_files), ("validation", validation_files)):
-        without = sorted(files.keys() - folders.keys())
-        if without:
-            warnings.append(f"{annotations}: no features for {some(without)} of the {split} split: not used")
-        splits[split] = []
-        for video_id in sorted(files.keys() & folders.keys()):
-            reader = FeatureReader(folders[video_id])
-            try:
-                opened = reader.features()
-            except InputError as error:
-                warnings.append(f"{error}: not used")
-                continue
-            labels, warning = _labels_of_frames(read_annotation(files[video_id]), opened.n_frames, files[video_id])
-            warnings += warning
-            labels = labels[:, columns]
-            if split == "training" and label_delay_s:
-                labels = labels_at(opened.time_s, opened.time_s + label_delay_s, labels)
-            splits[split].append(Video(folders[video_id], labels, reader))
-            described.append((folders[video_id], opened.meta))
-            of_videos[folders[video_id]] = {m: vectors.shape[1] for m, vectors in opened.vectors.items()}
-            if len(opened.words):
-                widths.setdefault(opened.word_vectors.shape[1], folders[video_id])
-        if not any(np.isfinite(video.labels).any() for video in splits[split]):
-            raise InputError(f"{annotations}: no annotated frame of the {split} split has features in {features}")
-    if len(widths) > 1:
-        (one, first), (other, second) = list(widths.items())[:2]
-        raise InputError(f"{first} has word vectors of width {one}, {second} of width {other}; preprocess them alike")
-    source = check_alike(described)
-    any_folder, meta = described[0]
-    return TrainingData(
-        train=tuple(splits["training"]),
-        validation=tuple(splits["validation"]),
-        preprocessing=build_config(PreprocessConfig, meta["settings"], source=f"{any_folder}/meta.json"),
-        face_source=source,
-        text_width=next(iter(widths), None),
-        vector_widths=_common_widths(of_videos),
-        warnings=tuple(warnings),
-    )
-
-
-def _common_widths(of_videos: Mapping[Path, Mapping[str, int]]) -> dict[Modality, int]:
-    """Columns of features made elsewhere, of each modality that all videos have; InputError where they differ."""
-    (first, known), *others = of_videos.items()
-    common: dict[Modality, int] = {m: known[m] for m in MODALITIES if m in known}
-    for folder, given in others:
-        for m in list(common):
-            if m not in given:
-                del common[m]
-            elif given[m] != common[m]:
-                raise InputError(
-                    f"{first}/{m}_vectors.npy has {common[m]} columns, {folder}/{m}_vectors.npy has {given[m]}; "
-                    "import them alike"
-                )
-    return common
 
 
 def check_face_size(settings: ModelSettings, size: int) -> None:
@@ -716,139 +575,3 @@ class _Moments:
         std = np.sqrt(self._squares / max(self._n, 1))
         std[std <= np.maximum(least, 1e-9 * np.abs(self._mean))] = 1.0
         return torch.tensor(self._mean, dtype=torch.float32), torch.tensor(std, dtype=torch.float32)
-
-
-def _feature_folders(features: Path) -> dict[str, Path]:
-    if not features.is_dir():
-        raise InputError(f"data.features: {features}: no such folder; rcma-preprocess --out makes it")
-    folders = (path for path in sorted(features.iterdir()) if path.is_dir() and not path.name.startswith("."))
-    found = by_video_id((as_video_id(path.name), path) for path in folders)
-    if not found:
-        raise InputError(f"data.features: {features}: no feature folders in it; rcma-preprocess --out makes them")
-    return found
-
-
-def labels_at(
-    time_s: NDArray[np.float64], wanted_s: NDArray[np.float64], values: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """Values of the frames nearest to other times.
-
-    Args:
-        time_s: (T,) times of the frames, rising.
-        wanted_s: (n,) times to look at.
-        values: (T,K).
-
-    Returns:
-        (n,K); NaN where a time lies outside the video by more than half the mean distance of two frames.
-    """
-    middles = (time_s[1:] + time_s[:-1]) / 2
-    found = values[np.searchsorted(middles, wanted_s)]
-    slack = (time_s[-1] - time_s[0]) / max(len(time_s) - 1, 1) / 2
-    outside = (wanted_s > time_s[-1] + slack) | (wanted_s < time_s[0] - slack)
-    return np.where(outside[:, None], np.float32(np.nan), found)
-
-
-def divide(
-    train: dict[str, Path],
-    validation: dict[str, Path],
-    *,
-    fold: int,
-    folds: Literal["published", "subject-disjoint"] = "published",
-    subjects: Path | None = None,
-) -> tuple[dict[str, Path], dict[str, Path], list[str]]:
-    """Annotation files of a fold's training and validation videos, and warnings; see :func:`open_training_data`.
-
-    Args:
-        train: annotation file of each video of the official training split.
-        validation: of the official validation split.
-        fold: 0 to 5.
-        folds: how folds 1 to 5 are made.
-        subjects: for subject-disjoint folds.
-
-    Raises:
-        InputError: there are too few videos or subjects, or ``subjects`` cannot be used.
-    """
-    if fold == 0:
-        return train, validation, []
-    everything = train | validation
-    warnings: list[str] = []
-    if folds == "published":
-        blocks, warnings = _contiguous_blocks(sorted(train))
-        # The authors roll (block 1, ..., block 5, official validation) by the number of the fold; the last is held out.
-        held_out = set(blocks[N_FOLDS - fold])
-    else:
-        names = sorted(everything)
-        groups = _subjects_of(names, subjects)
-        if len(set(groups)) < N_FOLDS:
-            raise InputError(f"data.folds: {len(set(groups))} subjects cannot be divided into {N_FOLDS} folds")
-        parts = list(GroupKFold(N_FOLDS).split(names, groups=groups))
-        held_out = {names[index] for index in parts[fold - 1][1]}
-    return (
-        {name: path for name, path in everything.items() if name not in held_out},
-        {name: path for name, path in everything.items() if name in held_out},
-        warnings,
-    )
-
-
-def _contiguous_blocks(names: Sequence[str]) -> tuple[list[Sequence[str]], list[str]]:
-    """Five blocks of sorted names, as equal as can be, and warnings where people of one raw video are kept together."""
-    if len(names) < N_FOLDS:
-        raise InputError(f"data.fold: {len(names)} videos of Train_Set cannot be divided into {N_FOLDS} parts")
-    raw_videos = [re.sub(r"_(left|right)$", "", name) for name in names]
-    edges, warnings = [0], []
-    for number in range(1, N_FOLDS):
-        edge = wanted = number * len(names) // N_FOLDS
-        while edge > edges[-1] and raw_videos[edge - 1] == raw_videos[edge]:
-            edge -= 1
-        if edge != wanted:
-            warnings.append(
-                f"data.fold: {names[wanted - 1]} and {names[wanted]} stay in one part, so parts {number} and "
-                f"{number + 1} are not exactly the published ones"
-            )
-        edges.append(edge)
-    edges.append(len(names))
-    return [names[start:end] for start, end in itertools.pairwise(edges)], warnings
-
-
-def _subjects_of(videos: Sequence[str], table: Path | None) -> list[str]:
-    if table is None:
-        return [re.sub(r"_(left|right|\d)$", "", video) for video in videos]
-    subject_of = _read_subjects(table)
-    missing = [video for video in videos if not subject_of.get(video)]
-    if missing:
-        raise InputError(f"data.subjects: {table} names no subject for {some(missing)}")
-    return [subject_of[video] for video in videos]
-
-
-def _read_subjects(table: Path) -> dict[str, str]:
-    """The subject of each video_id, from a table as spreadsheets write it: columns apart by comma, semicolon or tab."""
-    try:
-        text = read_text(table)
-        header = text.partition("\n")[0]
-        rows = csv.reader(io.StringIO(text), delimiter=max(",;\t", key=header.count))
-        columns = [name.strip().lower().removesuffix("_id") for name in next(rows, [])]
-        if not {"video", "subject"} <= set(columns):
-            raise InputError(f"{table}: columns video and subject are needed, but line 1 is {header[:60]!r}")
-        video, subject = columns.index("video"), columns.index("subject")
-        subject_of: dict[str, str] = {}
-        for row in rows:
-            if len(row) <= max(video, subject):
-                continue  # a blank line, or a video without a subject, which is named later
-            video_id, name = as_video_id(row[video].strip()), row[subject].strip()
-            if subject_of.setdefault(video_id, name) != name:
-                raise InputError(f"{table}, line {rows.line_num}: {video_id} has a second subject, {name}")
-    except (InputError, csv.Error) as error:
-        raise InputError(f"data.subjects: {error}") from None
-    return subject_of
-
-
-def _labels_of_frames(
-    annotation: NDArray[np.float32], n_frames: int, path: Path
-) -> tuple[NDArray[np.float32], list[str]]:
-    labels = np.full((n_frames, 2), np.nan, np.float32)
-    known = annotation[:n_frames]
-    labels[: len(known)] = known
-    if len(annotation) == n_frames:
-        return labels, []
-    done = "surplus rows are left out" if len(annotation) > n_frames else "the last frames have no label"
-    return labels, [f"{path}: {len(annotation)} rows for {n_frames} decoded frames: {done}"]

@@ -4,15 +4,20 @@ Out: what people look at: table, page, overlay and the challenge's files.
 
 from rcma.output.overlay import write_overlay
 from rcma.output.report import ReportedVideo, write_report
-from rcma.output.table import read_experts, read_spreads
+from rcma.output.score_tables import print_disagreement, print_scores, print_videos
+from rcma.output.table import PredictedFrames, read_experts, read_frames
 from rcma.output.writer import SINGLE_FILE, OutputSettings, write_outputs
 
 __all__ = [
     "SINGLE_FILE",
     "OutputSettings",
+    "PredictedFrames",
     "ReportedVideo",
+    "print_disagreement",
+    "print_scores",
+    "print_videos",
     "read_experts",
-    "read_spreads",
+    "read_frames",
     "write_outputs",
     "write_overlay",
     "write_report",

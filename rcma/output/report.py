@@ -74,7 +74,9 @@ class ReportedVideo:
     """The recording, see :class:`preprocessing.features.RecordingFinder`: all of it is shown. None: the page shows
     faces."""
     labels: NDArray[np.float32] | None = None
-    """(n,2) valence and arousal of the first n frames, NaN where not annotated; n may differ from T."""
+    """(T,2) valence and arousal, NaN where not annotated."""
+    notes: Sequence[str] = ()
+    """What is to be said of the video, a line each."""
 
 
 def write_report(
@@ -164,17 +166,9 @@ def _write_video(file: TextIO, number: int, video: ReportedVideo, previews: _Pre
     """Write all blocks of one video; gives its row of the table."""
     prediction = video.prediction
     features = load_features(video.features)
-    labels = None if video.labels is None else _labels_of_frames(video.labels, len(prediction.time_s))
     source = previews.add(file, video, features)
-    _write_block(file, f"video-{number}", _content(video, features, labels, source))
-    return _row(prediction, labels)
-
-
-def _labels_of_frames(labels: NDArray[np.float32], n_frames: int) -> NDArray[np.float32]:
-    """(n,2) to (T,2): rows beyond the video are left out, frames beyond the labels are not annotated."""
-    given = np.full((n_frames, len(TARGETS)), np.nan, np.float32)
-    given[: len(labels)] = labels[:n_frames]
-    return given
+    _write_block(file, f"video-{number}", _content(video, features, source))
+    return _row(prediction, video.labels)
 
 
 def _row(prediction: Prediction, labels: NDArray[np.float32] | None) -> dict[str, Any]:
@@ -195,24 +189,20 @@ def _row(prediction: Prediction, labels: NDArray[np.float32] | None) -> dict[str
     }
 
 
-def _content(
-    video: ReportedVideo, features: Features, labels: NDArray[np.float32] | None, source: Mapping[str, object] | None
-) -> dict[str, Any]:
+def _content(video: ReportedVideo, features: Features, source: Mapping[str, object] | None) -> dict[str, Any]:
     """All that the page shows of a video."""
-    prediction = video.prediction
+    prediction, labels = video.prediction, video.labels
     time_s, end_s = prediction.time_s, _end_s(prediction.time_s)
     others = [part for part in (prediction.spread, labels) if part is not None]
     experts = [values[:, : len(TARGETS)] for values in prediction.experts.values()]
     columns = [prediction.values, *prediction.changes.values(), *experts, *others]
     shown = _frames_to_draw(np.concatenate(columns, axis=1), most=_MOST_POINTS)
-    notes = []
+    notes = list(video.notes)
     if len(shown) < len(time_s):
         notes.append(
             f"{len(shown)} of {len(time_s)} frames are drawn: the highest and the lowest of each stretch. "
             "The table counts all of them."
         )
-    if video.labels is not None and len(video.labels) != len(time_s):
-        notes.append(f"{len(video.labels)} labels for {len(time_s)} frames: label i belongs to frame i.")
     embedded = source is not None and "block" in source
     notes += [
         f"No model gives {name} for this video: the zeros are filled in." for name in _targets_not_given(prediction)
@@ -312,7 +302,7 @@ def _faces(features: Features, *, most: int) -> dict[str, Any]:
     """Crops at even distances as one picture, row by row, with their times; none is drawn where there is no face."""
     index = np.unique(np.linspace(0, features.n_frames - 1, min(features.n_frames, most)).round().astype(int))
     there = np.isfinite(features.face_score[index])
-    side = min(features.faces.shape[1], _MOST_FACE_PIXELS)
+    side = min(features.faces.shape[1], _MOST_FACE_PIXELS) or 1  # features made elsewhere have no crops
     n_rows = -(-len(index) // _FACE_COLUMNS)
     sheet = Image.new("RGB", (min(len(index), _FACE_COLUMNS) * side, n_rows * side))
     for place, frame in enumerate(index):

@@ -7,24 +7,24 @@ is an empty cell, and whether a frame had a modality is 1 or 0.
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from preprocessing.errors import InputError
 from preprocessing.files import replace_own
-from rcma.config import MODALITIES, TARGETS
+from rcma.config import MODALITIES, TARGETS, Target
 from rcma.prediction import FIRST_COLUMNS, Prediction
 
 TableKind = Literal["csv", "parquet"]
 
 TABLE = "frames"
 """Name of the table's file, without its ending."""
-SPREADS = tuple(f"{target}_sd" for target in TARGETS)
 _SPREADS_OF_EXPERTS = tuple(f"{target}_spread" for target in TARGETS)
 
 
@@ -45,31 +45,62 @@ def open_table(path: Path, kind: TableKind) -> Iterator[Callable[[Prediction], N
         yield append
 
 
-def read_spreads(folder: Path) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
-    """Read what several models predicted, and how far they disagree, from the table in a folder.
+@dataclass(frozen=True)
+class PredictedFrames:
+    """What a table says of the predictions, by video."""
+
+    targets: tuple[Target, ...]
+    time_s: Mapping[str, NDArray[np.float64]]
+    """(T,) of each video."""
+    values: Mapping[str, NDArray[np.float32]]
+    """(T,n_targets) of each video, NaN where there is none."""
+    spreads: Mapping[str, NDArray[np.float32]]
+    """(T,n_targets) standard deviation of several models, NaN where there is none; empty where one model predicted."""
+
+
+def read_frames(folder: Path) -> PredictedFrames | None:
+    """Read predictions, their times, and how far several models disagree, from the table in a folder.
 
     Returns:
-        (T,2) valence and arousal, and (T,2) their standard deviations, of each video; NaN where there is none. Empty
-        where there is no table, or none of several models.
+        None where there is no table, or another program's.
 
     Raises:
         InputError: the table is damaged, or Parquet and the package that reads it is not installed.
     """
-    n = len(TARGETS)
-    for path in _tables(folder):
-        names = [*TARGETS, *SPREADS]
-        if set(names) <= set(_header(path)):
-            return {video: (part[:, :n], part[:, n:]) for video, part in _read_numbers(path, names).items()}
-        return {}
-    return {}
+    path = next(_tables(folder), None)
+    if path is None:
+        return None
+    header, n_first = _header(path), len(FIRST_COLUMNS)
+    if tuple(header[:n_first]) != FIRST_COLUMNS or MODALITIES[0] not in header:
+        return None
+    targets = tuple(header[n_first : header.index(MODALITIES[0])])
+    spreads = [name for name in (f"{target}_sd" for target in targets) if name in header]
+    parts = _read_numbers(path, ["time_s", *targets, *spreads])
+    n = len(targets)
+    return PredictedFrames(
+        targets=targets,
+        time_s={video: part[:, 0] for video, part in parts.items()},
+        values={video: part[:, 1 : n + 1].astype(np.float32) for video, part in parts.items()},
+        spreads={video: part[:, n + 1 :].astype(np.float32) for video, part in parts.items() if spreads},
+    )
 
 
-def read_experts(path: Path) -> tuple[tuple[str, ...], dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]]:
+class SaidByExperts(NamedTuple):
+    """What public models said of a video of T frames."""
+
+    time_s: NDArray[np.float64]
+    """(T,) presentation times."""
+    values: NDArray[np.float32]
+    """(T,n) what each said, NaN where it said nothing."""
+    fused: NDArray[np.float32]
+    """(T,2) valence and arousal as they were predicted, NaN where nothing was."""
+
+
+def read_experts(path: Path) -> tuple[tuple[str, ...], dict[str, SaidByExperts]]:
     """Read what public models said from a table, or from the one in a folder.
 
     Returns:
-        Names of the n columns of the models; and of each video (T,n) what they said, and (T,2) valence and arousal as
-        they were predicted; NaN where there is nothing.
+        Names of the n columns of the models; and what they said of each video.
 
     Raises:
         InputError: there is no such table, or it is damaged, or no public models predicted.
@@ -82,8 +113,11 @@ def read_experts(path: Path) -> tuple[tuple[str, ...], dict[str, tuple[NDArray[n
         raise InputError(f"{found}: no public models predicted it; run rcma-predict without --checkpoint")
     names = header[header.index(_SPREADS_OF_EXPERTS[-1]) + 1 :]
     n = len(TARGETS)
-    videos = {video: (part[:, n:], part[:, :n]) for video, part in _read_numbers(found, [*TARGETS, *names]).items()}
-    return tuple(names), videos
+    parts = _read_numbers(found, ["time_s", *TARGETS, *names])
+    return tuple(names), {
+        video: SaidByExperts(part[:, 0], part[:, n + 1 :].astype(np.float32), part[:, 1 : n + 1].astype(np.float32))
+        for video, part in parts.items()
+    }
 
 
 def _tables(folder: Path) -> Iterator[Path]:
@@ -106,14 +140,14 @@ def _header(path: Path) -> list[str]:
             return next(csv.reader(file), [])
 
 
-def _read_numbers(path: Path, names: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+def _read_numbers(path: Path, names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
     """(T,n) of each video, the columns of these names; NaN where a cell is empty."""
     wanted = ["video", *names]
     with _table_errors(path):
         columns = (_read_parquet if path.suffix == ".parquet" else _read_csv)(path, wanted)
         if not columns["video"]:
             return {}
-        numbers = np.array([[_number(cell) for cell in columns[name]] for name in names], np.float32)
+        numbers = np.array([[_number(cell) for cell in columns[name]] for name in names], np.float64)
     videos, of_rows = np.unique(np.array(columns["video"], dtype=str), return_inverse=True)
     order = np.argsort(of_rows, kind="stable")
     parts = np.split(numbers[:, order].T, np.cumsum(np.bincount(of_rows))[:-1])

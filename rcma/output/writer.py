@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +24,7 @@ from rcma.abaw import (
     write_single_file,
 )
 from rcma.config import TARGETS, Target
+from rcma.data import Labels
 from rcma.output.report import ReportedVideo, write_report
 from rcma.output.table import TABLE, TableKind, open_table
 from rcma.prediction import Prediction
@@ -122,7 +122,7 @@ def write_outputs(
     predicted: Iterable[tuple[PreparedVideo, Prediction]],
     settings: OutputSettings,
     *,
-    labels: Mapping[str, NDArray[np.float32]] = MappingProxyType({}),
+    labels: Labels | None = None,
     predicted_by: str = "",
     about: Sequence[str] = (),
     status: Callable[[str], None],
@@ -135,11 +135,11 @@ def write_outputs(
     Args:
         predicted: as :meth:`rcma.predictor.Predictor.predict_many` gives them.
         settings: what to write.
-        labels: (n,2) valence and arousal of videos by video_id, for the page.
+        labels: of videos, for the page.
         predicted_by: shown on the page and in overlays, if it was not RCMA that predicted.
         about: what the page says of the models that predicted, a line each.
         status: is told in a few words what is being done.
-        on_failure: is told of each overlay that cannot be written, in one line.
+        on_failure: is told of each overlay that cannot be written, and of labels that cannot be read, in one line.
 
     Returns:
         How many videos there were, and how many frames.
@@ -162,8 +162,13 @@ def write_outputs(
             append_to_table(prediction)
             if not settings.shows_recordings:
                 continue
+            notes: list[str] = []
             shown = ReportedVideo(
-                prediction.select(TARGETS), video.folder, _find_recording(video), labels.get(video.video_id)
+                prediction.select(TARGETS),
+                video.folder,
+                _find_recording(video),
+                _read_labels(labels, prediction, on_warning=notes.append, on_failure=on_failure),
+                notes,
             )
             if settings.overlay is not None:
                 try:
@@ -193,6 +198,22 @@ def _find_recording(video: PreparedVideo) -> Path | None:
         return video.find_recording()
     except InputError as error:
         log.warning(f"{video.video_id}: no pictures of the video: {error}")
+        return None
+
+
+def _read_labels(
+    labels: Labels | None,
+    prediction: Prediction,
+    *,
+    on_warning: Callable[[str], None],
+    on_failure: Callable[[str], object],
+) -> NDArray[np.float32] | None:
+    if labels is None or prediction.video_id not in labels.videos:
+        return None
+    try:
+        return labels.at(prediction.video_id, prediction.time_s, TARGETS, on_warning=on_warning)
+    except InputError as error:
+        on_failure(str(error))
         return None
 
 

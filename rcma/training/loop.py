@@ -152,9 +152,11 @@ def train(
         config.data.features,
         config.data.annotations,
         targets=config.model.targets,
+        labels=config.data.labels,
         fold=config.data.fold,
         folds=config.data.folds,
         subjects=config.data.subjects,
+        split=config.data.split,
         label_delay_s=config.data.label_delay_s,
     )
     for warning in data.warnings:

@@ -1,0 +1,76 @@
+"""Options that several commands have: how tables of labels or features are read."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from preprocessing.errors import InputError
+
+if TYPE_CHECKING:
+    from rcma.config import LabelSettings
+
+
+def add_column_arguments(parser: argparse.ArgumentParser, *, example: str) -> None:
+    """Add ``--columns`` and ``--unit``."""
+    parser.add_argument(
+        "--columns",
+        metavar="NAME=COLUMN,...",
+        help=f"columns of tables that do not have the usual names, such as {example}",
+    )
+    parser.add_argument(
+        "--unit",
+        choices=("auto", "s", "ms"),
+        default="auto",
+        help="of times in tables; auto: what the column's name says, else ms if all are whole and the usual step is "
+        "10 or more",
+    )
+
+
+def add_label_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how tables of labels are read; ABAW files need none."""
+    add_column_arguments(parser, example="time=timestamp,valence=val")
+    parser.add_argument(
+        "--scale",
+        nargs=2,
+        type=float,
+        metavar=("LOW", "HIGH"),
+        help="lowest and highest label that raters could give (default: -1 1)",
+    )
+    parser.add_argument(
+        "--raters",
+        choices=("mean", "ewe"),
+        default="mean",
+        help="how several raters are combined: their mean, or weighted by their agreement with the others",
+    )
+
+
+def label_settings(args: argparse.Namespace) -> LabelSettings:
+    """Settings that the options of :func:`add_label_arguments` ask for.
+
+    Raises:
+        InputError: an option cannot be used.
+    """
+    from preprocessing.config import build_config
+    from rcma.config import LabelSettings
+
+    given = {"columns": parse_columns(args.columns), "unit": args.unit, "raters": args.raters}
+    if args.scale is not None:
+        given["scale"] = args.scale
+    return build_config(LabelSettings, given, source="options of labels")
+
+
+def parse_columns(text: str | None) -> dict[str, str]:
+    """``time=timestamp,valence=val`` as a dictionary.
+
+    Raises:
+        InputError: a part has no ``=``, or a name is there twice.
+    """
+    columns: dict[str, str] = {}
+    for part in (text or "").split(",") if text else ():
+        name, equals, column = part.partition("=")
+        name = name.strip().lower()
+        if not (equals and name and column.strip()) or name in columns:
+            raise InputError(f"--columns {text}: write NAME=COLUMN,..., such as time=timestamp,valence=val")
+        columns[name] = column.strip()
+    return columns
