@@ -13,7 +13,7 @@ def resolve_device(name: str) -> str:
     """Turn ``auto``, ``cpu`` or ``cuda`` into ``cpu`` or ``cuda``.
 
     Raises:
-        InputError: ``cuda`` is asked for and there is none.
+        InputError: ``cuda`` is requested and there is none.
     """
     if name == "cpu" or (name == "auto" and not _may_have_gpu()):
         return "cpu"

@@ -10,7 +10,7 @@ class InputError(Exception):
     """Something given from outside cannot be used.
 
     The message is one line that names the file or key, says what is wrong and what would be right. Commands print it
-    without a traceback and go on with the other inputs; see :func:`preprocessing.console.run_command`.
+    without a traceback and continue with the other inputs; see :func:`preprocessing.console.run_command`.
     """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -215,26 +216,25 @@ class ModelSettings(Settings):
         return self
 
 
+def _check_scale(scale: tuple[float, float]) -> tuple[float, float]:
+    if not -math.inf < scale[0] < scale[1] < math.inf:
+        raise ValueError(f"{scale[0]:g} {scale[1]:g} is no scale: give its lowest and its highest label")
+    return scale
+
+
 class LabelSettings(Settings):
     """How tables of labels are read; ABAW files need none of this. See docs/own-labels.md."""
 
     columns: dict[str, str] = Field(default_factory=dict)
     """Columns by what they hold: ``time``, ``start``, ``end``, ``video``, ``rater`` or a target. ``*`` in a target's
     name stands for any text: one column for each rater. What is not here is found by its usual names."""
-    scale: tuple[float, float] = (-1.0, 1.0)
+    scale: Annotated[tuple[float, float], AfterValidator(_check_scale)] = (-1.0, 1.0)
     """Lowest and highest label that raters could give; mapped to -1 and 1."""
     unit: Literal["auto", "s", "ms"] = "auto"
     """Of times. ``auto``: what the column's name says (``time_ms``); else ms if all times are whole and the usual
     step is 10 or more."""
     raters: Literal["mean", "ewe"] = "mean"
     """How raters are combined: their mean, or the evaluator-weighted estimator; see :mod:`rcma.data.labels`."""
-
-    @model_validator(mode="after")
-    def _rising(self) -> LabelSettings:
-        low, high = self.scale
-        if not low < high:
-            raise ValueError(f"scale: {low:g} {high:g}: the lowest label comes first")
-        return self
 
 
 class DataSettings(Settings):

@@ -56,7 +56,7 @@ class Measures:
 
 @dataclass(frozen=True)
 class VideoScores:
-    """One video by itself."""
+    """One video."""
 
     video_id: str
     n_predicted: int

@@ -48,7 +48,7 @@ class Models(Protocol):
         """Keys of :meth:`preprocessing` that must stay as they are."""
 
     def describe(self) -> list[str]:
-        """What is to be said of the models wherever their predictions are shown, a line each."""
+        """Remarks about the models wherever their predictions are shown, a line each."""
 
     def preprocessing(self) -> PreprocessConfig:
         """Settings for raw videos."""
@@ -57,7 +57,7 @@ class Models(Protocol):
         """Raise InputError for features that cannot be used."""
 
     def remarks(self, sources: Mapping[str, FaceSource]) -> Iterable[str]:
-        """What is to be said of videos together, by the source of their faces."""
+        """Remarks about videos together, by the source of their faces."""
 
     def predict(self, features: Features, find_recording: FindRecording) -> Prediction:
         """Predict every frame, neither smoothed nor filled."""
@@ -142,7 +142,7 @@ class Predictor:
                 or one of :meth:`prepare`.
 
         Returns:
-            Smoothed and filled as asked for.
+            Smoothed and filled as requested.
 
         Raises:
             InputError: there is no such video or feature folder, it cannot be used, or the features were made with
@@ -179,14 +179,14 @@ class Predictor:
             features: folder that receives the features of raw videos; those that are there already are used.
             workers: raw videos that are worked on at the same time; None: one for two cores, at most 8.
             progress: show on stderr how far the preprocessing is, and a closing table on stdout.
-            on_failure: is told of each video that fails, in one line.
+            on_failure: called with one line for each video that fails.
 
         Returns:
             The videos that :meth:`predict_many` can predict; a raw video may give several, one for each person.
 
         Raises:
             InputError: the request as a whole cannot be carried out: no input can be used, two would have the same
-                video_id, or a model of the preprocessing cannot be had.
+                video_id, or a model of the preprocessing is not available.
         """
         if not isinstance(inputs, Inputs):
             inputs = sort_inputs([Path(given) for given in inputs])
@@ -231,8 +231,8 @@ class Predictor:
 
         Args:
             videos: taken from the iterable when their turn comes.
-            status: is told the video_id of each before the work on it.
-            on_failure: is told of each video that fails, in one line.
+            status: called with the video_id of each before the work on it.
+            on_failure: called with one line for each video that fails.
         """
         for video in videos:
             status(video.video_id)

@@ -14,7 +14,7 @@ from made_tables import LAYOUTS, LENGTH_S, VIDEOS, value, write_features, write_
 
 from preprocessing.cli import main as preprocess
 from preprocessing.errors import InputError
-from preprocessing.features import load_features
+from preprocessing.features import describe, load_features
 from preprocessing.files import sha256
 from rcma import cli
 from rcma.data.imports import FeatureSource, FeatureTable, place_on_frames
@@ -132,7 +132,9 @@ def test_openface_rows_without_success_are_not_there(tmp_path: Path) -> None:
     header = ["frame", " timestamp", " confidence", " success", " AU01_r"]
     write_rows(tmp_path / "t" / "v.csv", header, [[1, 0.0, 0.9, 1, 2.0], [2, 0.1, 0.1, 0, 9.0], [3, 0.2, 0.9, 1, ""]])
     assert run("--face", tmp_path / "t", "--rate", 10, "--out", tmp_path / "f") == 0
-    np.testing.assert_array_equal(load_features(tmp_path / "f" / "v").vectors["face"], [[2.0], [np.nan], [np.nan]])
+    features = load_features(tmp_path / "f" / "v")
+    np.testing.assert_array_equal(features.vectors["face"], [[2.0], [np.nan], [np.nan]])
+    assert dict(describe(features))["face vectors"] == "1 columns in 33.3 % of frames"
 
 
 WRONG = {

@@ -36,7 +36,7 @@ def reported(folder: Path, video: Path | None, *, n_frames: int = N_FRAMES, **fe
     given = make_features(folder, labels, seed=1, **features)
     changes = {m: np.full((n_frames, 2), [0.3, 0.1], np.float32) for m in ("face", "audio", "text")}
     prediction = Prediction(
-        given.video_id, given.time_s, labels * 0.8, present_modalities(given, audio_alignment="end"), changes
+        given.video_id, given.time_s, labels * 0.8, present_modalities(given, audio_alignment="end"), changes=changes
     )
     return ReportedVideo(prediction, folder, video, labels)
 

@@ -229,7 +229,7 @@ def follow_faces(
     """Find and follow all faces of a video; memory does not grow with the size of the frames.
 
     Args:
-        frames: all frames of the video in order; where their size changes, every face is looked for anew.
+        frames: all frames of the video in order; where their size changes, every face is searched for again.
         detector: made with the same settings.
         settings: see :class:`preprocessing.config.FaceSettings`.
         crops: an empty file, open for writing and reading, that receives the crop of each face of each frame.

@@ -16,7 +16,7 @@ _LINK_IOU = 0.3
 _INTERPOLATION_IOU = 0.5
 """Least overlap of a face with itself at the two ends of a stretch; one that moves more may not move evenly."""
 _LONGEST_GAP_S = 0.5
-"""A track goes on when its face is missing for at most this long."""
+"""A track continues when its face is missing for at most this long."""
 _MINOR_SIDE = 1 / 3
 """A face whose side is below this fraction of the largest face's is no candidate while the larger one is there."""
 _LASTING_SHARE = 0.2
@@ -140,7 +140,7 @@ class Tracker:
             frame: index of the picture.
             time_s: its time, seconds.
             detections: its faces.
-            size: its width and height in pixels; no track goes on where it changes.
+            size: its width and height in pixels; no track continues where it changes.
         """
         self._live = [
             track for track in self._live if time_s - track.times_s[-1] <= _LONGEST_GAP_S and track.size == size
@@ -169,7 +169,7 @@ def main_subject(tracks: Sequence[Track], *, spacing_s: float, min_track_s: floa
     """Which face is the main subject's in each frame.
 
     The main subject is the face that is largest, longest seen and most central. Where it is lost (a cut, a gap) the
-    best of the other tracks goes on, one that lies where the subject was before or will be after being preferred; a
+    best of the other tracks continues, one that lies where the subject was before or will be after being preferred; a
     track that is mostly seen beside the subject is somebody else.
 
     Args:
@@ -187,7 +187,7 @@ def main_subject(tracks: Sequence[Track], *, spacing_s: float, min_track_s: floa
 def lasting_subjects(tracks: Sequence[Track], *, spacing_s: float, min_track_s: float, n_frames: int) -> list[Subject]:
     """Every person whose face is seen in at least a fifth of the frames, the most important one first.
 
-    Without recognition of faces, place alone tells who goes on after a gap: a track continues a person where it lies
+    Without recognition of faces, place alone tells who continues after a gap: a track continues a person where it lies
     over the person's last or next box.
 
     Args:
@@ -243,9 +243,9 @@ def _follow_subject(
 
 
 class _Neighbours:
-    """How well each of n tracks goes on where the chosen ones around it end and begin.
+    """How well each of n tracks continues where the chosen ones around it end and begin.
 
-    Kept up to date with each choice instead of computed anew: a long video has thousands of tracks.
+    Kept up to date with each choice instead of recomputed: a long video has thousands of tracks.
     """
 
     def __init__(self, tracks: Sequence[Track]) -> None:

@@ -30,6 +30,7 @@ def describe(features: Features) -> list[tuple[str, str]]:
         *_describe_faces(features),
         *_describe_sound(features),
         *_describe_words(features),
+        *_describe_vectors(features),
         *_describe_making(features),
     ]
 
@@ -156,6 +157,13 @@ def _describe_faces(features: Features) -> Iterable[tuple[str, str]]:
     longest = int(np.argmax(end_s - start_s))
     span = f"{start_s[longest]:.2f} to {end_s[longest]:.2f} s"
     yield "longest without face", span if has_face.any() else f"{span}, the whole video"
+
+
+def _describe_vectors(features: Features) -> Iterable[tuple[str, str]]:
+    """Features made elsewhere; no line where there are none."""
+    for modality, vectors in features.vectors.items():
+        there = np.isfinite(np.asarray(vectors[:, 0]))
+        yield f"{modality} vectors", f"{vectors.shape[1]} columns in {percent(there.mean())} of frames"
 
 
 def _describe_sound(features: Features) -> Iterable[tuple[str, str]]:

@@ -67,7 +67,7 @@ class StreamClock:
     spacing_s: float
     """Usual time from one packet to the next, seconds."""
     resets: tuple[ClockReset, ...] = ()
-    """Where the container's clock starts anew, in order of time."""
+    """Where the container's clock restarts, in order of time."""
     n_wild: int = 0
     """Number of packets whose times were far off the rest."""
     rising: bool = False
@@ -207,7 +207,7 @@ def _stretches(stream: PacketTimes) -> list[_Stretch]:
     back_s = _longest_step_back(stream)
     gain: list[float] = []
     before: list[tuple[int | None, bool]] = []
-    """Of each run: the one before it in the best explanation that ends with it, and whether the clock starts anew."""
+    """Of each run: the one before it in the best explanation that ends with it, and whether the clock restarts."""
     ends: list[float] = []
     best_at: list[int] = []
     """Runs that no earlier end beats: of these, both ``last_s`` (in ``ends``) and ``gain`` increase."""
@@ -328,7 +328,7 @@ def _follow_on(before: _Stretch, shift_s: float, after: _Stretch, spacing_s: flo
 def _sound_shifts(
     heard: list[_Stretch], sound: PacketTimes, seen: list[_Stretch], shifts: list[float], pictures: PacketTimes
 ) -> list[float]:
-    """What is added to the times of each stretch of sound: as to the pictures beside it, if sound then goes on."""
+    """What is added to the times of each stretch of sound: as to the pictures beside it, if sound then continues."""
     starts = [int(pictures.position[stretch[0].packets[0]]) for stretch in seen]
     found: list[float] = []
     for number, stretch in enumerate(heard):

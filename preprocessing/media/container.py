@@ -59,7 +59,7 @@ def reason_of(error: Exception) -> str:
 
 
 def video_stream(container: InputContainer, path: Path, wanted: Sequence[int], warnings: list[str]) -> VideoStream:
-    """The video stream that is asked for, else the one to choose; raises InputError if there is none."""
+    """The video stream that is requested, else the one to choose; raises InputError if there is none."""
     pictures = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     _check_wanted(container, path, wanted, pictures)
     if not pictures:
@@ -267,7 +267,7 @@ def read_clock(path: Path, *, streams: Sequence[int] = ()) -> RecordingClock:
     The file is read once; nothing is decoded.
 
     Raises:
-        InputError: there is no such file, it is no recording, or it has no video stream or not the one asked for.
+        InputError: there is no such file, it is no recording, or it has no video stream or not the requested one.
     """
     with open_recording(path) as container:
         pictures, sound = video_stream(container, path, streams, []), audio_stream(container, streams, [])

@@ -23,7 +23,7 @@ _QUIET = 1e-4
 
 
 class Mixdown:
-    """Mends FFmpeg's mono mix of one stretch of sound, block by block; without cancellation it stays as it is."""
+    """Repairs FFmpeg's mono mix of one stretch of sound, block by block; without cancellation it stays as it is."""
 
     def __init__(self, layout: str, rate: int) -> None:
         """Start with no channel inverted.
@@ -37,11 +37,11 @@ class Mixdown:
         self._loudest = 0.0
         self._mono = np.zeros(0, np.float32)
         self._channels = np.zeros((len(self._weights), 0), np.float32)
-        self.n_mended = 0
+        self.n_repaired = 0
         """Number of samples in which a channel was inverted."""
 
     def add(self, mono: NDArray[np.float32], channels: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
-        """Append some of the mix (N,) and of its C channels (M C,), interleaved; yields what is mended.
+        """Append some of the mix (N,) and of its C channels (M C,), interleaved; yields what is repaired.
 
         N and M may differ from call to call, but not in sum.
         """
@@ -63,12 +63,12 @@ class Mixdown:
         before, self._signs = self._signs, self._judge(weighted)
         if np.all(before == 1) and np.all(self._signs == 1):
             return mono
-        self.n_mended += n_samples
+        self.n_repaired += n_samples
         ramp = np.minimum(np.arange(weighted.shape[1], dtype=np.float32) / _RAMP, 1)
         gains = before[:, None] + (self._signs - before)[:, None] * ramp
-        mended = mono.copy()
-        mended[: weighted.shape[1]] += np.sum((gains - 1) * weighted, axis=0)
-        return mended
+        repaired = mono.copy()
+        repaired[: weighted.shape[1]] += np.sum((gains - 1) * weighted, axis=0)
+        return repaired
 
     def _judge(self, weighted: NDArray[np.float32]) -> NDArray[np.float32]:
         """The sign (C,) with which each channel of a block is added to those before it."""

@@ -36,7 +36,7 @@ _TIME_ROUNDING_S = 1e-4
 
 
 class Samples(Protocol):
-    """A signal that is read in parts: a NumPy array, or a file of which only what is asked for enters memory."""
+    """A signal that is read in parts: a NumPy array, or a file of which only what is requested enters memory."""
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -171,9 +171,9 @@ class _AudioRun:
             self._mixdown = Mixdown(first.layout.name, SAMPLE_RATE)
 
     @property
-    def n_mended(self) -> int:
+    def n_repaired(self) -> int:
         """Samples in which channels would have cancelled each other."""
-        return self._mixdown.n_mended if self._mixdown is not None else 0
+        return self._mixdown.n_repaired if self._mixdown is not None else 0
 
     def goes_on_with(self, frame: AudioFrame, time_s: float) -> bool:
         """Whether a frame at this time follows without a gap, an overlap or a change of format."""
@@ -214,10 +214,10 @@ def _audio_pieces(
     """Sound in pieces, each with the index of its first sample on the video's clock at 16 kHz.
 
     A run of samples ends where the packets' times and the count of samples have drifted apart, so that later samples
-    stay in time, where the container's clock starts anew, or where the stream changes its format.
+    stay in time, where the container's clock restarts, or where the stream changes its format.
     """
     run: _AudioRun | None = None
-    n_mended = 0
+    n_repaired = 0
     resets = deque(reset.time_s for reset in clock.resets) if clock is not None else deque()
     for frame in frames:
         container_s = container_time_s(frame)
@@ -229,14 +229,14 @@ def _audio_pieces(
         if run is None or anew or not run.goes_on_with(frame, time_s):
             if run is not None:
                 yield from run.finish()
-                n_mended += run.n_mended
+                n_repaired += run.n_repaired
             run = _AudioRun(frame, time_s)
         yield from run.add(frame)
     if run is not None:
         yield from run.finish()
-        n_mended += run.n_mended
-    if n_mended:
+        n_repaired += run.n_repaired
+    if n_repaired:
         warnings.append(
             f"audio: its channels cancel each other in the mix, as in opposite phase; one was inverted for "
-            f"{n_mended / SAMPLE_RATE:.1f} s"
+            f"{n_repaired / SAMPLE_RATE:.1f} s"
         )

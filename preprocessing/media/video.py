@@ -40,7 +40,7 @@ class Frame:
 class Video:
     """One video stream of a file, decoded in one pass; a context manager.
 
-    Of several, it is the one that is asked for, else the first that the file marks as default, else the first; cover
+    Of several, it is the one that is requested, else the first that the file marks as default, else the first; cover
     art is none.
     """
 
@@ -56,7 +56,7 @@ class Video:
     warnings: list[str]
     """What was wrong with the stream and what was done about it; complete when :meth:`frames` has ended."""
     resets: list[float]
-    """Where the container's clock starts anew: what is added to its times from then on, seconds, one for each time."""
+    """Where the container's clock restarts: what is added to its times from then on, seconds, one for each time."""
 
     def __init__(self, path: Path, *, streams: Sequence[int] = ()) -> None:
         """Open a file and decode its first frame.
@@ -66,7 +66,7 @@ class Video:
             streams: numbers, in the file, of the streams to use, at most one of video and one of audio.
 
         Raises:
-            InputError: there is no such file, it is no recording, it has no video stream or not the one asked for, or
+            InputError: there is no such file, it is no recording, it has no video stream or not the requested one, or
                 no frame can be decoded.
         """
         self.warnings = []

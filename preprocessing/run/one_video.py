@@ -46,7 +46,7 @@ from preprocessing.speech import SpeechRecogniser, Transcript, WordEncoder, find
 from preprocessing.threads import one_core
 
 Progress = Callable[[Stage, float, int], None]
-"""Is told a stage, the share of it that is done (0 to 1), and the number of frames seen so far."""
+"""Called with a stage, the share of it that is done (0 to 1), and the number of frames seen so far."""
 
 _FRAMES_AT_ONCE = 256
 """Crops read and written at a time."""
@@ -110,7 +110,7 @@ class Pipeline:
             transcripts: folder of files that replace speech recognition, see :mod:`preprocessing.speech.transcripts`.
 
         Raises:
-            InputError: a model cannot be had, or the transcript folder does not exist.
+            InputError: a model is not available, or the transcript folder does not exist.
         """
         if transcripts is not None and not transcripts.is_dir():
             raise InputError(f"--transcripts {transcripts}: no such folder")
@@ -119,7 +119,7 @@ class Pipeline:
         self._detector = FaceDetector(config.faces, device=device)
         recognise = transcripts is None and config.speech.backend != "none"
         self._recogniser = SpeechRecogniser(config.speech, device=device) if recognise else None
-        # Without a source of words there is nothing to encode, and no encoder is asked for.
+        # Without a source of words there is nothing to encode, and no encoder is requested.
         self._encoder = WordEncoder(config.words, device=device) if recognise or transcripts is not None else None
 
     def process(
@@ -140,7 +140,7 @@ class Pipeline:
             stages: what is to be done; the rest is taken over from the folders ``kept``.
             kept: names of the video's feature folders that are there already.
             overwrite: see :func:`refuse_foreign`.
-            progress: is told how far it is.
+            progress: called as the work proceeds.
 
         Returns:
             Names of the feature folders.

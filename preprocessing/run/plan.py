@@ -99,7 +99,7 @@ def changed_stages(
     Args:
         folder: one of the video's feature folders.
         source: the video.
-        config: the settings that are asked for.
+        config: the settings that are requested.
         transcripts: see :class:`Preprocessor`.
 
     Raises:

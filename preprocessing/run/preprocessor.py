@@ -32,7 +32,7 @@ from preprocessing.run.video_worker import (
 from preprocessing.run.workers import Lost, Status
 
 _MOST_WORKERS = 8
-"""More have to be asked for: each takes up to 2 GB of memory."""
+"""More have to be requested: each takes up to 2 GB of memory."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Preprocessor:
             Features of each subject: one, or with ``faces.subjects=all`` one for each lasting person.
 
         Raises:
-            InputError: the video cannot be decoded, a model cannot be had, or something else is in the place of its
+            InputError: the video cannot be decoded, a model is not available, or something else is in the place of its
                 features.
             OSError: a file cannot be read or written.
         """
@@ -163,10 +163,10 @@ class Preprocessor:
         Args:
             jobs: see :meth:`plan`.
             engine: None: this machine.
-            status: is told :class:`preprocessing.run.video_worker.Report` lines.
+            status: called with :class:`preprocessing.run.video_worker.Report` lines.
 
         Raises:
-            InputError: a model cannot be had, the transcript folder does not exist, or the engine is not there.
+            InputError: a model is not available, the transcript folder does not exist, or the engine is not there.
             OSError: the folder for the features cannot be made.
         """
         engine = engine or Engine()

@@ -87,7 +87,7 @@ class _PebbleProcess:
     """One worker process: a pool of one, so that a process that is killed holds no lock that others wait for."""
 
     def __init__(self, setup: bytes) -> None:
-        # fork would be quicker to start, but a forked child must not touch CUDA, and inherits locks of other threads.
+        # fork would be faster to start, but a forked child must not touch CUDA, and inherits locks of other threads.
         context = get_context("spawn")
         self._reports, self._sender = context.Pipe(duplex=False)
         self._pool = ProcessPool(

@@ -37,7 +37,7 @@ def preprocess_with_progress(
         out: folder of the features.
         overwrite: see there.
         engine: see there.
-        on_failure: is told of each video that fails, in one line: of those that are refused before the work begins,
+        on_failure: called with one line for each video that fails: of those that are refused before the work begins,
             of the others after the table.
 
     Returns:

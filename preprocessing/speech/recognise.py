@@ -3,7 +3,7 @@
 Whisper invents words where nobody speaks, so it never hears those parts: silero-vad finds the speech, its segments are
 gathered into chunks that fit Whisper's window of 30 s, and each chunk is decoded at temperature 0, so that the same
 sound always gives the same words. Whisper also passes over speech, or stops before its end: where silero-vad hears
-speech that no word covers, that stretch is decoded by itself.
+speech that no word covers, that stretch is decoded separately.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ _LEAD_S = 0.55
 speech, and where Whisper passed over a stretch in the middle of it, that is decoded without silence and with it."""
 
 _LEAST_MISSED_S = 0.6
-"""Speech between two words that is decoded by itself: shorter stretches are breath and the end of words."""
+"""Speech between two words that is decoded separately: shorter stretches are breath and the end of words."""
 _PASSES = 2
-"""How often what is still missing is decoded by itself: Whisper may stop early there, too."""
+"""How often what is still missing is decoded separately: Whisper may stop early there, too."""
 _REPORTED_S = 1.0
 """Speech without words that is worth a warning."""
 _SURE_OF_LANGUAGE = 0.5
@@ -76,7 +76,7 @@ class SpeechRecogniser:
             device: ``cpu`` or ``cuda``, for Whisper.
 
         Raises:
-            InputError: a model cannot be had, see :mod:`preprocessing.speech.models`, or it does not know the language.
+            InputError: a model is not available (:mod:`preprocessing.speech.models`), or does not know the language.
         """
         if settings.backend == "none":
             raise ValueError("speech.backend is none: there is nothing to recognise speech with")

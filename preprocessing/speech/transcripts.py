@@ -100,7 +100,7 @@ def read_transcript(path: Path, *, offset_s: float) -> Transcript:
 
     Returns:
         Words in order of time, none overlapping the next: where the file says otherwise, times are cut short. Their
-        probability is NaN where the file has none. What was mended or left out is counted in a warning.
+        probability is NaN where the file has none. What was repaired or left out is counted in a warning.
 
     Raises:
         InputError: the file cannot be read, or is not what its name says.

@@ -59,10 +59,10 @@ class Whisper(Protocol):
 
 
 def load_whisper(settings: SpeechSettings, *, device: str) -> Whisper:
-    """Whisper in the library that is asked for.
+    """Whisper in the library that is requested.
 
     Raises:
-        InputError: a model cannot be had, see :mod:`preprocessing.speech.models`, or it does not know the language.
+        InputError: a model is not available, see :mod:`preprocessing.speech.models`, or it does not know the language.
     """
     library = _OpenAIWhisper if settings.backend == "openai-whisper" else _FasterWhisper
     with threads_kept():

@@ -38,7 +38,7 @@ class WordEncoder:
             device: a torch device such as ``cpu`` or ``cuda``.
 
         Raises:
-            InputError: (naming ``words.model``) the model cannot be had, or is no text encoder with a fast tokenizer.
+            InputError: (naming ``words.model``) it is not available, or is no text encoder with a fast tokenizer.
         """
         from transformers import AutoModel, AutoTokenizer
 

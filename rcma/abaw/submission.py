@@ -80,8 +80,8 @@ def check_submission(path: Path, *, template: Path | None = None) -> SubmissionR
     - rows that name no frame, and duplicate rows;
     - valence or arousal that is the same in all rows of the submission, or in all rows of a video of more than
       :data:`MAX_CONSTANT_FRAMES` rows;
-    - with a template, for one file: rows that are missing, not asked for, spelled differently or out of order; for a
-      folder: videos that are missing or not asked for, and another number of rows than the video's last frame;
+    - with a template, for one file: rows that are missing, not requested, spelled differently or out of order; for a
+      folder: videos that are missing or not requested, and another number of rows than the video's last frame;
     - without a template, for one file: rows that are not spelled like ``video7/00001.jpg``.
 
     These are remarks only: a header in other letter case, Windows line ends, blank lines after the last row, no line

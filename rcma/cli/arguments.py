@@ -57,7 +57,7 @@ def label_settings(args: argparse.Namespace) -> LabelSettings:
     given = {"columns": parse_columns(args.columns), "unit": args.unit, "raters": args.raters}
     if args.scale is not None:
         given["scale"] = args.scale
-    return build_config(LabelSettings, given, source="options of labels")
+    return build_config(LabelSettings, given, source="labels")
 
 
 def parse_columns(text: str | None) -> dict[str, str]:

@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="rcma-evaluate",
         description="CCC of each target over the concatenation of all annotated frames, the challenge's score, with "
-        "PCC and RMSE, 95 % bootstrap intervals over videos, and every video by itself; all of it is also in "
+        "PCC and RMSE, 95 % bootstrap intervals over videos, and every video separately; all of it is also in "
         "scores.json beside the predictions. Annotations are ABAW files, compared frame by frame (-5 is not "
         "annotated; where a video's two files differ in length, the frames that both have are compared), or tables of "
         "labels with times of their own, interpolated to the times in frames.csv beside the predictions. Where the "
@@ -99,7 +99,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         content["disagreement"] = disagreement_as_json(disagreement)
     with replace_own(scores_file) as new:
         new.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    # A score over part of the annotated videos is not the score that was asked for.
+    # A score over part of the annotated videos is not the score that was requested.
     return EXIT_DONE if labels.keys() <= predictions.keys() else EXIT_SOME_FAILED
 
 

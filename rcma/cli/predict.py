@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="RUN",
         help="run folder of rcma-train, its best.safetensors, or a Hugging Face Hub name such as org/model; "
         "predictions of several are averaged, and the table and the report show how far they disagree (each Hub name "
-        "with a --checkpoint of its own); without: the public models that can be had on this machine",
+        "with a --checkpoint of its own); without: the public models that are available on this machine",
     )
     parser.add_argument(
         "--calibration",

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "official split) to fold_5, and a table",
     )
     parser.add_argument(
-        "--resume", action="store_true", help="go on after the last finished epoch of RUN; start, if there is none"
+        "--resume", action="store_true", help="continue after the last finished epoch of RUN; start, if there is none"
     )
     add_common_arguments(parser)
     return run_command(_train, parser, argv)

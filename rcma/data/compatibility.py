@@ -16,7 +16,7 @@ _SETTINGS_OF: Mapping[Modality, tuple[str, ...]] = {
 }
 SETTINGS_THAT_MUST_MATCH = tuple(key for keys in _SETTINGS_OF.values() for key in keys)
 """Preprocessing settings without which a network sees other crops or other word vectors than it was trained on. The
-log-mel has no settings; the waveform is asked for by the models that need it; words may come from any recogniser."""
+log-mel has no settings; the waveform is requested by the models that need it; words may come from any recogniser."""
 SETTINGS_THAT_MUST_MATCH_IN_TRAINING = (*SETTINGS_THAT_MUST_MATCH, "speech.model")
 """One recogniser for all training videos: otherwise its mistakes would tell one video from another."""
 
@@ -183,7 +183,7 @@ def check_like_training(
 
 
 def other_source(videos: Sequence[str], source: FaceSource) -> str:
-    """What is to be said of videos whose faces are of another source than the training's, in the same geometry."""
+    """Remarks about videos whose faces are of another source than the training's, in the same geometry."""
     if source == "provided":
         return (
             f"{some(videos)}: the model was trained on provided faces (--cropped-aligned); here faces are detected and "

@@ -89,7 +89,7 @@ def embed_videos(
         n_views: view 0 and ``n_views - 1`` random ones.
         audio_alignment: see :func:`preprocessing.features.patch_start`.
         first: which of the videos to start with; processes that start at different ones share the work.
-        on_video: is told how many of how many videos are done.
+        on_video: called with the number of videos that are done, and of all.
 
     Raises:
         InputError: the folder cannot be written, or features cannot be read.

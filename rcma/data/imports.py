@@ -132,7 +132,7 @@ class FeatureSource:
         return {"path": str(path.absolute()), "sha256": sha256(path), "unit": table.unit, "columns": columns}
 
     def _read(self, path: Path) -> FeatureTable:
-        # The first table is asked for its columns, and then for its rows.
+        # The first table is read for its columns, and then for its rows.
         if self._last is None or self._last[0] != path:
             self._last = path, self._parse(path)
         return self._last[1]

@@ -15,7 +15,7 @@ together; a folder or a part of a name that is a target's stands for it, every o
 Train_Set and Validation_Set are the official split.
 
 Raters. Columns ``valence_R1``, ``valence_R2``, ...; a column ``rater``; files of their own; or, in the file of a
-target, all columns. Each is interpolated by itself; then they are combined, over those who have a label there:
+target, all columns. Each is interpolated separately; then they are combined, over those who have a label there:
 
     mean:  y(t) = sum_k x_k(t) / K
     ewe:   y(t) = sum_k r_k x_k(t) / sum_k r_k,    r_k = max(0, PCC(x_k, mean of the others))
@@ -51,7 +51,7 @@ from rcma.data.tables import TABLE_SUFFIXES, Table, read_table, some_names
 from rcma.data.times import WANTED, find_unit, has_times
 
 _MOST_BEYOND_S = 1.0
-"""Labels that go on for longer than this after the video's end, or cover less than half of it, are warned of."""
+"""Labels that continue for longer than this after the video's end, or cover less than half of it, give a warning."""
 
 
 def _no_op(_: str) -> None:
@@ -85,7 +85,7 @@ class Labels(Protocol):
             time_s: (T,) rising times of all its decoded frames, seconds.
             targets: which labels.
             delay_s: the label of a frame is the one that raters gave that much later.
-            on_warning: is told of frames and labels that do not fit together.
+            on_warning: called with a line where frames and labels do not fit together.
 
         Returns:
             float32 (T,len(targets)) in [-1,1]; NaN where there is none.
@@ -96,7 +96,7 @@ class Labels(Protocol):
 
 
 def open_labels(annotations: Path, settings: LabelSettings | None = None, *, video_ids: Collection[str] = ()) -> Labels:
-    """Find the labels at a path; each file is read when its video is asked for.
+    """Find the labels at a path; each file is read when its video is requested.
 
     Args:
         annotations: an ABAW annotation folder, a folder of tables, or one table of all videos.
@@ -248,7 +248,7 @@ class _TableLabels:
         for path, parts, known in files:
             named = [part.lower() for level, part in enumerate(parts) if level in levels_of_targets]
             if set(named) - set(targets):
-                continue  # labels of something that nobody asked for
+                continue  # labels of something that was not requested
             raters = [part for level, part in enumerate(parts) if level not in levels_of_targets]
             table = _read(path, self._settings) if known is None else known
             for target, curves in read_ratings(

@@ -67,13 +67,13 @@ def open_training_data(
     """
     folders = _feature_folders(features)
     source = open_labels(annotations, labels, video_ids=folders.keys())
+    if not folders.keys() & set(source.videos):
+        raise InputError(
+            f"{features} and {annotations} have no video in common; a feature folder is named like its labels"
+        )
     train, validation, warnings = split_videos(
         source, annotations, fold=fold, folds=folds, subjects=subjects, split=split
     )
-    if not folders.keys() & {*train, *validation}:
-        raise InputError(
-            f"{features} and {annotations} have no video in common; a feature folder is named like its annotation"
-        )
     unused = sorted(folders.keys() - {*train, *validation})
     if unused:
         warnings.append(f"{features}: no annotation for {some(unused)}: not used")

@@ -453,7 +453,7 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
         labels[: len(known)] = known
         return {**item, "labels": torch.from_numpy(labels), "window": torch.tensor(index)}
 
-    # Not named set_epoch: Accelerate calls a method of that name with its own count, which starts anew on resuming.
+    # Not named set_epoch: Accelerate calls a method of that name with its own count, which starts again on resuming.
     def start_epoch(self, epoch: int) -> None:
         """Draw other crops, flips and another order from now on."""
         self.epoch = epoch

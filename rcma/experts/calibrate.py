@@ -29,7 +29,7 @@ from rcma.metrics import ccc
 LEAST_VIDEOS = 3
 """With two, nothing could be chosen without the video that it is tested on."""
 _OUTER_FOLDS, _INNER_FOLDS = 10, 5
-"""At most; with fewer videos, each is held out by itself."""
+"""At most; with fewer videos, each is held out alone."""
 _STRENGTHS = np.logspace(-4, 2, 7)
 """Penalties on the squared weights, in units of the number of frames."""
 _METADATA_KEY = "rcma"

@@ -37,7 +37,7 @@ def fetch_model(entry: FaceEntry | VoiceEntry, *, on_progress: OnProgress) -> Pa
         Where it lies, as :func:`rcma.experts.registry.find_file`.
 
     Raises:
-        InputError: its licence is not accepted, it cannot be had, its checksum is wrong, or something else is in its
+        InputError: its licence is not accepted, it is not available, its checksum is wrong, or something else is in its
             place.
         OSError: the folder of models cannot be written.
     """

@@ -77,7 +77,7 @@ class Expert:
 
 
 class PublicModels:
-    """The experts that can be had on this machine, together."""
+    """The experts that are available on this machine, together."""
 
     name = NOT_RCMA
     targets = TARGETS
@@ -131,7 +131,7 @@ class PublicModels:
         """Nothing is refused: an expert that cannot judge a video says so when it is asked."""
 
     def remarks(self, sources: Mapping[str, FaceSource]) -> Sequence[str]:
-        """What is to be said of videos together: nothing."""
+        """No remarks about videos together."""
         return ()
 
     def predict(self, features: Features, find_recording: FindRecording) -> Prediction:
@@ -293,7 +293,7 @@ def read_sound(features: Features, find_recording: FindRecording) -> tuple[Sampl
         video has no sound.
 
     Raises:
-        InputError: it is not stored, and the recording cannot be had or read.
+        InputError: it is not stored, and the recording is not available or unreadable.
     """
     if not len(features.log_mel):
         return np.zeros(0, np.float32), 0.0

@@ -198,7 +198,7 @@ class HFVision(nn.Module):
         """Read the encoder's weights.
 
         Raises:
-            InputError: (naming ``model.face.hf``) they cannot be had.
+            InputError: (naming ``model.face.hf``) they are not available.
         """
         _load_pretrained(self.model, name, key="model.face.hf")
 
@@ -237,7 +237,7 @@ def vision_config(name: str) -> dict[str, Any]:
 
 
 class HFSpeech(nn.Module):
-    """A speech encoder of Hugging Face's transformers that hears samples: wav2vec2, HuBERT, WavLM and their relatives.
+    """A speech encoder of Hugging Face's transformers that takes samples: wav2vec2, HuBERT, WavLM and their relatives.
 
     Weights are random until :meth:`load_pretrained`.
     """
@@ -257,14 +257,14 @@ class HFSpeech(nn.Module):
         """Read the encoder's weights.
 
         Raises:
-            InputError: (naming ``model.audio.hf``) they cannot be had.
+            InputError: (naming ``model.audio.hf``) they are not available.
         """
         _load_pretrained(self.model, name, key="model.audio.hf")
 
     def forward(self, stretches: Tensor) -> Tensor:
         """Sound of 0.96 s in [-1,1] at 16 kHz, (N,96,160) -> embeddings (N,width): the mean of the last hidden states.
 
-        Each stretch is heard by itself, standardised if the encoder's feature extractor does so (``do_normalize``).
+        Each stretch is encoded separately, standardised if the encoder's feature extractor does so (``do_normalize``).
 
         Raises:
             ValueError: the sound has another shape.
@@ -295,7 +295,7 @@ def speech_config(name: str) -> dict[str, Any]:
         with suppress(OSError):  # an encoder without a description of its sound gets the usual one
             extractor = AutoFeatureExtractor.from_pretrained(name, trust_remote_code=False)
             if extractor.sampling_rate != SAMPLE_RATE:
-                raise ValueError(f"it hears {extractor.sampling_rate} Hz, not {SAMPLE_RATE} Hz")
+                raise ValueError(f"it takes {extractor.sampling_rate} Hz, not {SAMPLE_RATE} Hz")
             config["do_normalize"] = bool(extractor.do_normalize)
     return _writable(config)
 

@@ -136,7 +136,7 @@ class TrainedRCMA(RCMA, PyTorchModelHubMixin):
 
 @dataclass(frozen=True)
 class TrainingState:
-    """All that an exact resume after any saved step needs; random numbers are drawn anew in each step."""
+    """All that an exact resume after any saved step needs; random numbers are redrawn in each step."""
 
     model: dict[str, Tensor]
     optimizer: dict[str, Any]
@@ -293,7 +293,7 @@ def load_model(name: str | Path) -> TrainedRCMA:
             without a network (HF_HUB_OFFLINE=1 asks none).
 
     Raises:
-        InputError: there is no such model, it cannot be had, files are missing or damaged, or the weights do not fit
+        InputError: there is no such model, it is not available, files are missing or damaged, or the weights do not fit
             the configuration.
     """
     path = Path(name)
@@ -480,7 +480,7 @@ def _not_fetched(name: str, revision: str | None, error: Exception) -> InputErro
         reason = "it was not downloaded before, and HF_HUB_OFFLINE is set"
     else:
         reason = _first_line(error)
-    return InputError(f"{name}: no such path here, and no model to be had from the Hugging Face Hub ({reason})")
+    return InputError(f"{name}: no such path here, and no such model on the Hugging Face Hub ({reason})")
 
 
 def _damaged(path: Path, error: Exception) -> InputError:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from pydantic import model_validator
+from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from preprocessing.config import PACKAGED, PreprocessConfig, Settings
 from rcma import __version__
@@ -55,6 +55,11 @@ class ValidationScores(Settings):
         ccc = {name.removesuffix("_ccc"): value for name, value in tree.items() if str(name).endswith("_ccc")}
         others = {name: value for name, value in tree.items() if not str(name).endswith("_ccc")}
         return {**others, "ccc": ccc}
+
+    @model_serializer(mode="wrap")
+    def _spread(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        tree = dump(self)
+        return tree | {f"{name}_ccc": value for name, value in tree.pop("ccc").items()}
 
 
 def model_card(

@@ -76,7 +76,7 @@ class ReportedVideo:
     labels: NDArray[np.float32] | None = None
     """(T,2) valence and arousal, NaN where not annotated."""
     notes: Sequence[str] = ()
-    """What is to be said of the video, a line each."""
+    """Remarks about the video, a line each."""
 
 
 def write_report(
@@ -94,7 +94,7 @@ def write_report(
 
     Args:
         path: the file to write.
-        videos: in the order of the page; asked for one by one.
+        videos: in the order of the page; read one by one.
         title: heading of the page.
         on_video: called with the name of each video when it is in the page.
         about: what the page says of the models that predicted, a line each.

@@ -43,7 +43,7 @@ def print_videos(scores: DetailedScores, *, all_are_in: str) -> None:
         scores: of all videos.
         all_are_in: name of the file that has all of them, for the title.
     """
-    videos, title = list(scores.videos), "each video by itself"
+    videos, title = list(scores.videos), "each video separately"
     if len(videos) > MAX_VIDEOS_SHOWN:
         # Those without any CCC, which tell nothing of the predictions, come last.
         videos.sort(key=lambda video: (math.isnan(video.mean_ccc), video.mean_ccc))

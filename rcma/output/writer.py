@@ -38,7 +38,7 @@ log = logging.getLogger("rcma")
 
 @dataclass(frozen=True)
 class OutputSettings:
-    """What is asked for."""
+    """What is requested."""
 
     folder: Path
     """Receives everything but overlays."""
@@ -94,7 +94,7 @@ class OutputSettings:
         refuse_to_overwrite(self.paths(video_ids))
 
     def reconcile(self, n_frames: Mapping[str, int]) -> list[str]:
-        """Compare what will be predicted with what is asked for.
+        """Compare what will be predicted with what is requested.
 
         Args:
             n_frames: of each video_id.
@@ -128,7 +128,7 @@ def write_outputs(
     status: Callable[[str], None],
     on_failure: Callable[[str], object],
 ) -> tuple[int, int]:
-    """Write all that is asked for; each video's own files as soon as it comes, the common ones at the end.
+    """Write all that is requested; each video's own files as soon as it comes, the common ones at the end.
 
     Only files that this function wrote before are replaced. What the page leaves out is a warning.
 
@@ -138,8 +138,8 @@ def write_outputs(
         labels: of videos, for the page.
         predicted_by: shown on the page and in overlays, if it was not RCMA that predicted.
         about: what the page says of the models that predicted, a line each.
-        status: is told in a few words what is being done.
-        on_failure: is told of each overlay that cannot be written, and of labels that cannot be read, in one line.
+        status: called with a few words on what is being done.
+        on_failure: called with one line for each overlay that cannot be written and for labels that cannot be read.
 
     Returns:
         How many videos there were, and how many frames.

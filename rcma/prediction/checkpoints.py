@@ -28,7 +28,7 @@ from rcma.prediction.prediction import Prediction
 from rcma.prediction.sliding_window import predict_video, predictions_and_changes, split_changes
 
 FindRecording = Callable[[], Path]
-"""Gives the recording that features were made from; raises InputError where it cannot be had."""
+"""Gives the recording that features were made from; raises InputError where it is not available."""
 
 _PUBLISHED_ALIGNMENT: Alignment = "start"
 
@@ -53,7 +53,7 @@ class Checkpoints:
         self.targets: tuple[Target, ...] = (*first, *(target for target in of_models if target not in first))
         """All that any of the models predicts; valence and arousal first."""
         self._changes = changes
-        # Of several models, they are made anew for each video: kept, each would take .8 GB.
+        # Of several models, they are rebuilt for each video: kept, each would take .8 GB.
         self._optimised: list[dict[str, Embed] | None] = [None] * len(self.models)
         if len(self.models) == 1:
             self._optimised = [optimised_backbones(self.models[0])]

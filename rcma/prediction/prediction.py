@@ -37,7 +37,7 @@ class Prediction:
     :func:`rcma.experts.fuse`, frame by frame."""
     changes: Mapping[Modality, NDArray[np.float32]] = field(default_factory=dict)
     """(T,S) of each modality: how far each of S fusion steps moved its features X_m, as the norm of the change over the
-    norm of X_m before the step, >= 0. Empty unless asked for, and where the model does not refine features step by
+    norm of X_m before the step, >= 0. Empty unless requested, and where the model does not refine features step by
     step."""
     experts: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     """(T,n) of each public model, by its name: what it says by itself of each target, then its further outputs; NaN

@@ -134,12 +134,12 @@ def train(
     Args:
         config: data, model and recipe; see configs/rcma.yaml.
         run: where the run goes; it must be empty or not there, unless ``resume``.
-        resume: go on after the last finished epoch of ``run`` (from the start, when there is none).
+        resume: continue after the last finished epoch of ``run`` (from the start, when there is none).
         device: ``auto``, ``cpu`` or ``cuda``.
-        on_warning: is told of videos that are not used and of lengths that differ.
-        on_embedded: is told for how many of how many videos the outputs of frozen backbones are on disk.
-        on_batch: is told the epoch (from 1), and how many of how many batches are done.
-        on_epoch: is told each finished epoch.
+        on_warning: called with a line for videos that are not used and lengths that differ.
+        on_embedded: called with the number of videos whose frozen backbones' outputs are on disk, and of all videos.
+        on_batch: called with the epoch (from 1), the number of batches that are done, and of all batches.
+        on_epoch: called with each finished epoch.
 
     Raises:
         InputError: the configuration, the data or the run folder cannot be used, or the loss is no longer finite; what
@@ -258,7 +258,7 @@ class _Training:
         return plan_epoch(self._settings, [row.mean_ccc for row in rows], n_groups=self._n_groups)
 
     def _follow_plan(self) -> EpochPlan:
-        """Set the rate of the next epoch; where a group is released, go on from the best weights, all else anew."""
+        """Set the rate of the next epoch; where a group is released, continue from the best weights, all else anew."""
         plan = self._plan(self._rows)
         if plan.n_released != self._n_released:
             self._n_released = plan.n_released
@@ -448,13 +448,13 @@ def _with_widths(model: ModelSettings, data: TrainingData) -> ModelSettings:
 
 
 def _open_run(run: Path, config: TrainConfig, data: TrainingData, *, resume: bool) -> TrainingState | None:
-    """State to go on from, None to start; refuses a folder in use, or settings and data it did not begin with."""
+    """State to continue from, None to start; refuses a folder in use, or settings and data it did not begin with."""
     if run.exists() and not run.is_dir():
         raise InputError(f"--out {run}: a file; give a folder")
     if not run.exists() or not any(run.iterdir()):
         return None
     if not resume:
-        raise InputError(f"--out {run}: holds a run already; add --resume to go on with it, or give another folder")
+        raise InputError(f"--out {run}: holds a run already; add --resume to continue it, or give another folder")
     before, now = flatten(load_run_config(run).model_dump(mode="json")), flatten(config.model_dump(mode="json"))
     # A cosine knows its end: another one would be another training.
     free = [key for key in _MAY_CHANGE if key != "train.epochs" or config.train.schedule != "cosine"]
@@ -477,7 +477,7 @@ def _describe_data(data: TrainingData) -> dict[str, dict[str, str]]:
 
 
 def _refuse_other_data(run: Path, data: TrainingData) -> None:
-    """Refuse to go on with videos or labels that were not there at the beginning."""
+    """Refuse to continue with videos or labels that were not there at the beginning."""
     path = run / DATA_FILE
     if not path.exists():
         return  # a run from before this file
