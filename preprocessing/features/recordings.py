@@ -35,7 +35,7 @@ class RecordingFinder:
         source = meta.get("source")
         if not isinstance(source, Mapping) or not {"path", "sha256"} <= source.keys():
             raise InputError("its features do not say which file they were made from")
-        if not source["sha256"]:
+        if "tables" in source and not source["sha256"]:
             raise InputError("its features were made from tables, not from a recording")
         paths = [path for path in (given, Path(str(source["path"]))) if path is not None]
         there = [path for path in paths if path.is_file()]
