@@ -453,7 +453,7 @@ def test_several_models_are_averaged_and_complete_each_other(
     assert (
         cli.predict.main(["--checkpoint", str(runs[1]), video, "--out", str(tmp_path / "no"), "--device", "cpu"]) == 2
     )
-    assert "no model given predicts arousal" in capsys.readouterr().err
+    assert "arousal" in capsys.readouterr().err
 
 
 def test_a_run_for_each_target_makes_both_columns(
