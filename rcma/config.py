@@ -46,7 +46,7 @@ class BackboneSettings(Settings):
     """Keep the backbone as it is, in evaluation mode, while the rest is trained."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the backbone's arithmetic where no gradient is needed: when it is frozen, and in prediction. bfloat16 is
-    quicker only on hardware that has it; on a CPU without, it is many times slower."""
+    faster only on hardware that has it; on a CPU without, it is many times slower."""
     hf: str | None = None
     """With kind ``hf``, an encoder of Hugging Face's transformers: a folder, or a name on the hub."""
     hf_config: dict[str, Any] | None = None
@@ -301,7 +301,7 @@ class TrainSettings(Settings):
     mse_weight: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     """Share of the mean squared error in the loss."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of what is trained: ``bfloat16`` is PyTorch's automatic mixed precision, quicker only on hardware that has it.
+    """Of what is trained: ``bfloat16`` is PyTorch's automatic mixed precision, faster only on hardware that has it.
     Weights, loss and validation stay in float32, and frozen backbones follow their own ``precision``."""
     modality_dropout: Probability = 0.0
     """Probability that a modality is taken away from a window, never all of them: what is missing then costs less."""
