@@ -18,11 +18,13 @@ help:
 demo: .venv/.demo
 	@$(BIN)/python benchmarks/run_demo.py
 
+# Files of tests side by side, one thread for each of the processes, which share the cores.
 test: lint
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --numprocesses auto --maxprocesses 4 --dist loadfile
 
-test-all: lint
-	$(BIN)/python -m pytest
+# Slow tests one after the other: they start clusters and kill processes.
+test-all: test
+	$(BIN)/python -m pytest -m slow
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

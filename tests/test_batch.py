@@ -139,6 +139,7 @@ def test_two_people_get_folders_of_their_own(two_people: Path, tmp_path: Path) -
     assert (tmp_path / "talk_right").is_dir()
 
 
+@pytest.mark.slow
 def test_one_person_keeps_the_name_of_the_video(short_clip: Path, tmp_path: Path) -> None:
     config = PreprocessConfig(faces=FaceSettings(subjects="all"), speech=SpeechSettings(backend="none"))
     (outcome,) = process([Source("short", short_clip)], tmp_path, config)
@@ -146,6 +147,7 @@ def test_one_person_keeps_the_name_of_the_video(short_clip: Path, tmp_path: Path
     assert jobs_of([Source("short", short_clip)], tmp_path, config) == []
 
 
+@pytest.mark.slow
 def test_person_does_not_overwrite_another_video(two_people: Path, short_clip: Path, tmp_path: Path) -> None:
     shutil.copy(short_clip, tmp_path / "talk_left.mp4")
     out = tmp_path / "out"
@@ -164,6 +166,7 @@ def write_provided(folder: Path, frames: list[int], *, start: int = 0) -> None:
         Image.new("RGB", (112, 112), (start + 8 * frame,) * 3).save(folder / f"{frame + 1:05d}.jpg", quality=95)
 
 
+@pytest.mark.slow
 def test_aff_wild2_as_it_is_delivered(short_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A miniature: one video with its main face, one with two people, one without faces, and one folder too many."""
     videos, faces = tmp_path / "videos", tmp_path / "cropped_aligned"
@@ -237,6 +240,7 @@ def test_shards_share_the_videos() -> None:
             take_shard(sources, wrong)
 
 
+@pytest.mark.slow
 def test_dry_run_says_what_would_be_done_and_does_nothing(
     short_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -260,6 +264,7 @@ def test_dry_run_says_what_would_be_done_and_does_nothing(
     assert contents(out) == before
 
 
+@pytest.mark.slow
 def test_planning_and_waiting_for_workers_do_without_torch(short_clip: Path, tmp_path: Path) -> None:
     """Importing it takes seconds, and the process that waits for the workers would do it for nothing."""
     arguments = [str(short_clip), "--out", str(tmp_path / "out"), *NO_SPEECH]
@@ -275,6 +280,7 @@ def test_planning_and_waiting_for_workers_do_without_torch(short_clip: Path, tmp
     subprocess.run([sys.executable, str(program), *arguments], check=True, env=environment, timeout=120)
 
 
+@pytest.mark.slow
 def test_inspect_prints_and_draws(short_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(short_clip), "--out", str(tmp_path), "--workers", "1", *NO_SPEECH]) == 0
     capsys.readouterr()
@@ -297,6 +303,7 @@ def run_limited(videos: Path, out: Path, *, largest_file: int) -> subprocess.Com
     return subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, check=False, timeout=600)
 
 
+@pytest.mark.slow
 def test_full_disk_fails_that_video_and_leaves_nothing(short_clip: Path, demo_clips: Path, tmp_path: Path) -> None:
     videos, out = tmp_path / "videos", tmp_path / "out"
     videos.mkdir()
@@ -328,6 +335,7 @@ def test_folder_that_cannot_be_written_is_one_line(
     assert "Permission denied" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_file_that_vanishes_midway_fails_alone(short_clip: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         shutil.copy(short_clip, tmp_path / f"{name}.mp4")
@@ -345,6 +353,7 @@ def test_file_that_vanishes_midway_fails_alone(short_clip: Path, tmp_path: Path)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a"]
 
 
+@pytest.mark.slow
 def test_file_that_changes_while_it_is_read_is_not_taken(demo_clips: Path, tmp_path: Path) -> None:
     clip = tmp_path / "a.mp4"
     shutil.copy(demo_clips / "demo_01.mp4", clip)

@@ -205,6 +205,7 @@ def test_packets_without_any_time() -> None:
     assert settle_clock(stream(np.zeros(0)), stream(np.zeros(0))).sound is not None
 
 
+@pytest.mark.slow
 def test_many_packets_are_quick() -> None:
     """Thousands of jumps: with a cost that grows with their square this would take minutes."""
     random = np.random.default_rng(0)

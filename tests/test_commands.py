@@ -266,6 +266,7 @@ def test_options_that_contradict_each_other_are_one_line(
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_failures_are_counted_where_one_video_gives_two_people(
     project: Project, two_people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -314,6 +314,7 @@ def test_job_that_kills_two_workers_is_lost_and_the_others_are_done(run, tmp_pat
     assert outcomes == {0: 0, 2: 4, 3: 9}
 
 
+@pytest.mark.slow
 def test_signal_and_exit_code_are_told():
     told = {
         (os.abort,): f"signal {signal.SIGABRT:d}",
@@ -326,6 +327,7 @@ def test_signal_and_exit_code_are_told():
     assert {job for job, lost in outcomes.items() if told[job] in lost.reason} == set(told)
 
 
+@pytest.mark.slow
 def test_job_that_is_stuck_is_given_up_and_the_others_are_done(run):
     """Jobs that take long, but report, are not stuck."""
     outcomes = dict(run(["stuck", 1, 20], Falters, n_workers=1, longest_silence_s=3.0))

@@ -305,6 +305,7 @@ def serve_repository(server: Server, weights: bytes, sha256: str) -> None:
     server.files[f"/{VOICE.hub}/resolve/{revision}/model.safetensors"] = weights
 
 
+@pytest.mark.slow
 def test_fetches_a_repository_of_the_hub(server: Server, models: Path) -> None:
     serve_repository(server, CONTENT, hashlib.sha256(CONTENT).hexdigest())
     done = run_command(server, "fetch", VOICE.name, "--accept-licence", VOICE.name)
@@ -318,6 +319,7 @@ def test_fetches_a_repository_of_the_hub(server: Server, models: Path) -> None:
         find_file(VOICE.name)
 
 
+@pytest.mark.slow
 def test_a_repository_with_other_weights_is_refused(server: Server, models: Path) -> None:
     serve_repository(server, CONTENT, hashlib.sha256(b"other").hexdigest())
     done = run_command(server, "fetch", VOICE.name, "--accept-licence", VOICE.name)
@@ -327,6 +329,7 @@ def test_a_repository_with_other_weights_is_refused(server: Server, models: Path
     assert not destination(VOICE).exists()
 
 
+@pytest.mark.slow
 def test_a_hub_that_cannot_be_reached(server: Server, models: Path) -> None:
     server.close()
     done = run_command(server, "fetch", VOICE.name, "--accept-licence", VOICE.name)

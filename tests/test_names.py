@@ -133,6 +133,7 @@ def test_table_of_subjects_that_is_not_right_is_refused(tmp_path: Path, table: s
     assert str(path) in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [NFD, "two\nlines, a comma", "x" * 251, "é" * 125, os.fsdecode(b"caf\xe9"), "ends in a space "],

@@ -98,6 +98,7 @@ def test_what_is_in_the_way_is_refused_before_any_work(
     assert tree(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_folder_of_the_same_name_beside_the_video_stays_and_others_are_done(
     short_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -139,6 +140,7 @@ def made(short_clip: Path, tmp_path: Path) -> Path:
     return out / "talk"
 
 
+@pytest.mark.slow
 def test_notes_in_a_feature_folder_stay(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     again = [str(made.parents[1] / "talk.mp4"), "--out", str(made.parent), *NO_SPEECH, "--set", "faces.size=32"]
     (made / "notes.txt").write_text("mine")
@@ -163,6 +165,7 @@ def test_notes_in_a_feature_folder_stay(made: Path, capsys: pytest.CaptureFixtur
     assert not (made / "contact_sheet.png").exists()
 
 
+@pytest.mark.slow
 def test_damaged_and_old_features_are_made_again(made: Path) -> None:
     whole = {name: content for name, content in tree(made).items() if name != "meta.json"}
     arguments = [str(made.parents[1] / "talk.mp4"), "--out", str(made.parent), *NO_SPEECH]
@@ -179,6 +182,7 @@ def test_damaged_and_old_features_are_made_again(made: Path) -> None:
         load_features(made)
 
 
+@pytest.mark.slow
 def test_another_file_of_the_same_name_is_refused(
     made: Path, demo_clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -298,6 +302,7 @@ def test_files_of_the_user_are_refused_before_any_work(
     assert tree(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_own_predictions_are_replaced_until_somebody_changes_them(project: Project, tmp_path: Path) -> None:
     everything = ["--report", "--overlay", str(tmp_path / "drawn")]
     for _ in range(2):

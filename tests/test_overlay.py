@@ -86,6 +86,7 @@ def lag_s(recording: Path, out: Path) -> float:
     return (peak if peak < len(correlation) / 2 else peak - len(correlation)) / 16000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["streamio_awesome_vfr.mov", "streamio_sideways_movie.mov", "pyfeat_face_noface.mov", "grid_bbaf2n.mpg"]
 )

@@ -124,6 +124,7 @@ def test_public_models(folders: list[Path], tmp_path: Path, monkeypatch: pytest.
     check_command([], rcma.Predictor(), folders, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_raw_video(runs: list[Path], short_clip: Path, tmp_path: Path) -> None:
     predictor = rcma.Predictor(runs[0], device="cpu")
     check_command(["--checkpoint", str(runs[0])], predictor, [short_clip], tmp_path)
@@ -132,6 +133,7 @@ def test_a_raw_video(runs: list[Path], short_clip: Path, tmp_path: Path) -> None
         np.testing.assert_array_equal(predictor(given).values, predictor(short_clip).values)
 
 
+@pytest.mark.slow
 def test_many_videos_and_one_that_fails(
     runs: list[Path], folders: list[Path], short_clip: Path, tmp_path: Path
 ) -> None:
@@ -167,6 +169,7 @@ def test_unknown_options_are_refused(runs: list[Path], options: dict) -> None:
 # Several threads.
 
 
+@pytest.mark.slow
 def test_threads_that_share_a_predictor_get_what_one_gets(tmp_path: Path) -> None:
     """With the fast IR-50 and VGGish, each on two cores; a thread that starts meanwhile has two cores as well."""
     before = torch.get_num_threads()

@@ -20,6 +20,7 @@ NO_SPEECH = ["--set", "speech.backend=none", "--device", "cpu"]
 ODD_NAMES = ["it's a+b & c?.mp4", "-dash.mp4", os.fsdecode("два.mp4".encode()), 'say "x" [1].mp4', "100%d.mp4"]
 
 
+@pytest.mark.slow
 def test_odd_names_work_and_bad_files_are_named(
     short_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

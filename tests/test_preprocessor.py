@@ -19,6 +19,7 @@ from preprocessing.threads import n_cores, one_core, use_cores
 ARRAYS = ("time_s", "faces", "face_box", "face_score", "log_mel", "word_vectors", "frame_word")
 
 
+@pytest.mark.slow
 def test_a_call_gives_what_the_command_writes(short_clip: Path, tmp_path: Path) -> None:
     preprocessor = Preprocessor({"speech.backend": "none", "faces.size": 32}, device="cpu")
     (features,) = preprocessor(short_clip, tmp_path / "called")

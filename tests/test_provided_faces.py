@@ -58,6 +58,7 @@ def test_images_numbered_from_0_belong_to_the_frames_from_the_first_on(tmp_path:
     assert "numbered from 0" in remarks and "surplus" not in remarks
 
 
+@pytest.mark.slow
 def test_video_without_a_face_in_its_first_frame_is_numbered_as_the_others(
     short_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

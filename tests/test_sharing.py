@@ -302,6 +302,7 @@ def put_into_cache(home: Path, name: str, folder: Path, *, files: list[str]) -> 
         (snapshot / file).symlink_to(Path("..", "..", "blobs", blob.name))
 
 
+@pytest.mark.slow
 def test_a_downloaded_model_needs_no_network(run: Path, exported: Path, tmp_path: Path):
     put_into_cache(tmp_path, "org/model", exported, files=LAYOUT)
     put_into_cache(tmp_path, "org/half", exported, files=["config.json"])
@@ -407,6 +408,7 @@ def serving(repositories: dict[str, Path]) -> Iterator[tuple[str, list[str]]]:
         server.server_close()
 
 
+@pytest.mark.slow
 def test_models_are_downloaded_from_the_hub(run: Path, exported: Path, tmp_path: Path):
     bert = tmp_path / "bert"
     bert.mkdir()

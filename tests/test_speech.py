@@ -217,6 +217,7 @@ def test_misses_counts_as_one_would_by_hand():
     assert misses(list("abc"), []) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("clip", "quoted", "tolerance"),
     [
@@ -303,6 +304,7 @@ def test_what_whisper_passes_over_is_decoded_by_itself(recogniser, media, monkey
     assert re.fullmatch(r"speech from [1-4]\.\d to [78]\.\d s gave no words", cut_short.warnings[0])
 
 
+@pytest.mark.slow
 def test_chinese_is_recognised_as_such(recogniser, media):
     audio = sound(media / "liveportrait_d20.mp4")
     transcript = recogniser.transcribe(audio)
@@ -348,6 +350,7 @@ def test_nothing_is_heard_in_test_signals(recogniser, kind):
     assert transcript.warnings == ()
 
 
+@pytest.mark.slow
 def test_times_follow_the_clock_over_a_long_silence(recogniser, media):
     """The same sentence twice, 6 s apart, on a clock on which the sound starts late."""
     spoken = sound(media / "grid_brbk7n.mpg").samples[:]  # "bin red by K seven now", from 0.5 to 2.2 s
@@ -364,6 +367,7 @@ def test_times_follow_the_clock_over_a_long_silence(recogniser, media):
         assert other.start_s - one.start_s == pytest.approx(apart, abs=0.15)
 
 
+@pytest.mark.slow
 def test_a_given_language_is_used_and_an_uncertain_one_reported(recogniser, media, monkeypatch):
     audio = sound(media / "grid_bbaf2n.mpg")  # 1.2 s of speech is not enough to tell
     guessed = recogniser.transcribe(audio)
@@ -388,6 +392,7 @@ def test_an_unknown_language_is_refused_before_any_work(language, right):
     assert right in str(error.value)
 
 
+@pytest.mark.slow
 def test_the_threads_of_the_process_are_left_alone(media, whisper_dir):
     # Importing silero_vad sets them to 1, openai-whisper's word times set them to the number of cores.
     script = f"""

@@ -220,7 +220,7 @@ def broken_encoder(folder: Path, how: str) -> None:
         ("nowhere", "give a folder or a hub name"),
         ("text", "no encoder of sound samples"),
         ("spectrogram", "no encoder of sound samples"),
-        ("rate", "it hears 8000 Hz, not 16000 Hz"),
+        ("rate", "it takes 8000 Hz, not 16000 Hz"),
         ("weights", r"it holds no weights for encoder\.layers\.2"),
     ],
 )
@@ -364,6 +364,7 @@ def test_training_windows_hold_samples(root: Path) -> None:
     assert torch.equal(dataset[0]["audio"], expected["audio"])
 
 
+@pytest.mark.slow
 def test_a_raw_clip_is_preprocessed_with_its_waveform(
     root: Path, tmp_path: Path, short_clip: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -72,6 +72,7 @@ def test_any_name_can_be_shown_on_any_terminal(monkeypatch: pytest.MonkeyPatch, 
     assert len(table) == 8  # title, three rules, head, two rows, nothing after the last line end
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_videos_of_any_name_are_processed_on_any_terminal(
     short_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str

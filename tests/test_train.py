@@ -131,6 +131,7 @@ def test_more_epochs_later_are_the_same_as_at_once(root: Path, whole: tuple[Path
     assert (run / "last" / "state.pt").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_is_uninterrupted(root: Path, whole: tuple[Path, TrainingResult], tmp_path: Path):
     program = f"""
 import os, signal, sys
@@ -188,6 +189,7 @@ def test_validation_does_not_enter_the_normalisation(root: Path, whole: tuple[Pa
     assert original["text_std"].shape == () and original["text_std"] != 1.0
 
 
+@pytest.mark.slow
 def test_what_the_signals_show_is_learnt(tmp_path: Path):
     make_data(tmp_path, n_train=4, n_frames=80)
     result = train(small_config(tmp_path, epochs=10, learning_rate=5e-3), tmp_path / "run", device="cpu")

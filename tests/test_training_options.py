@@ -274,6 +274,7 @@ def test_a_release_starts_from_the_best_weights_with_a_new_optimizer(releasing: 
     assert not moved["backbone.audio.embeddings.0.weight"].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "save_every", "ema"),
     [
@@ -475,6 +476,7 @@ def test_a_run_for_each_target_makes_both_columns(
         np.testing.assert_allclose(written[:, column], rcma.Predictor(run)(video).values[:, 0], atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_at", [(1, 2), (2, 1), (2, 3)])
 def test_resume_from_any_step_is_exact(root: Path, tmp_path: Path, stop_at: tuple[int, int]) -> None:
     config = changed(small_config(root), train={"epochs": 3, "batch_size": 2, "save_every": 1, "ema": 0.9})
@@ -706,6 +708,7 @@ def test_two_processes_give_the_first_step_of_one_in_double_precision(tmp_path: 
 # Precision.
 
 
+@pytest.mark.slow
 def test_half_precision_stays_close_and_is_recorded(root: Path, tmp_path: Path) -> None:
     logs = {}
     for precision in ("float32", "bfloat16"):
