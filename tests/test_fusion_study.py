@@ -10,19 +10,14 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from benchmark_modules import import_benchmark
 
 SIZES = {"train": 192, "validation": 32, "test": 128}
 
 
 @pytest.fixture(scope="module")
 def study() -> ModuleType:
-    folder = str(Path(__file__).parents[1] / "benchmarks")
-    sys.path.insert(0, folder)
-    try:
-        import fusion_study
-    finally:
-        sys.path.remove(folder)
-    return fusion_study
+    return import_benchmark("fusion_study")
 
 
 def test_same_seed_same_sequences(study: ModuleType) -> None:

@@ -11,6 +11,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from benchmark_modules import import_benchmark
 
 from preprocessing.errors import InputError
 from rcma.metrics import ccc
@@ -23,15 +24,7 @@ N_ROWS = 420
 
 @pytest.fixture(scope="module")
 def study() -> ModuleType:
-    folder = str(Path(__file__).parents[1] / "benchmarks")
-    sys.path.insert(0, folder)
-    try:
-        import comparisons  # noqa: F401
-        import real_fusion_study
-        import sessions  # noqa: F401
-    finally:
-        sys.path.remove(folder)
-    return real_fusion_study
+    return import_benchmark("real_fusion_study")
 
 
 def write_table(path: Path, values: np.ndarray) -> None:

@@ -166,12 +166,15 @@ def _predict(args: argparse.Namespace) -> int:
     inputs = sort_inputs([Path(text) for text in given])
     # Before the work, not after hours of it.
     settings.check_videos(inputs.video_ids)
-    _open_labels(args, inputs.video_ids)
+    labels = _open_labels(args, inputs.video_ids)
     videos = predictor.prepare(
         inputs, features=settings.folder / CACHE_FOLDER, workers=args.workers, progress=True, on_failure=failures.tell
     )
+    video_ids = [video.video_id for video in videos]
     # Again: a video may have given several people.
-    settings.check_videos([video.video_id for video in videos])
+    settings.check_videos(video_ids)
+    if not set(video_ids) <= set(inputs.video_ids):
+        labels = _open_labels(args, video_ids)
     for remark in settings.reconcile({video.video_id: video.n_frames for video in videos}):
         print(remark, file=sys.stderr)
     with Reporter(len(videos), unit="video") as reporter:
@@ -179,7 +182,7 @@ def _predict(args: argparse.Namespace) -> int:
         n_videos, n_frames = write_outputs(
             _tell_of_each(predicted, reporter),
             settings,
-            labels=_open_labels(args, [video.video_id for video in videos]),
+            labels=labels,
             predicted_by=predictor.models.name,
             about=predictor.models.describe(),
             status=reporter.status,
