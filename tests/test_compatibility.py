@@ -16,7 +16,8 @@ import rcma
 from preprocessing import cli as preprocessing_cli
 from preprocessing.config import FaceSettings, PreprocessConfig
 from preprocessing.errors import InputError
-from preprocessing.faces.detect import FaceDetector, align_face
+from preprocessing.faces.crop import align_face
+from preprocessing.faces.detect import FaceDetector
 from preprocessing.features.folder import load_features
 from preprocessing.media import Video
 from rcma import cli
@@ -149,7 +150,7 @@ def test_a_raw_video_gets_crops_in_the_geometry_of_the_provided_ones(
     detector = FaceDetector(FaceSettings(), device="cpu")
     with Video(short_clip) as video:
         for number, frame in enumerate(video.frames(), start=1):
-            (faces,) = detector.detect([frame.image])
+            faces = detector.detect(frame.image)
             crop = align_face(frame.image, faces.landmarks[0], size=112, margin=0.0)
             Image.fromarray(crop).save(aligned / f"{number:05d}.png")
     arguments: list[Any] = [short_clip, "--out", tmp_path / "features", "--set", "speech.backend=none"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from preprocessing.faces.track import Detections, Tracker, interpolate, lasting_subjects, main_subject, match, overlaps
+from preprocessing.faces.people import Person, lasting_people, main_person
+from preprocessing.faces.track import Detections, Track, Tracker, interpolate, match, overlaps
 
 SIZE = (640, 480)
 
@@ -22,12 +23,23 @@ def faces(*boxes: list[float], score: float = 0.99) -> Detections:
     return Detections(places, np.full(len(boxes), score), centres[:, None].repeat(5, axis=1))
 
 
-def subject_of(frames: list[Detections], *, min_track_s: float = 0.4) -> dict[int, np.ndarray]:
+def tracks_of(frames: list[Detections]) -> list[Track]:
     tracker = Tracker()
     for number, found in enumerate(frames):
         tracker.add(number, number / 25, found, size=SIZE)
-    chosen = main_subject(tracker.tracks, spacing_s=0.04, min_track_s=min_track_s)
-    return {frame: track.boxes[position] for frame, (track, position) in chosen.items()}
+    return tracker.tracks
+
+
+def times_of(frames: list[Detections]) -> list[float]:
+    return [number / 25 for number in range(len(frames))]
+
+
+def boxes_of(person: Person) -> dict[int, np.ndarray]:
+    return {track.frames[k]: track.boxes[k] for track, positions in person for k in positions}
+
+
+def subject_of(frames: list[Detections], *, min_track_s: float = 0.4) -> dict[int, np.ndarray]:
+    return boxes_of(main_person(tracks_of(frames), times_of(frames), min_track_s=min_track_s))
 
 
 def test_overlap_is_intersection_over_union() -> None:
@@ -81,13 +93,8 @@ def test_somebody_beside_the_subject_does_not_take_over_where_the_subject_stays(
 
 
 def test_two_faces_that_come_close_keep_their_tracks() -> None:
-    tracker = Tracker()
-    for n in range(60):
-        tracker.add(n, n / 25, faces(box(100 + 2 * n, 200, 60), box(440 - 2 * n, 200, 60)), size=SIZE)
-    assert len(tracker.tracks) == 2
-    lefts = [track.boxes[0][0] for track in tracker.tracks]
-    assert lefts == [70, 410]
-    assert [track.boxes[-1][0] for track in tracker.tracks] == [188, 292]
+    tracks = tracks_of([faces(box(100 + 2 * n, 200, 60), box(440 - 2 * n, 200, 60)) for n in range(60)])
+    assert [(track.boxes[0][0], track.boxes[-1][0]) for track in tracks] == [(70, 188), (410, 292)]
 
 
 def test_after_a_cut_the_face_at_the_same_place_is_preferred() -> None:
@@ -99,11 +106,7 @@ def test_after_a_cut_the_face_at_the_same_place_is_preferred() -> None:
 
 
 def people_in(frames: list[Detections]) -> list[dict[int, np.ndarray]]:
-    tracker = Tracker()
-    for number, found in enumerate(frames):
-        tracker.add(number, number / 25, found, size=SIZE)
-    people = lasting_subjects(tracker.tracks, spacing_s=0.04, min_track_s=0.4, n_frames=len(frames))
-    return [{frame: track.boxes[position] for frame, (track, position) in person.items()} for person in people]
+    return [boxes_of(person) for person in lasting_people(tracks_of(frames), times_of(frames), min_track_s=0.4)]
 
 
 def test_two_who_stay_are_two_people_and_a_passer_by_is_none() -> None:
@@ -133,7 +136,6 @@ def test_a_long_video_of_many_cuts_is_quick() -> None:
         x, y = random.uniform(100, 540), random.uniform(100, 380)
         for n in (0, 6, 12):
             tracker.add(13 * scene + n, (13 * scene + n) / 25, faces(box(x, y, 80)), size=SIZE)
-    chosen = main_subject(tracker.tracks, spacing_s=0.2, min_track_s=0.4)
-    assert len(chosen) == 9000
-    people = lasting_subjects(tracker.tracks, spacing_s=0.2, min_track_s=0.4, n_frames=39000)
-    assert people == []
+    times_s = [0.2 * n for n in range(39000)]
+    assert len(boxes_of(main_person(tracker.tracks, times_s, min_track_s=0.4))) == 9000
+    assert lasting_people(tracker.tracks, times_s, min_track_s=0.4) == []

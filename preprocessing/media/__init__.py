@@ -21,7 +21,8 @@ from preprocessing.media.container import (
     read_packets,
     reason_of,
 )
-from preprocessing.media.sound import SAMPLE_RATE, Audio, Samples, decode_first_sound, read_audio
+from preprocessing.media.mixdown import SAMPLE_RATE
+from preprocessing.media.sound import Audio, Samples, decode_first_sound, read_audio
 from preprocessing.media.video import Frame, Video, picture_size
 
 __all__ = [

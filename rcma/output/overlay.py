@@ -221,7 +221,7 @@ class _SoundClock:
     """From the times of a recording's sound to those of the video."""
 
     def __init__(self, recording: Video) -> None:
-        self.packets = recording.clock.sound
+        self.packets = recording.clock.audio
         self._origin_s = recording.start_s
         self._end_s = 0.0
 

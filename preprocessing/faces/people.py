@@ -1,0 +1,121 @@
+"""Who the main person is, and who else is seen for long.
+
+:func:`importance` ranks the tracks: the main person's face is the largest, longest seen and most central one.
+:meth:`_Candidates.compose` starts a person with the best track and continues it where the face is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from preprocessing.faces.track import LINK_IOU, Track, overlaps, sides
+
+_LASTING_SHARE = 0.2
+"""Minimum share of the frames in which a face is seen for the person to count with ``faces.subjects=all``."""
+_MOST_OVERLAP = 0.5
+"""A track of which a larger share coincides with better tracks of a person is somebody else's."""
+
+Person = list[tuple[Track, NDArray[np.intp]]]
+"""One person's face: tracks, each with the positions of its entries that belong to the person."""
+
+
+def importance(track: Track) -> float:
+    """Sum size times centrality over the frames of a track.
+
+    Size is the longer side of the face in diagonals of the picture; centrality is 1 in the centre and 0.5 in a corner.
+    """
+    boxes = np.array(track.boxes)
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    width, height = track.size
+    diagonal = np.hypot(width, height)
+    offsets = np.linalg.norm(centres - np.array([width, height]) / 2, axis=1) / (diagonal / 2)
+    return float(np.sum(sides(boxes) / diagonal * (1 - 0.5 * np.minimum(offsets, 1.0))))
+
+
+def main_person(tracks: Sequence[Track], times_s: Sequence[float], *, min_track_s: float) -> Person:
+    """Choose the main person's face in each frame.
+
+    Where it is lost (a cut, a gap), the best of the other tracks continues it; one that lies where the person was
+    before or will be after is preferred. A track that is mostly seen beside the main person is somebody else's.
+
+    Args:
+        tracks: all faces of the video.
+        times_s: of its T frames, seconds.
+        min_track_s: tracks seen for less are false alarms, unless the video is shorter than twice that.
+    """
+    candidates = _Candidates(tracks, times_s, min_track_s)
+    return candidates.compose(candidates.everyone(), least_continuity=0.0)
+
+
+def lasting_people(tracks: Sequence[Track], times_s: Sequence[float], *, min_track_s: float) -> list[Person]:
+    """Find every person whose face is seen in at least a fifth of the frames, the most important one first.
+
+    There is no face recognition: a track continues a person only if it overlaps the person's last or next box.
+
+    Args:
+        tracks: see :func:`main_person`.
+        times_s: see there.
+        min_track_s: see there.
+    """
+    candidates = _Candidates(tracks, times_s, min_track_s)
+    left = candidates.everyone()
+    people = []
+    while left.any():
+        people.append(candidates.compose(left, least_continuity=LINK_IOU))
+    return [person for person in people if sum(len(part) for _, part in person) >= _LASTING_SHARE * len(times_s)]
+
+
+class _Candidates:
+    """The n tracks that are long enough to be a person's."""
+
+    def __init__(self, tracks: Sequence[Track], times_s: Sequence[float], min_track_s: float) -> None:
+        self._n_frames = len(times_s)
+        spacing_s = (times_s[-1] - times_s[0]) / (len(times_s) - 1) if len(times_s) > 1 else 0.0
+        least_s = min(min_track_s, 0.5 * len(times_s) * spacing_s)
+        self._tracks = [track for track in tracks if len(track.frames) * spacing_s >= least_s]
+        self._importance = np.array([importance(track) for track in self._tracks])
+        self._first = np.array([track.frames[0] for track in self._tracks])
+        self._last = np.array([track.frames[-1] for track in self._tracks])
+        # As fractions of the picture, whose size can change from one track to the next.
+        sizes = np.array([track.size * 2 for track in self._tracks]).reshape(-1, 4)
+        self._first_box = np.array([track.boxes[0] for track in self._tracks]).reshape(-1, 4) / sizes
+        self._last_box = np.array([track.boxes[-1] for track in self._tracks]).reshape(-1, 4) / sizes
+
+    def everyone(self) -> NDArray[np.bool_]:
+        """(n,) all of them."""
+        return np.ones(len(self._tracks), np.bool_)
+
+    def compose(self, left: NDArray[np.bool_], *, least_continuity: float) -> Person:
+        """Compose one person of the tracks marked in ``left`` (n,), and unmark those taken.
+
+        The continuity of a track is its overlap in space with the nearest track before or after it that was already
+        taken, the larger of the two. It is updated with each choice: a long video has thousands of tracks.
+        """
+        person: Person = []
+        occupied = np.zeros(self._n_frames, np.bool_)
+        remaining = left.copy()
+        gap = np.full((2, len(left)), np.inf)
+        continuity = np.zeros((2, len(left)))
+        while True:
+            best_continuity = continuity.max(axis=0)
+            open_to = remaining & (best_continuity >= least_continuity) if person else remaining
+            if not open_to.any():
+                return person
+            number = int(np.argmax(np.where(open_to, self._importance * (1 + best_continuity), -1.0)))
+            remaining[number] = False
+            track = self._tracks[number]
+            free = np.flatnonzero(~occupied[track.frames])
+            if len(free) < (1 - _MOST_OVERLAP) * len(track.frames):
+                continue
+            left[number] = False
+            person.append((track, free))
+            occupied[track.frames] = True
+            before = (self._first - self._last[number], self._last_box[number], self._first_box)
+            after = (self._first[number] - self._last, self._first_box[number], self._last_box)
+            for side, (distance, box, boxes) in enumerate((before, after)):
+                nearer = (distance > 0) & (distance < gap[side])
+                gap[side, nearer] = distance[nearer]
+                continuity[side, nearer] = overlaps(box[None], boxes[nearer])[0]
