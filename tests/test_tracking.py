@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from preprocessing.faces.people import Person, lasting_people, main_person
+from preprocessing.config import FaceSettings
+from preprocessing.faces.people import Person, find_people
 from preprocessing.faces.track import Detections, Track, Tracker, interpolate, match, overlaps
 
 SIZE = (640, 480)
+EVERYONE = FaceSettings(subjects="all")
 
 
 def box(x: float, y: float, side: float) -> list[float]:
@@ -39,7 +41,8 @@ def boxes_of(person: Person) -> dict[int, np.ndarray]:
 
 
 def subject_of(frames: list[Detections], *, min_track_s: float = 0.4) -> dict[int, np.ndarray]:
-    return boxes_of(main_person(tracks_of(frames), times_of(frames), min_track_s=min_track_s))
+    (person,) = find_people(tracks_of(frames), times_of(frames), FaceSettings(min_track_s=min_track_s))
+    return boxes_of(person)
 
 
 def test_overlap_is_intersection_over_union() -> None:
@@ -106,7 +109,7 @@ def test_after_a_cut_the_face_at_the_same_place_is_preferred() -> None:
 
 
 def people_in(frames: list[Detections]) -> list[dict[int, np.ndarray]]:
-    return [boxes_of(person) for person in lasting_people(tracks_of(frames), times_of(frames), min_track_s=0.4)]
+    return [boxes_of(person) for person in find_people(tracks_of(frames), times_of(frames), EVERYONE)]
 
 
 def test_two_who_stay_are_two_people_and_a_passer_by_is_none() -> None:
@@ -124,8 +127,10 @@ def test_person_who_comes_back_to_the_same_place_is_the_same_person() -> None:
     assert [len(person) for person in people] == [120, 80]
 
 
-def test_nobody_lasts_in_an_empty_video() -> None:
-    assert people_in([faces()] * 30) == []
+def test_without_anybody_who_lasts_there_is_the_main_person_alone() -> None:
+    assert people_in([faces()] * 30) == [{}]
+    passer_by = [faces(box(320, 240, 100)) if 10 <= n < 25 else faces() for n in range(100)]
+    assert [sorted(person) for person in people_in(passer_by)] == [list(range(10, 25))]
 
 
 def test_a_long_video_of_many_cuts_is_quick() -> None:
@@ -137,5 +142,6 @@ def test_a_long_video_of_many_cuts_is_quick() -> None:
         for n in (0, 6, 12):
             tracker.add(13 * scene + n, (13 * scene + n) / 25, faces(box(x, y, 80)), size=SIZE)
     times_s = [0.2 * n for n in range(39000)]
-    assert len(boxes_of(main_person(tracker.tracks, times_s, min_track_s=0.4))) == 9000
-    assert lasting_people(tracker.tracks, times_s, min_track_s=0.4) == []
+    for settings in (FaceSettings(), EVERYONE):
+        (person,) = find_people(tracker.tracks, times_s, settings)
+        assert len(boxes_of(person)) == 9000

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from preprocessing.config import FaceSettings
 from preprocessing.faces.crop import Faces, align_face, cut_face, read_crops
 from preprocessing.faces.detect import FaceDetector
-from preprocessing.faces.people import Person, lasting_people, main_person
+from preprocessing.faces.people import Person, find_people
 from preprocessing.faces.track import SAME_FACE_IOU, Detections, Tracker, interpolate, match
 from preprocessing.media import Frame
 
@@ -38,20 +38,14 @@ _THUMBNAIL = 24
 def follow_faces(
     frames: Iterable[Frame], detector: FaceDetector, settings: FaceSettings, crops: IO[bytes]
 ) -> list[Faces]:
-    """Find and follow all faces of a video, and return those of the main person, or of everyone seen for long.
-
-    Memory does not grow with the size of the frames.
+    """Find and follow all faces of a video, and return those of each person of :func:`.people.find_people`.
 
     Args:
         frames: all frames of the video in order; if their size changes, every face is searched for again.
         detector: made with the same settings.
         settings: see :class:`preprocessing.config.FaceSettings`.
-        crops: an empty file, open for writing and reading, that receives the crop of each face of each frame; it must
-            stay open as long as the result is used.
-
-    Returns:
-        With ``subjects=all``, a list of everyone seen for long, the most important person first; if nobody is, or with
-        ``subjects=main``, the main person alone, who may have no face in any frame.
+        crops: an empty file that receives the crop of each face of each frame, open for writing and reading as long as
+            the result is used.
     """
     tracker = Tracker()
     times_s: list[float] = []
@@ -65,10 +59,7 @@ def follow_faces(
                 crop = cut_face(frame.image, box, size=settings.size, margin=settings.margin)
             crops.write(crop.data)
         times_s.append(frame.time_s)
-    people: list[Person] = []
-    if settings.subjects == "all":
-        people = lasting_people(tracker.tracks, times_s, min_track_s=settings.min_track_s)
-    people = people or [main_person(tracker.tracks, times_s, min_track_s=settings.min_track_s)]
+    people = find_people(tracker.tracks, times_s, settings)
     return [_faces_of(person, len(times_s), crops, settings.size) for person in people]
 
 

@@ -1,7 +1,7 @@
 """Who the main person is, and who else is seen for long.
 
 :func:`importance` ranks the tracks: the main person's face is the largest, longest seen and most central one.
-:meth:`_Candidates.compose` starts a person with the best track and continues it where the face is lost.
+:meth:`_Candidates.compose` starts a person with the most important track, and continues it where the face is lost.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from preprocessing.config import FaceSettings
 from preprocessing.faces.track import LINK_IOU, Track, overlaps, sides
 
 _LASTING_SHARE = 0.2
@@ -35,37 +36,30 @@ def importance(track: Track) -> float:
     return float(np.sum(sides(boxes) / diagonal * (1 - 0.5 * np.minimum(offsets, 1.0))))
 
 
-def main_person(tracks: Sequence[Track], times_s: Sequence[float], *, min_track_s: float) -> Person:
-    """Choose the main person's face in each frame.
+def find_people(tracks: Sequence[Track], times_s: Sequence[float], settings: FaceSettings) -> list[Person]:
+    """Compose the main person, or everyone seen for long, of the tracks of a video.
 
-    Where it is lost (a cut, a gap), the best of the other tracks continues it; one that lies where the person was
-    before or will be after is preferred. A track that is mostly seen beside the main person is somebody else's.
+    Where the main person's face is lost (a cut, a gap), the best of the other tracks continues it; one that lies where
+    the face was before or will be after is preferred. With ``subjects=all``, only such tracks continue a person: there
+    is no face recognition. A track that is mostly seen beside a person is somebody else's.
 
     Args:
         tracks: all faces of the video.
         times_s: of its T frames, seconds.
-        min_track_s: tracks seen for less are false alarms, unless the video is shorter than twice that.
+        settings: tracks seen for less than ``min_track_s`` are false alarms, unless the video is shorter than twice
+            that.
+
+    Returns:
+        With ``subjects=all``, everyone whose face is seen in at least a fifth of the frames, the most important person
+        first; if there is nobody, or with ``subjects=main``, the main person alone, perhaps without any track.
     """
-    candidates = _Candidates(tracks, times_s, min_track_s)
-    return candidates.compose(candidates.everyone(), least_continuity=0.0)
-
-
-def lasting_people(tracks: Sequence[Track], times_s: Sequence[float], *, min_track_s: float) -> list[Person]:
-    """Find every person whose face is seen in at least a fifth of the frames, the most important one first.
-
-    There is no face recognition: a track continues a person only if it overlaps the person's last or next box.
-
-    Args:
-        tracks: see :func:`main_person`.
-        times_s: see there.
-        min_track_s: see there.
-    """
-    candidates = _Candidates(tracks, times_s, min_track_s)
-    left = candidates.everyone()
+    candidates = _Candidates(tracks, times_s, settings.min_track_s)
     people = []
-    while left.any():
+    left = candidates.everyone()
+    while settings.subjects == "all" and left.any():
         people.append(candidates.compose(left, least_continuity=LINK_IOU))
-    return [person for person in people if sum(len(part) for _, part in person) >= _LASTING_SHARE * len(times_s)]
+    lasting = [person for person in people if sum(len(k) for _, k in person) >= _LASTING_SHARE * len(times_s)]
+    return lasting or [candidates.compose(candidates.everyone(), least_continuity=0.0)]
 
 
 class _Candidates:

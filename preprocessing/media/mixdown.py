@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 SAMPLE_RATE = 16000
 """Hz, of all sound after decoding."""
 
+_TOLERANCE_S = 0.04
+"""Packet times are trusted over the count of samples if they differ by more; smaller differences are rounding."""
 _BLOCK = SAMPLE_RATE // 2
 """Samples that are judged at a time: 0.5 s."""
 _RAMP = SAMPLE_RATE // 100
@@ -26,34 +28,51 @@ _QUIET = 1e-4
 """Energy, as a fraction of the loudest block so far, below which nothing is changed: 40 dB."""
 
 
-class Mixdown:
-    """Mixes one gapless stretch of audio; without cancellation, the result is FFmpeg's own mono mix."""
+class MonoStretch:
+    """A gapless stretch of audio, mixed to mono; without cancellation, the result is FFmpeg's own mix."""
 
-    def __init__(self, layout: av.AudioLayout) -> None:
-        """Start with no channel inverted; ``layout`` is that of the frames."""
-        n_channels = layout.nb_channels
-        # Integer output makes FFmpeg normalise the mix of channels, so that it cannot clip.
-        self._to_mono = av.AudioResampler(format="s32", layout="mono", rate=SAMPLE_RATE)
-        self._to_channels = av.AudioResampler(format="flt", layout=layout.name, rate=SAMPLE_RATE)
-        self._weights = mix_weights(layout.name, SAMPLE_RATE) if n_channels > 1 else np.ones(1, np.float32)
-        self._signs = np.ones(n_channels, np.float32)
-        self._loudest = 0.0
-        self._mono = np.zeros(0, np.float32)
-        self._channels = np.zeros((n_channels, 0), np.float32)
+    def __init__(self, first: AudioFrame, start_s: float) -> None:
+        """Start an empty stretch at a time, seconds, for frames in the format of ``first``."""
+        self.end_s = start_s
         self.n_repaired = 0
         """Number of samples in which a channel was inverted."""
+        self._index = round(start_s * SAMPLE_RATE)
+        self._format = _format_of(first)
+        # Integer output makes FFmpeg normalise the mix of channels, so that it cannot clip.
+        self._to_mono = av.AudioResampler(format="s32", layout="mono", rate=SAMPLE_RATE)
+        self._to_channels = av.AudioResampler(format="flt", layout=first.layout.name, rate=SAMPLE_RATE)
+        self._weights = mix_weights(first.layout.name)
+        self._signs = np.ones(len(self._weights), np.float32)
+        self._loudest = 0.0
+        self._mono = np.zeros(0, np.float32)
+        self._channels = np.zeros((len(self._weights), 0), np.float32)
 
-    def add(self, frame: AudioFrame | None) -> Iterator[NDArray[np.float32]]:
-        """Mix a frame, or None to flush the end; yields (N,) float32 in [-1, 1]."""
+    def is_continued_by(self, frame: AudioFrame, time_s: float) -> bool:
+        """Whether a frame at this time follows without a gap, an overlap or a change of format."""
+        return abs(time_s - self.end_s) <= _TOLERANCE_S and _format_of(frame) == self._format
+
+    def add(self, frame: AudioFrame | None) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Append a frame, whatever its time, or None to flush the end.
+
+        Yields:
+            Index of the first sample at 16 kHz, and (N,) float32 in [-1, 1].
+        """
+        if frame is not None:
+            self.end_s += frame.samples / frame.sample_rate
+            frame.pts = None
+        for samples in self._mix(frame):
+            yield self._index, samples
+            self._index += len(samples)
+
+    def _mix(self, frame: AudioFrame | None) -> Iterator[NDArray[np.float32]]:
         mono = [(part.to_ndarray()[0] / 2.0**31).astype(np.float32) for part in self._to_mono.resample(frame)]
         if len(self._weights) == 1:
             yield from mono
             return
         self._mono = np.concatenate([self._mono, *mono])
-        interleaved = [
-            part.to_ndarray().reshape(-1, len(self._weights)).T for part in self._to_channels.resample(frame)
-        ]
-        self._channels = np.concatenate([self._channels, *interleaved], axis=1)
+        parts = self._to_channels.resample(frame)
+        channels = [part.to_ndarray().reshape(-1, len(self._weights)).T for part in parts]
+        self._channels = np.concatenate([self._channels, *channels], axis=1)
         while min(len(self._mono), self._channels.shape[1]) >= _BLOCK:
             yield self._take(_BLOCK)
         if frame is None and len(self._mono):
@@ -90,20 +109,16 @@ class Mixdown:
         return signs
 
 
-def mix_weights(layout: str, rate: int) -> NDArray[np.float32]:
-    """Measure the weight (C,) of each channel in FFmpeg's normalised mono mix.
-
-    Args:
-        layout: of the channels, as FFmpeg names it.
-        rate: sample rate of mix and channels, Hz.
-    """
+def mix_weights(layout: str) -> NDArray[np.float32]:
+    """Measure the weight (C,) of each channel in FFmpeg's normalised mono mix of a layout, such as ``5.1``."""
     n_channels = av.AudioLayout(layout).nb_channels
-    weights = np.zeros(n_channels, np.float32)
-    for number in range(n_channels):
-        signal = np.zeros((1024, n_channels), np.float32)
-        signal[:, number] = 0.5
-        frame = av.AudioFrame.from_ndarray(signal.reshape(1, -1), format="flt", layout=layout)
-        frame.sample_rate = rate
-        (mixed,) = av.AudioResampler(format="s32", layout="mono", rate=rate).resample(frame)
-        weights[number] = mixed.to_ndarray()[0, 512] / 2.0**30
-    return weights
+    # Sample k has channel k alone.
+    signal = 0.5 * np.eye(n_channels, dtype=np.float32)
+    frame = av.AudioFrame.from_ndarray(signal.reshape(1, -1), format="flt", layout=layout)
+    frame.sample_rate = SAMPLE_RATE
+    (mixed,) = av.AudioResampler(format="s32", layout="mono", rate=SAMPLE_RATE).resample(frame)
+    return (mixed.to_ndarray()[0] / 2.0**30).astype(np.float32)
+
+
+def _format_of(frame: AudioFrame) -> tuple[str, str, int]:
+    return frame.format.name, frame.layout.name, frame.sample_rate

@@ -17,10 +17,8 @@ from numpy.typing import NDArray
 
 from preprocessing.media.clock import RecordingClock, StreamClock, describe_resets
 from preprocessing.media.container import audio_stream, container_time_s, decode_stream, open_recording, read_clock
-from preprocessing.media.mixdown import SAMPLE_RATE, Mixdown
+from preprocessing.media.mixdown import SAMPLE_RATE, MonoStretch
 
-_TOLERANCE_S = 0.04
-"""Packet times are trusted over the count of samples if they differ by more; smaller differences are rounding."""
 _FIRST_AUDIO_FRAMES = 10
 """Frames of 10 to 100 ms: enough for a decoder and a resampler to be set up and used."""
 _TIME_ROUNDING_S = 1e-4
@@ -87,7 +85,7 @@ def read_audio(
     """Read the sound of one audio stream, chosen like the video stream, on the video's clock.
 
     Sound before the clock's zero is cut off. Gaps in the stream's times are filled with zeros, so that later samples
-    stay in time. Channels are mixed with weights that cannot clip; see :class:`preprocessing.media.mixdown.Mixdown`.
+    stay in time. Channels are mixed with weights that cannot clip; see :mod:`preprocessing.media.mixdown`.
 
     Args:
         path: the file that :class:`Video` was opened with.
@@ -148,7 +146,7 @@ def _place_samples(
     A gapless stretch ends where packet times and the count of samples have drifted apart, where the container's clock
     restarts, or where the stream changes its format.
     """
-    stretch: _Stretch | None = None
+    stretch: MonoStretch | None = None
     n_repaired = 0
     resets = deque(reset.time_s for reset in clock.resets) if clock is not None else deque()
     for frame in frames:
@@ -160,43 +158,16 @@ def _place_samples(
             resets.popleft()
         if stretch is not None and (restarts or not stretch.is_continued_by(frame, time_s)):
             yield from stretch.add(None)
-            n_repaired += stretch.mixdown.n_repaired
+            n_repaired += stretch.n_repaired
             stretch = None
         if stretch is None:
-            stretch = _Stretch(frame, time_s)
+            stretch = MonoStretch(frame, time_s)
         yield from stretch.add(frame)
     if stretch is not None:
         yield from stretch.add(None)
-        n_repaired += stretch.mixdown.n_repaired
+        n_repaired += stretch.n_repaired
     if n_repaired:
         warnings.append(
             f"audio: its channels cancel each other in the mix, as in opposite phase; one was inverted for "
             f"{n_repaired / SAMPLE_RATE:.1f} s"
         )
-
-
-class _Stretch:
-    """Gapless audio, mixed as it is decoded."""
-
-    def __init__(self, first: AudioFrame, start_s: float) -> None:
-        self.mixdown = Mixdown(first.layout)
-        self.end_s = start_s
-        self._index = round(start_s * SAMPLE_RATE)
-        self._format = _format_of(first)
-
-    def is_continued_by(self, frame: AudioFrame, time_s: float) -> bool:
-        """Whether a frame at this time follows without a gap, an overlap or a change of format."""
-        return abs(time_s - self.end_s) <= _TOLERANCE_S and _format_of(frame) == self._format
-
-    def add(self, frame: AudioFrame | None) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Append a frame at the end, whatever its time, or None to flush; yields as :func:`_place_samples` does."""
-        if frame is not None:
-            self.end_s += frame.samples / frame.sample_rate
-            frame.pts = None
-        for samples in self.mixdown.add(frame):
-            yield self._index, samples
-            self._index += len(samples)
-
-
-def _format_of(frame: AudioFrame) -> tuple[str, str, int]:
-    return frame.format.name, frame.layout.name, frame.sample_rate
