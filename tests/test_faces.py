@@ -210,4 +210,5 @@ def test_nobody_is_followed_from_one_size_to_another() -> None:
     face = Detections(np.array([[10.0, 10, 50, 50]]), np.array([0.9]), np.zeros((1, 5, 2)))
     for number, size in enumerate([(64, 48), (64, 48), (48, 64), (48, 64)]):
         tracker.add(number, number / 25, face, size=size)
-    assert [(track.size, track.frames) for track in tracker.tracks] == [((64, 48), [0, 1]), ((48, 64), [2, 3])]
+    seen = [(track.size, [sighting.frame for sighting in track.sightings]) for track in tracker.tracks]
+    assert seen == [((64, 48), [0, 1]), ((48, 64), [2, 3])]

@@ -37,7 +37,7 @@ def times_of(frames: list[Detections]) -> list[float]:
 
 
 def boxes_of(person: Person) -> dict[int, np.ndarray]:
-    return {track.frames[k]: track.boxes[k] for track, positions in person for k in positions}
+    return {sighting.frame: sighting.box for sighting in person}
 
 
 def subject_of(frames: list[Detections], *, min_track_s: float = 0.4) -> dict[int, np.ndarray]:
@@ -97,7 +97,7 @@ def test_somebody_beside_the_subject_does_not_take_over_where_the_subject_stays(
 
 def test_two_faces_that_come_close_keep_their_tracks() -> None:
     tracks = tracks_of([faces(box(100 + 2 * n, 200, 60), box(440 - 2 * n, 200, 60)) for n in range(60)])
-    assert [(track.boxes[0][0], track.boxes[-1][0]) for track in tracks] == [(70, 188), (410, 292)]
+    assert [(track.sightings[0].box[0], track.sightings[-1].box[0]) for track in tracks] == [(70, 188), (410, 292)]
 
 
 def test_after_a_cut_the_face_at_the_same_place_is_preferred() -> None:

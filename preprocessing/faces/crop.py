@@ -29,17 +29,9 @@ class Faces:
 
 
 def read_crops(store: IO[bytes], numbers: NDArray[np.intp], size: int, first: int, stop: int) -> NDArray[np.uint8]:
-    """Read the crops of frames first to stop (excluded) from a file of consecutive crops.
+    """Read crops of side ``size`` as :attr:`Faces.read_crops` does, from a file of consecutive crops.
 
-    Args:
-        store: open for reading.
-        numbers: (T,) index of each frame's crop in the file; -1 for zeros.
-        size: side S of a crop, pixels.
-        first: index of the first frame.
-        stop: index after the last frame.
-
-    Returns:
-        uint8 (stop-first,S,S,3).
+    ``numbers`` (T,) has the index of each frame's crop in the file, -1 for zeros.
     """
     crops = np.zeros((stop - first, size, size, 3), dtype=np.uint8)
     for crop, number in zip(crops, numbers[first:stop], strict=True):
@@ -50,13 +42,9 @@ def read_crops(store: IO[bytes], numbers: NDArray[np.intp], size: int, first: in
 
 
 def cut_face(image: NDArray[np.uint8], box: NDArray[np.float64], *, size: int, margin: float) -> NDArray[np.uint8]:
-    """Cut a square around the centre of a box, (size,size,3) RGB; black outside the picture.
+    """Cut the square around a box out of a picture (H,W,3), with a margin on each side as a fraction of its side.
 
-    Args:
-        image: (H,W,3) RGB.
-        box: x1 y1 x2 y2 in pixels.
-        size: side of the result, pixels.
-        margin: added to each side of the square around the box, as a fraction of its side.
+    Returns uint8 (size,size,3), black outside the picture.
     """
     centre = (box[:2] + box[2:]) / 2
     half = max(box[2] - box[0], box[3] - box[1], 1.0) * (0.5 + margin)
@@ -66,14 +54,7 @@ def cut_face(image: NDArray[np.uint8], box: NDArray[np.float64], *, size: int, m
 def align_face(
     image: NDArray[np.uint8], landmarks: NDArray[np.float64], *, size: int, margin: float
 ) -> NDArray[np.uint8]:
-    """Turn, scale and shift a face so that its landmarks match ArcFace's, (size,size,3) RGB; black outside.
-
-    Args:
-        image: (H,W,3) RGB.
-        landmarks: (5,2) see :class:`preprocessing.faces.track.Detections`.
-        size: side of the result, pixels.
-        margin: added to each side of ArcFace's square, as a fraction of its side.
-    """
+    """Turn, scale and shift a face so that its landmarks (5,2) match ArcFace's; otherwise as :func:`cut_face`."""
     # A similarity of the plane is z -> a z + b with complex a and b; least squares from places in the crop to places
     # in the picture.
     target = ((_TEMPLATE - 0.5) / (1 + 2 * margin) + 0.5) * size

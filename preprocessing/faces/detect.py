@@ -8,7 +8,7 @@ from PIL import Image
 
 from preprocessing.config import FaceSettings
 from preprocessing.faces.crop import resize_region
-from preprocessing.faces.track import SAME_FACE_IOU, Detections, no_faces, overlaps
+from preprocessing.faces.track import SAME_FACE_IOU, Detections, no_faces, overlaps, sides
 
 _MIN_FACE = 24
 """Smallest side of a face that is searched for, in pixels of the reduced picture."""
@@ -68,12 +68,17 @@ class FaceDetector:
         Returns:
             The faces that are there, and (n,) which of the known ones they are.
         """
+        import torch
+        from torchvision.ops import nms
+
         found, there = self._refine(image, known.boxes)
         settled = overlaps(found.boxes, known.boxes[there]).diagonal() >= _SETTLED_IOU
         if not settled.all():
             found, visible = self._refine(image, found.boxes)
             there[there] = visible
-        sure = (found.scores >= self._min_score) & _distinct(found)
+        # The same face twice would be followed twice from here on.
+        distinct = nms(torch.from_numpy(found.boxes), torch.from_numpy(found.scores), SAME_FACE_IOU)
+        sure = np.isin(np.arange(len(found)), distinct) & (found.scores >= self._min_score)
         there[there] = sure
         return found.take(sure), there
 
@@ -81,12 +86,12 @@ class FaceDetector:
         """MTCNN's last network on the squares around n boxes, and (n,) which of them lie in the picture at all."""
         height, width = image.shape[:2]
         centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-        sides = np.max(boxes[:, 2:] - boxes[:, :2], axis=1)[:, None]
-        squares = np.concatenate([centres - sides / 2, centres + sides / 2], axis=1)
+        side = sides(boxes)[:, None]
+        squares = np.concatenate([centres - side / 2, centres + side / 2], axis=1)
         # As MTCNN does it, a square that reaches over the edge is cut there and stretched.
         inside = np.clip(squares, 0, [width, height, width, height])
         visible = np.all(inside[:, 2:] - inside[:, :2] >= 1, axis=1)
-        squares, side = squares[visible], sides[visible]
+        squares, side = squares[visible], side[visible]
         if not visible.any():
             return no_faces(), visible
         patches = np.stack([resize_region(image, part, _ONET_SIDE, Image.Resampling.BOX) for part in inside[visible]])
@@ -99,13 +104,3 @@ class FaceDetector:
         # Five x, then five y, as fractions of the square's side, like the shifts of the corners.
         landmarks = squares[:, None, :2] + side[:, None] * points.reshape(-1, 2, 5).transpose(0, 2, 1)
         return Detections(squares + side * shifts, scores[:, 1], landmarks), visible
-
-
-def _distinct(faces: Detections) -> NDArray[np.bool_]:
-    """(n,) False for a face that lies on another one with a higher score, or on an earlier one with the same."""
-    distinct = np.ones(len(faces), dtype=np.bool_)
-    order = np.argsort(-faces.scores, kind="stable")
-    iou = overlaps(faces.boxes, faces.boxes)
-    for rank, number in enumerate(order):
-        distinct[number] = not np.any(distinct[order[:rank]] & (iou[number, order[:rank]] > SAME_FACE_IOU))
-    return distinct

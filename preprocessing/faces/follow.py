@@ -67,11 +67,10 @@ def _faces_of(person: Person, n_frames: int, crops: IO[bytes], size: int) -> Fac
     boxes = np.full((n_frames, 4), np.nan, dtype=np.float32)
     scores = np.full(n_frames, np.nan, dtype=np.float32)
     numbers = np.full(n_frames, -1, dtype=np.intp)
-    for track, positions in person:
-        frames = np.array(track.frames)[positions]
-        boxes[frames] = np.array(track.boxes)[positions]
-        scores[frames] = np.array(track.scores)[positions]
-        numbers[frames] = np.array(track.numbers)[positions]
+    for sighting in person:
+        boxes[sighting.frame] = sighting.box
+        scores[sighting.frame] = sighting.score
+        numbers[sighting.frame] = sighting.number
     return Faces(boxes, scores, partial(read_crops, crops, numbers, size))
 
 

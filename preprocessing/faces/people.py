@@ -12,15 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from preprocessing.config import FaceSettings
-from preprocessing.faces.track import LINK_IOU, Track, overlaps, sides
+from preprocessing.faces.track import LINK_IOU, Sighting, Track, overlaps, sides
 
 _LASTING_SHARE = 0.2
 """Minimum share of the frames in which a face is seen for the person to count with ``faces.subjects=all``."""
 _MOST_OVERLAP = 0.5
 """A track of which a larger share coincides with better tracks of a person is somebody else's."""
 
-Person = list[tuple[Track, NDArray[np.intp]]]
-"""One person's face: tracks, each with the positions of its entries that belong to the person."""
+Person = list[Sighting]
+"""One person's face, at most one sighting per frame, in any order."""
 
 
 def importance(track: Track) -> float:
@@ -28,7 +28,7 @@ def importance(track: Track) -> float:
 
     Size is the longer side of the face in diagonals of the picture; centrality is 1 in the centre and 0.5 in a corner.
     """
-    boxes = np.array(track.boxes)
+    boxes = np.array([sighting.box for sighting in track.sightings])
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
     width, height = track.size
     diagonal = np.hypot(width, height)
@@ -58,7 +58,7 @@ def find_people(tracks: Sequence[Track], times_s: Sequence[float], settings: Fac
     left = candidates.everyone()
     while settings.subjects == "all" and left.any():
         people.append(candidates.compose(left, least_continuity=LINK_IOU))
-    lasting = [person for person in people if sum(len(k) for _, k in person) >= _LASTING_SHARE * len(times_s)]
+    lasting = [person for person in people if len(person) >= _LASTING_SHARE * len(times_s)]
     return lasting or [candidates.compose(candidates.everyone(), least_continuity=0.0)]
 
 
@@ -66,17 +66,19 @@ class _Candidates:
     """The n tracks that are long enough to be a person's."""
 
     def __init__(self, tracks: Sequence[Track], times_s: Sequence[float], min_track_s: float) -> None:
-        self._n_frames = len(times_s)
         spacing_s = (times_s[-1] - times_s[0]) / (len(times_s) - 1) if len(times_s) > 1 else 0.0
         least_s = min(min_track_s, 0.5 * len(times_s) * spacing_s)
-        self._tracks = [track for track in tracks if len(track.frames) * spacing_s >= least_s]
+        self._tracks = [track for track in tracks if len(track.sightings) * spacing_s >= least_s]
         self._importance = np.array([importance(track) for track in self._tracks])
-        self._first = np.array([track.frames[0] for track in self._tracks])
-        self._last = np.array([track.frames[-1] for track in self._tracks])
+        self._first, self._first_box = self._ends(0)
+        self._last, self._last_box = self._ends(-1)
+
+    def _ends(self, position: int) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+        """(n,) index of the frame and (n,4) box of each track's first or last sighting."""
+        sightings = [track.sightings[position] for track in self._tracks]
         # As fractions of the picture, whose size can change from one track to the next.
-        sizes = np.array([track.size * 2 for track in self._tracks]).reshape(-1, 4)
-        self._first_box = np.array([track.boxes[0] for track in self._tracks]).reshape(-1, 4) / sizes
-        self._last_box = np.array([track.boxes[-1] for track in self._tracks]).reshape(-1, 4) / sizes
+        boxes = [sighting.box / (track.size * 2) for sighting, track in zip(sightings, self._tracks, strict=True)]
+        return np.array([sighting.frame for sighting in sightings]), np.array(boxes).reshape(-1, 4)
 
     def everyone(self) -> NDArray[np.bool_]:
         """(n,) all of them."""
@@ -89,7 +91,7 @@ class _Candidates:
         taken, the larger of the two. It is updated with each choice: a long video has thousands of tracks.
         """
         person: Person = []
-        occupied = np.zeros(self._n_frames, np.bool_)
+        occupied: set[int] = set()
         remaining = left.copy()
         gap = np.full((2, len(left)), np.inf)
         continuity = np.zeros((2, len(left)))
@@ -100,13 +102,13 @@ class _Candidates:
                 return person
             number = int(np.argmax(np.where(open_to, self._importance * (1 + best_continuity), -1.0)))
             remaining[number] = False
-            track = self._tracks[number]
-            free = np.flatnonzero(~occupied[track.frames])
-            if len(free) < (1 - _MOST_OVERLAP) * len(track.frames):
+            sightings = self._tracks[number].sightings
+            free = [sighting for sighting in sightings if sighting.frame not in occupied]
+            if len(free) < (1 - _MOST_OVERLAP) * len(sightings):
                 continue
             left[number] = False
-            person.append((track, free))
-            occupied[track.frames] = True
+            person += free
+            occupied.update(sighting.frame for sighting in free)
             before = (self._first - self._last[number], self._last_box[number], self._first_box)
             after = (self._first[number] - self._last, self._first_box[number], self._last_box)
             for side, (distance, box, boxes) in enumerate((before, after)):

@@ -82,16 +82,10 @@ def match(a: NDArray[np.float64], b: NDArray[np.float64], *, least_iou: float) -
 
 
 def interpolate(a: Detections, b: Detections, weights: Sequence[float]) -> list[Detections] | None:
-    """Interpolate faces between two pictures, if every major face is in both at about the same place.
+    """Interpolate linearly between the faces of two pictures, for weights from 0 (at ``a``) to 1 (at ``b``).
 
-    Args:
-        a: faces of the earlier picture.
-        b: faces of the later picture.
-        weights: position of each picture in between, from 0 (at ``a``) to 1 (at ``b``).
-
-    Returns:
-        Faces of each picture in between, linear in the weight; None if the two ends do not agree (a face comes, goes or
-        jumps, the scene is cut).
+    Returns None if the two do not have every major face at about the same place: a face comes, goes or jumps, or the
+    scene is cut.
     """
     pairs = match(a.boxes, b.boxes, least_iou=_INTERPOLATION_IOU)
     of_a, of_b = [i for i, _ in pairs], [j for _, j in pairs]
@@ -111,20 +105,28 @@ def interpolate(a: Detections, b: Detections, weights: Sequence[float]) -> list[
     ]
 
 
+@dataclass(frozen=True)
+class Sighting:
+    """One detection of a face."""
+
+    frame: int
+    """Index of the frame."""
+    time_s: float
+    box: NDArray[np.float64]
+    """(4,) x1 y1 x2 y2."""
+    score: float
+    number: int
+    """Number of the detection, counted over the whole video in the order given to :meth:`Tracker.add`."""
+
+
 @dataclass(eq=False)
 class Track:
-    """One face through time; entries of equal position belong together, in order of time."""
+    """One face through time."""
 
     size: tuple[int, int]
     """Width and height in pixels of the pictures that it is seen in."""
-    frames: list[int] = field(default_factory=list)
-    """Index of the frame."""
-    times_s: list[float] = field(default_factory=list)
-    boxes: list[NDArray[np.float64]] = field(default_factory=list)
-    """(4,) each."""
-    scores: list[float] = field(default_factory=list)
-    numbers: list[int] = field(default_factory=list)
-    """Number of the detection, counted over the whole video in the order given to :meth:`Tracker.add`."""
+    sightings: list[Sighting] = field(default_factory=list)
+    """In order of time."""
 
 
 class Tracker:
@@ -137,28 +139,25 @@ class Tracker:
         self._n_detections = 0
 
     def add(self, frame: int, time_s: float, detections: Detections, *, size: tuple[int, int]) -> None:
-        """Continue tracks with the faces of the next picture, and start new ones for the rest.
+        """Continue tracks with the faces of the next frame, or start new ones.
 
         Args:
-            frame: index of the picture.
+            frame: index of the frame.
             time_s: its time, seconds.
             detections: its faces.
             size: its width and height in pixels; no track continues where it changes.
         """
         self._live = [
-            track for track in self._live if time_s - track.times_s[-1] <= _LONGEST_GAP_S and track.size == size
+            track
+            for track in self._live
+            if time_s - track.sightings[-1].time_s <= _LONGEST_GAP_S and track.size == size
         ]
-        last = np.array([track.boxes[-1] for track in self._live]).reshape(-1, 4)
+        last = np.array([track.sightings[-1].box for track in self._live]).reshape(-1, 4)
         track_of = {j: self._live[i] for i, j in match(last, detections.boxes, least_iou=LINK_IOU)}
-        for j in range(len(detections)):
+        for j, (box, score) in enumerate(zip(detections.boxes, detections.scores, strict=True)):
             if j not in track_of:
                 track_of[j] = Track(size)
                 self.tracks.append(track_of[j])
                 self._live.append(track_of[j])
-            track = track_of[j]
-            track.frames.append(frame)
-            track.times_s.append(time_s)
-            track.boxes.append(detections.boxes[j])
-            track.scores.append(float(detections.scores[j]))
-            track.numbers.append(self._n_detections)
+            track_of[j].sightings.append(Sighting(frame, time_s, box, float(score), self._n_detections))
             self._n_detections += 1

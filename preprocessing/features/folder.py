@@ -114,23 +114,10 @@ def features_from_vectors(
     time_s: NDArray[np.float64],
     vectors: Mapping[str, NDArray[np.float32]],
 ) -> Features:
-    """Make features from imported vectors alone, without faces, sound or words.
-
-    Args:
-        video_id: name of the feature folder.
-        meta: see :class:`Features`; ``arrays``, the list of arrays that the folder holds, is added.
-        time_s: (T,) times of the rows, seconds, increasing.
-        vectors: see :class:`Features`.
-    """
-    arrays = ["time_s", *(_VECTORS[m] for m in vectors)]
-    return Features(
-        video_id=video_id,
-        meta={**meta, "arrays": arrays},
-        words=(),
-        time_s=time_s,
-        vectors=dict(vectors),
-        **_absent_arrays(len(time_s)),
-    )
+    """Make features of imported vectors alone, without faces, sound or words; arguments as of :class:`Features`."""
+    meta = {**meta, "arrays": ["time_s", *(_VECTORS[m] for m in vectors)]}
+    arrays = _absent_arrays(len(time_s))
+    return Features(video_id, meta, time_s, words=(), vectors=dict(vectors), **arrays)
 
 
 class FeatureWriter:

@@ -184,18 +184,14 @@ def _block_levels(samples: Samples) -> npt.NDArray[np.float64]:
 
 def _gains(levels: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """(B,) amplification of each of B blocks, dB."""
-    sustained = np.median(_neighbourhoods(levels, _SUSTAINED // 2, fill=levels.min()), axis=1)
+    from scipy.ndimage import maximum_filter1d, median_filter
+
+    sustained = median_filter(levels, _SUSTAINED, mode="constant", cval=levels.min())
     a_second = SAMPLE_RATE // _LEVEL_BLOCK
     seconds = np.maximum.reduceat(sustained, np.arange(0, len(levels), a_second))
-    around = _neighbourhoods(seconds, _LEVEL_REACH_S, fill=-np.inf).max(axis=1).repeat(a_second)[: len(levels)]
+    around = maximum_filter1d(seconds, 2 * _LEVEL_REACH_S + 1).repeat(a_second)[: len(levels)]
     gains = np.where((around < _FAINT_DB) & (around > _SILENCE_DB), _LEVELLED_DB - around, 0.0)
-    loudest = _neighbourhoods(levels, _SUSTAINED // 2, fill=-np.inf).max(axis=1)
-    return np.minimum(gains, np.maximum(0.0, _LOUDEST_DB - loudest))
-
-
-def _neighbourhoods(values: npt.NDArray[np.float64], reach: int, *, fill: float) -> npt.NDArray[np.float64]:
-    """(N,2 reach + 1): each of N values with its neighbours."""
-    return sliding_window_view(np.pad(values, reach, constant_values=fill), 2 * reach + 1)
+    return np.minimum(gains, np.maximum(0.0, _LOUDEST_DB - maximum_filter1d(levels, _SUSTAINED)))
 
 
 class _Levelled:

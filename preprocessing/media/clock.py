@@ -122,11 +122,9 @@ class FrameClock:
         self._n_moved = 0
 
     def time_s(self, own_s: float | None, following_s: float | None) -> float:
-        """Return the time of the next frame in seconds; 0 for the first.
+        """Return the time of the next frame in seconds, 0 for the first.
 
-        Args:
-            own_s: its time on the recording's clock; None if it has none.
-            following_s: the same of the frame after it.
+        ``own_s`` is its time on the recording's clock, ``following_s`` that of the frame after it; None if unknown.
         """
         last_s = self._last_s
         if own_s is None:

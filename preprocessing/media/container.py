@@ -197,13 +197,9 @@ def read_packets(
 def decode_stream(
     container: InputContainer, stream: VideoStream | AudioStream, warnings: list[str], *, clock: StreamClock | None
 ) -> Iterator[Any]:
-    """Yield the frames of one stream, VideoFrame or AudioFrame; damaged packets are skipped and counted.
+    """Yield the VideoFrames or AudioFrames of one stream; damaged packets are skipped and counted in ``warnings``.
 
-    Args:
-        container: from :func:`open_recording`, nothing of it read yet.
-        stream: of the container.
-        warnings: receives what is wrong with the stream.
-        clock: of the stream; None leaves the container's times.
+    Without a clock, frames keep the container's times. Nothing may have been read from the container yet.
     """
     n_damaged = 0
     order = None
