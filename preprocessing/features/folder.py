@@ -308,18 +308,16 @@ def _meta_problems(meta: dict[str, Any]) -> Iterator[str]:
 
 def _array_problems(arrays: dict[str, NDArray[Any]], *, n_frames: int, n_words: int) -> Iterator[tuple[str, str]]:
     """Name of each array that is wrong, and what is wrong with it."""
-    n_rows = dict.fromkeys(_OVER_FRAMES, (n_frames, f"{n_frames} frames"))
-    n_rows["word_vectors"] = (n_words, f"{n_words} words")
-    if "log_mel" in arrays:
-        n_mel = len(arrays["log_mel"])
-        n_rows["waveform"] = (HOP_LENGTH * n_mel, f"{n_mel} rows of log-mel, {HOP_LENGTH} each")
     for name, array in arrays.items():
         dtype, dimensions = _ARRAYS[name]
-        right, reason = n_rows.get(name, (len(array), ""))
         if array.dtype != dtype or array.ndim != dimensions:
             yield name, f"{array.dtype} with {array.ndim} dimensions, not {dtype.__name__} with {dimensions}"
-        elif len(array) != right:
-            yield name, f"{len(array)} rows for {reason}"
+        elif name in _OVER_FRAMES and len(array) != n_frames:
+            yield name, f"{len(array)} rows for {n_frames} frames"
+        elif name == "word_vectors" and len(array) != n_words:
+            yield name, f"{len(array)} rows for {n_words} words"
+        elif name == "waveform" and len(array) != HOP_LENGTH * len(arrays["log_mel"]):
+            yield name, f"{len(array)} samples for {len(arrays['log_mel'])} rows of log-mel, {HOP_LENGTH} each"
         elif problem := _value_problem(name, array, n_words=n_words):
             yield name, problem
 

@@ -15,7 +15,6 @@ from preprocessing.media.audio import (
 from preprocessing.media.clock import RecordingClock
 from preprocessing.media.container import (
     audio_stream,
-    container_time_s,
     decode_stream,
     open_recording,
     read_packets,
@@ -37,7 +36,6 @@ __all__ = [
     "Video",
     "audio_stream",
     "band_centres_hz",
-    "container_time_s",
     "decode_first_sound",
     "decode_stream",
     "level_for_speech",

@@ -171,7 +171,7 @@ def describe_resets(kind: str, clock: StreamClock) -> list[str]:
     """Return a warning about the restarts of a stream's clock, if there are any."""
     if not clock.resets:
         return []
-    return [f"{kind}: its clock jumps, as in joined recordings, and goes on from there: {len(clock.resets)}"]
+    return [f"{kind}: its clock jumps, as in joined recordings, and continues from there: {len(clock.resets)}"]
 
 
 def _trusted_segments(stream: PacketTimes, *, other: list[_Run]) -> list[_Run]:

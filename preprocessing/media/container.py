@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 
 import av
 import numpy as np
-from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.container.input import InputContainer
 from av.packet import Packet
@@ -257,10 +256,3 @@ class _DisplayOrder:
                 self._ticks.popleft()
         if self._ticks and (reordered or self._ticks[0] == own):
             frame.pts = self._ticks.popleft()
-
-
-def container_time_s(frame: VideoFrame | AudioFrame) -> float | None:
-    """Return a frame's presentation time on the clock of its packets, seconds; None if it has none."""
-    if frame.pts is None or frame.time_base is None:
-        return None
-    return float(frame.pts * frame.time_base)

@@ -16,7 +16,7 @@ from av.audio.frame import AudioFrame
 from numpy.typing import NDArray
 
 from preprocessing.media.clock import RecordingClock, StreamClock, describe_resets
-from preprocessing.media.container import audio_stream, container_time_s, decode_stream, open_recording, read_clock
+from preprocessing.media.container import audio_stream, decode_stream, open_recording, read_clock
 from preprocessing.media.mixdown import SAMPLE_RATE, MonoStretch
 
 _FIRST_AUDIO_FRAMES = 10
@@ -150,7 +150,7 @@ def _place_samples(
     n_repaired = 0
     resets = deque(reset.time_s for reset in clock.resets) if clock is not None else deque()
     for frame in frames:
-        container_s = container_time_s(frame)
+        container_s = frame.time
         expected_s = 0.0 if stretch is None else stretch.end_s
         time_s = expected_s if container_s is None else container_s - origin_s
         restarts = container_s is not None and bool(resets) and container_s >= resets[0] - _TIME_ROUNDING_S

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, pairwise
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from preprocessing.errors import InputError
 from preprocessing.media.clock import FrameClock, RecordingClock
-from preprocessing.media.container import container_time_s, decode_stream, open_recording, read_clock, video_stream
+from preprocessing.media.container import decode_stream, open_recording, read_clock, video_stream
 
 _PLAUSIBLE_ASPECT = (Fraction(1, 4), Fraction(4))
 """Range of pixel aspect ratios (width / height) that are believed."""
@@ -33,7 +34,7 @@ class Frame:
     """Presentation time in seconds on the video's clock; strictly increasing over the frames."""
 
 
-class Video:
+class Video(AbstractContextManager["Video"]):
     """One video stream of a file, decoded in one pass; a context manager.
 
     The stream is the requested one, else the one that the file marks as default, else the first.
@@ -79,13 +80,9 @@ class Video:
             self._container.close()
             raise
         self._first: tuple[VideoFrame, _Shape] | None = first
-        self.start_s = container_time_s(first[0]) or 0.0
+        self.start_s = first[0].time or 0.0
         self.resets = [reset.shift_s - self.start_s for reset in self.clock.video.resets]
         self.width, self.height = first[1].upright
-
-    def __enter__(self) -> Video:
-        """Return the video itself; the file is already open."""
-        return self
 
     def __exit__(self, *_: object) -> None:
         """Close the file."""
@@ -101,8 +98,7 @@ class Video:
         decoded: Iterator[Any] = chain(self._all_decoded(), [None])
         # One frame is held back: the next one shows whether its time is right.
         for (frame, shape), following in pairwise(decoded):
-            following_s = None if following is None else container_time_s(following[0])
-            time_s = clock.time_s(container_time_s(frame), following_s)
+            time_s = clock.time_s(frame.time, None if following is None else following[0].time)
             yield Frame(image=self._upright(frame, shape), time_s=time_s)
         self.warnings += [*clock.warnings(), *self._geometry.warn_of_sizes()]
 
