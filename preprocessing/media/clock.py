@@ -156,14 +156,12 @@ class FrameClock:
 
     def warnings(self) -> list[str]:
         """Describe which times had to be estimated."""
-        found = []
         n_outliers = self._clock.n_outliers
-        if self._n_without > n_outliers:
-            n_placed = self._n_without - n_outliers
-            found.append(f"video: frames without a time, placed at the usual spacing: {n_placed}")
-        if self._n_moved + n_outliers:
-            n_placed = self._n_moved + n_outliers
-            found.append(f"video: frames whose time was out of order, placed between their neighbours: {n_placed}")
+        counts = {
+            "frames without a time, placed at the usual spacing": self._n_without - n_outliers,
+            "frames whose time was out of order, placed between their neighbours": self._n_moved + n_outliers,
+        }
+        found = [f"video: {problem}: {n_frames}" for problem, n_frames in counts.items() if n_frames > 0]
         return found + describe_resets("video", self._clock)
 
 

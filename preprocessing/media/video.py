@@ -162,7 +162,6 @@ class _Geometry:
         self._first_aspect: Fraction | None = None
         self._quarter_turns: int | None = None
         self._sizes: dict[tuple[int, int], None] = {}
-        self._implausible: set[Fraction] = set()
 
     def shape_of(self, frame: VideoFrame) -> _Shape:
         """Return the shape of the last decoded frame."""
@@ -181,9 +180,9 @@ class _Geometry:
         aspect = (self._stream.sample_aspect_ratio or Fraction(1)) if coded == self._first_aspect else coded
         if _PLAUSIBLE_ASPECT[0] <= aspect <= _PLAUSIBLE_ASPECT[1]:
             return aspect
-        if aspect not in self._implausible:
-            self._implausible.add(aspect)
-            self._warnings.append(f"video: a pixel shape of {aspect} is not credible; taken as square")
+        warning = f"video: a pixel shape of {aspect} is not credible; taken as square"
+        if warning not in self._warnings:
+            self._warnings.append(warning)
         return Fraction(1)
 
     def warn_of_sizes(self) -> list[str]:
