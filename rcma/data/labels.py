@@ -315,9 +315,9 @@ def _read_tables(
 
 
 def _check_overlap(where: Path, ratings: Ratings, wanted_s: NDArray[np.float64], on_warning: OnWarning) -> None:
-    everything = [rating for of_raters in ratings.values() for rating in of_raters]
-    start_s = min(float(rating.start_s.min()) for rating in everything)
-    end_s = max(rating.last_s for rating in everything)
+    times = [rating.times for of_raters in ratings.values() for rating in of_raters]
+    start_s = min(float(of_rater.start_s.min()) for of_rater in times)
+    end_s = max(float(of_rater.end_s.max()) for of_rater in times)
     first_s, last_s = float(wanted_s[0]), float(wanted_s[-1])
     labelled = f"labels from {start_s:g} to {end_s:g} s, the video from {first_s:g} to {last_s:g} s"
     if start_s > last_s or end_s < first_s:

@@ -1,12 +1,11 @@
-"""The ratings in one table: one curve, or labelled segments, for each target and rater; and how raters are combined."""
+"""The ratings in one table, for each target and rater, and how raters are combined."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,33 +29,20 @@ _ROLES = ("time", "start", "end", "video", "rater")
 _TOLERANCE_S = 1e-6
 
 
-@dataclass(frozen=True)
-class Rating:
+class Rating(NamedTuple):
     """Labels of one rater: samples, interpolated linearly, or intervals with a constant label each."""
 
-    start_s: NDArray[np.float64]
-    """(N,) increasing times of samples, N >= 2, or starts of intervals."""
-    end_s: NDArray[np.float64] | None
-    """(N,) ends of intervals; None for samples."""
+    times: Times
+    """Of N >= 2 samples, or N intervals."""
     values: NDArray[np.float64]
     """(N,) labels, NaN where there is none."""
 
-    @property
-    def sample_times(self) -> NDArray[np.float64]:
-        """(N,) times of samples, or middles of intervals."""
-        return self.start_s if self.end_s is None else (self.start_s + self.end_s) / 2
-
-    @property
-    def last_s(self) -> float:
-        """Time after which there are no labels."""
-        return float(self.start_s[-1] if self.end_s is None else self.end_s.max())
-
     def at(self, wanted_s: NDArray[np.float64]) -> NDArray[np.float64]:
         """Labels (n,) at these times (n,) in seconds; NaN where there is none."""
-        return self._interpolate(wanted_s) if self.end_s is None else self._average(wanted_s, self.end_s)
+        return self._interpolate(wanted_s) if self.times.are_samples else self._average(wanted_s)
 
     def _interpolate(self, wanted_s: NDArray[np.float64]) -> NDArray[np.float64]:
-        time_s, values = self.start_s, self.values
+        time_s, values = self.times.start_s, self.values
         inside = (wanted_s >= time_s[0] - _TOLERANCE_S) & (wanted_s <= time_s[-1] + _TOLERANCE_S)
         before = np.clip(np.searchsorted(time_s, wanted_s, side="right") - 1, 0, len(time_s) - 2)
         step = time_s[before + 1] - time_s[before]
@@ -68,10 +54,10 @@ class Rating:
         nearest = np.where(share < 0.5, values[before], values[before + 1])
         return np.where(inside, np.where(at_sample, nearest, found), np.nan)
 
-    def _average(self, wanted_s: NDArray[np.float64], end_s: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _average(self, wanted_s: NDArray[np.float64]) -> NDArray[np.float64]:
         """The mean of the intervals that contain a time."""
         total, count = np.zeros(len(wanted_s)), np.zeros(len(wanted_s))
-        for first_s, last_s, value in zip(self.start_s, end_s, self.values, strict=True):
+        for first_s, last_s, value in zip(self.times.start_s, self.times.end_s, self.values, strict=True):
             if not np.isnan(value):
                 within = (wanted_s >= first_s - _TOLERANCE_S) & (wanted_s < last_s - _TOLERANCE_S)
                 total[within] += value
@@ -110,9 +96,9 @@ def read_ratings(
             )
         values = _scaled(rows, [place for _, place in columns], settings.scale)
         keep = _without_repetitions(rows, times, values)
-        start_s, end_s = times.start_s[keep], None if times.end_s is None else times.end_s[keep]
+        kept = times._replace(start_s=times.start_s[keep], end_s=times.end_s[keep])
         for (target, _), own in zip(columns, values[keep].T, strict=True):
-            ratings[target].append(Rating(start_s, end_s, own))
+            ratings[target].append(Rating(kept, own))
     return ratings
 
 
@@ -149,7 +135,7 @@ def _scaled(table: Table, places: Sequence[int], scale: tuple[float, float]) -> 
 
 def _without_repetitions(table: Table, times: Times, values: NDArray[np.float64]) -> NDArray[np.intp]:
     """Rows except those with the time and the labels of the row before."""
-    span = np.column_stack([times.start_s, times.start_s if times.end_s is None else times.end_s])
+    span = np.column_stack([times.start_s, times.end_s])
     same_time = np.append(False, (span[1:] == span[:-1]).all(axis=1))
     same_values = np.append(False, np.equal(np.nan_to_num(values[1:], nan=9), np.nan_to_num(values[:-1], nan=9)).all(1))
     table.refuse(
@@ -157,7 +143,7 @@ def _without_repetitions(table: Table, times: Times, values: NDArray[np.float64]
         lambda row: f"another label for the time of the row before, {times.start_s[row]:g} s; keep one",
     )
     keep = np.flatnonzero(~same_time)
-    if times.end_s is None and len(keep) < 2:
+    if times.are_samples and len(keep) < 2:
         raise InputError(f"{table.where(0)}: one sample is not a curve; give two or more, or a start and an end")
     return keep
 
@@ -184,7 +170,7 @@ def combine(
     """
     weights = np.ones(len(ratings))
     if how == "ewe" and len(ratings) > 1:
-        times = np.unique(np.concatenate([rating.sample_times for rating in ratings]))
+        times = np.unique(np.concatenate([(own.start_s + own.end_s) / 2 for own, _ in ratings]))
         weights = rater_agreement(np.stack([rating.at(times) for rating in ratings]))
     labels = np.stack([rating.at(wanted_s) for rating in ratings])
     agree = bool(weights.any())

@@ -1,4 +1,4 @@
-"""From a folder of feature folders and a source of labels to the videos of a training."""
+"""The videos of a training, from a folder of feature folders and a source of labels."""
 
 from __future__ import annotations
 
