@@ -183,11 +183,12 @@ def _cut_words(features: Features, frames: slice, *, width: int) -> _Cut:
 
 def _cut_rows(rows: NDArray[np.floating]) -> _Cut:
     """Embeddings or features made elsewhere (n,d), whose rows are all NaN where the modality is missing."""
-    return np.nan_to_num(rows.astype(np.float32)), ~np.isnan(rows[:, 0])
+    return np.nan_to_num(rows.astype(np.float32), copy=False), ~np.isnan(rows[:, 0])
 
 
 def _pad(array: NDArray[Any], length: int) -> Tensor:
     """A contiguous tensor of ``length`` rows, zeros after those of the array."""
-    padded = np.zeros((length, *array.shape[1:]), array.dtype)
-    padded[: len(array)] = array
-    return torch.from_numpy(padded)
+    if len(array) < length:
+        padding = np.zeros((length - len(array), *array.shape[1:]), array.dtype)
+        array = np.concatenate([array, padding])
+    return torch.from_numpy(np.ascontiguousarray(array))
