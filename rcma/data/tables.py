@@ -77,7 +77,8 @@ class Table:
             values = np.array([list(map(float, row)) for row in cells]).reshape(len(cells), len(columns))
         except ValueError:
             values = self._parse([[cell.strip() for cell in row] for row in cells], columns)
-        self.refuse(np.isinf(values).any(axis=1), lambda row: "holds an infinite value; leave the cell empty")
+        for row, place in np.argwhere(np.isinf(values)):
+            raise self._bad_cell(row, columns[place], "is infinite; leave the cell empty")
         return values
 
     def refuse(self, is_bad: NDArray[np.bool_] | np.bool_, problem: Callable[[int], str]) -> None:
@@ -91,20 +92,22 @@ class Table:
         has_thousands = all(_THOUSANDS.fullmatch(text) for text in texts if _WITH_COMMA.fullmatch(text))
         decimal_comma = not has_thousands and not any("." in text for text in texts)
         values = np.full((len(cells), len(columns)), np.nan)
-        for row, place in np.ndindex(values.shape):
-            text = cells[row][place]
-            if text.lower() in _MISSING:
-                continue
-            cell = f"{self.where(row)}: {text[:60]!r} in column {self.header[columns[place]]!r}"
-            if _WITH_COMMA.fullmatch(text) and not decimal_comma:
-                raise InputError(
-                    f"{cell} can be read in two ways; write a decimal point, and nothing between thousands"
-                )
-            try:
-                values[row, place] = float(text.replace(",", "."))
-            except ValueError:
-                raise InputError(f"{cell} is not a number") from None
+        for row, own in enumerate(cells):
+            for place, text in enumerate(own):
+                if text.lower() in _MISSING:
+                    continue
+                if _WITH_COMMA.fullmatch(text) and not decimal_comma:
+                    advice = "can be read in two ways; write a decimal point, and nothing between thousands"
+                    raise self._bad_cell(row, columns[place], advice)
+                try:
+                    values[row, place] = float(text.replace(",", "."))
+                except ValueError:
+                    raise self._bad_cell(row, columns[place], "is not a number") from None
         return values
+
+    def _bad_cell(self, row: int, column: int, problem: str) -> InputError:
+        text = self.rows[row][column].strip()[:60]
+        return InputError(f"{self.where(row)}: {text!r} in column {self.header[column]!r} {problem}")
 
 
 def read_table(path: Path, is_header: Callable[[Sequence[str]], bool], *, wanted: str) -> Table:
