@@ -21,8 +21,8 @@ def test_published_training_file_states_the_defaults() -> None:
     """But for one model per target, and the authors' weights, which people must have."""
     overrides = [
         "model.targets=[valence]",
-        "model.face.weights=res50_ir_0.887.pth",
-        "model.audio.weights=vggish-10086976.pth",
+        "model.face.pretrained=res50_ir_0.887.pth",
+        "model.audio.pretrained=vggish-10086976.pth",
     ]
     published = load_config(TrainConfig, CONFIGS / "rcma_published.yaml")
     assert published == load_config(TrainConfig, None, [*DATA, *overrides])
@@ -32,7 +32,7 @@ def test_published_training_file_states_the_defaults() -> None:
 def test_recommended_training_file_marks_what_is_not_published() -> None:
     recommended = flatten(load_config(TrainConfig, CONFIGS / "rcma.yaml").model_dump(mode="json"))
     published = flatten(load_config(TrainConfig, CONFIGS / "rcma_published.yaml").model_dump(mode="json"))
-    differ = {key.rpartition(".")[2] for key in published if recommended[key] != published[key]} - {"weights"}
+    differ = {key.rpartition(".")[2] for key in published if recommended[key] != published[key]} - {"pretrained"}
     text = (CONFIGS / "rcma.yaml").read_text()
     marked = {line.partition(":")[0].strip() for line in text.splitlines() if "# not published" in line}
     assert marked == differ

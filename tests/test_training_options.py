@@ -36,10 +36,11 @@ from rcma.data.windows import (
 )
 from rcma.metrics import ccc, n_loss_terms, training_loss
 from rcma.model.backbones import IR50, VGGish
-from rcma.model.checkpoint import load_run_config, load_state
+from rcma.model.checkpoint import load_run_config
 from rcma.model.network import BACKBONES, RCMA
 from rcma.prediction import Checkpoints, predict_video
 from rcma.training.loop import train
+from rcma.training.run_folder import load_state
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -123,7 +124,7 @@ def weight_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_released_groups_are_the_published_ones(weight_files: dict[str, Path]) -> None:
     """By the places of the authors' code in its list of parameters, where the output layer comes before the body."""
     settings = ModelSettings.model_validate(
-        {"text_width": 4, **{m: {"weights": file} for m, file in weight_files.items()}}
+        {"text_width": 4, **{m: {"pretrained": file} for m, file in weight_files.items()}}
     )
     model = RCMA(settings)
     face, audio = model.backbone["face"], model.backbone["audio"]
@@ -136,24 +137,24 @@ def test_released_groups_are_the_published_ones(weight_files: dict[str, Path]) -
     places = {"face": ((4, 10), (163, 187), (142, 163)), "audio": ((16, 18), (14, 16), (12, 14))}
     assert {m: len(parameters) for m, parameters in theirs.items()} == {"face": 187, "audio": 18}
     assert sum(parameter.numel() for parameter in theirs["face"][142:163]) == pytest.approx(3.54e6, abs=5e3)
-    assert model.n_release_groups == 3
-    for n_released in (0, 1, 2, 3):
-        model.release(n_released)
+    assert model.n_unfreezing_groups == 3
+    for n_unfrozen in (0, 1, 2, 3):
+        model.unfreeze(n_unfrozen)
         for m, parameters in theirs.items():
-            wanted = {place for span in places[m][:n_released] for place in range(*span)}
+            wanted = {place for span in places[m][:n_unfrozen] for place in range(*span)}
             assert {place for place, parameter in enumerate(parameters) if parameter.requires_grad} == wanted
         # The rest stays frozen, statistics of BatchNorm included.
         training = [face.output_layer.training, face.body[21].training, face.body[18].training, face.body[17].training]
-        assert training == [n_released >= 1, n_released >= 2, n_released >= 3, False]
+        assert training == [n_unfrozen >= 1, n_unfrozen >= 2, n_unfrozen >= 3, False]
     assert all(p.requires_grad for p in model.fusion.parameters())
 
 
 def test_pretrained_vggish_takes_log_mel_as_it_is(root: Path, weight_files: dict[str, Path]) -> None:
     """Standardised patches are another input than the one its convolutions know, and these are never released."""
-    settings = {"modalities": ["audio"], "audio": {"kind": "vggish", "weights": weight_files["audio"]}}
+    settings = {"modalities": ["audio"], "audio": {"kind": "vggish", "pretrained": weight_files["audio"]}}
     config = changed(small_config(root), model=settings)
     assert not config.model.standardises_log_mel
-    assert changed(config, model={"audio": {"weights": None}}).model.standardises_log_mel
+    assert changed(config, model={"audio": {"pretrained": None}}).model.standardises_log_mel
     assert small_config(root).model.standardises_log_mel
     data = open_training_data(root / "features", root / "annotations")
     statistics = fit_normalisation(data.train, config.model)
@@ -179,7 +180,7 @@ def test_the_published_configuration_trains_and_predicts(
     settings = {
         "data.features": tmp_path / "features",
         "data.annotations": tmp_path / "annotations",
-        **{f"model.{m}.weights": file for m, file in weight_files.items()},
+        **{f"model.{m}.pretrained": file for m, file in weight_files.items()},
         "train.epochs": 2,
         "train.batch_size": 1,
     }
@@ -190,7 +191,7 @@ def test_the_published_configuration_trains_and_predicts(
         for key, value in {**settings, "model.targets": f"[{target}]"}.items():
             arguments += ["--set", f"{key}={value}"]
         assert cli.train.main(arguments) == 0, capsys.readouterr().err
-        assert [row["released"] for row in read_log(runs[target])] == ["1", "1"]
+        assert [row["unfrozen_groups"] for row in read_log(runs[target])] == ["1", "1"]
 
     trained, start = (
         load_file(runs["valence"] / "best.safetensors"),
@@ -238,7 +239,7 @@ def releasing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
         write_annotation(tmp_path / "annotations" / "Validation_Set" / f"{video}.txt", constant)
     return changed(
         small_config(tmp_path),
-        model={"modalities": ["audio", "text"], "audio": {"kind": "vggish", "weights": tmp_path / "vggish.pth"}},
+        model={"modalities": ["audio", "text"], "audio": {"kind": "vggish", "pretrained": tmp_path / "vggish.pth"}},
         train={"epochs": 20, "plateau_patience": 0, "warmup_epochs": 1, "min_learning_rate": 1e-3, "save_every": 1},
     )
 
@@ -248,9 +249,9 @@ def read_log(run: Path) -> list[dict[str, str]]:
         return [{**row, "seconds": ""} for row in csv.DictReader(file)]
 
 
-def stop_at(*place: int) -> Callable[[int, int, int], None]:
-    def interrupt(epoch: int, done: int, total: int) -> None:
-        if (epoch, done) == place:
+def stop_at(epoch: int, done: int) -> Callable[[str], None]:
+    def interrupt(status: str) -> None:
+        if status.startswith(f"epoch {epoch}, batch {done} of"):
             raise KeyboardInterrupt
 
     return interrupt
@@ -259,8 +260,8 @@ def stop_at(*place: int) -> Callable[[int, int, int], None]:
 def test_a_release_starts_from_the_best_weights_with_a_new_optimizer(releasing: TrainConfig, tmp_path: Path) -> None:
     run = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        train(releasing, run, device="cpu", on_batch=stop_at(3, 1))
-    assert [row["released"] for row in read_log(run)] == ["1", "1"]
+        train(releasing, run, device="cpu", on_status=stop_at(3, 1))
+    assert [row["unfrozen_groups"] for row in read_log(run)] == ["1", "1"]
     best, state = load_file(run / "best.safetensors"), load_state(run)
     assert state is not None
     assert state.n_batches == 1
@@ -293,10 +294,10 @@ def test_resume_is_exact_across_a_release(
     config = changed(releasing, train={"save_every": save_every, "ema": ema})
     result = train(config, tmp_path / "whole", device="cpu")
     log = read_log(tmp_path / "whole")
-    assert [row["released"] for row in log] == ["1", "1", "2", "2", "3", "3"]
+    assert [row["unfrozen_groups"] for row in log] == ["1", "1", "2", "2", "3", "3"]
     assert (result.epochs, result.ending, result.best.epoch) == (6, "rate spent", 1)
     with pytest.raises(KeyboardInterrupt):
-        train(config, tmp_path / "parts", device="cpu", on_batch=stop_at(*place))
+        train(config, tmp_path / "parts", device="cpu", on_status=stop_at(*place))
     train(config, tmp_path / "parts", device="cpu", resume=True)
     assert read_log(tmp_path / "parts") == log
     one, two = load_state(tmp_path / "whole"), load_state(tmp_path / "parts")
@@ -377,7 +378,7 @@ def test_embeddings_are_what_the_backbones_say(root: Path, tmp_path: Path) -> No
     frozen = {"face": {"frozen": True}, "audio": {"frozen": True}}
     plain = changed(small_config(root), model=frozen, train={"epochs": 1})
     result = train(plain, tmp_path / "plain", device="cpu")
-    cached = changed(plain, data={"embeddings": tmp_path / "embeddings", "views": 2})
+    cached = changed(plain, data={"embeddings": tmp_path / "embeddings", "augmentations": 2})
     again = train(cached, tmp_path / "cached", device="cpu")
     # The same network judged on the same views, but for float16 and other random crops in training.
     assert again.n_frames == result.n_frames
@@ -477,27 +478,16 @@ def test_a_run_for_each_target_makes_both_columns(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stop_at", [(1, 2), (2, 1), (2, 3)])
-def test_resume_from_any_step_is_exact(root: Path, tmp_path: Path, stop_at: tuple[int, int]) -> None:
+@pytest.mark.parametrize("place", [(1, 2), (2, 1), (2, 3)])
+def test_resume_from_any_step_is_exact(root: Path, tmp_path: Path, place: tuple[int, int]) -> None:
     config = changed(small_config(root), train={"epochs": 3, "batch_size": 2, "save_every": 1, "ema": 0.9})
     train(config, tmp_path / "whole", device="cpu")
-    seen: list[tuple[int, int]] = []
-
-    def interrupt(epoch: int, done: int, total: int) -> None:
-        if (epoch, done) == stop_at:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        train(config, tmp_path / "parts", device="cpu", on_batch=interrupt)
-    train(
-        config,
-        tmp_path / "parts",
-        device="cpu",
-        resume=True,
-        on_batch=lambda epoch, done, total: seen.append((epoch, done)),
-    )
-    # It goes on with the next batch, not with the epoch's first.
-    assert seen[0] == (stop_at[0], stop_at[1] + 1)
+        train(config, tmp_path / "parts", device="cpu", on_status=stop_at(*place))
+    seen: list[str] = []
+    train(config, tmp_path / "parts", device="cpu", resume=True, on_status=seen.append)
+    # It continues with the next batch, not with the epoch's first.
+    assert seen[0].startswith(f"epoch {place[0]}, batch {place[1] + 1} of")
     one, two = load_state(tmp_path / "whole"), load_state(tmp_path / "parts")
     assert one is not None
     assert two is not None

@@ -127,7 +127,7 @@ class _Maker:
             described = self._folders[m] / "made_from.json"
             if not described.exists():
                 settings = getattr(model.settings, m)
-                named = {"weights": str(settings.weights or settings.hf or "random")}
+                named = {"weights": str(settings.pretrained or settings.hf or "random")}
                 with FileLock(self._folders[m] / _LOCK):
                     _write_json(described, {**made_from, "first_used_with": named})
             with suppress(OSError):  # of a folder that is shared, perhaps for reading only
