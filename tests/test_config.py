@@ -99,6 +99,20 @@ def test_bad_override_is_one_line_that_names_the_key(override: str, says: str) -
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("former", "present"),
+    [
+        ("model.face.weights=a.pth", "'weights'; its present name is 'pretrained'"),
+        ("data.views=2", "'views'; its present name is 'augmentations'"),
+        ("train.release=false", "'release'; its present name is 'gradual_unfreezing'"),
+    ],
+)
+def test_a_key_of_an_earlier_version_is_answered_with_its_present_name(former: str, present: str) -> None:
+    with pytest.raises(InputError) as error:
+        load_config(TrainConfig, None, [*DATA, former])
+    assert f"unknown key {present}" in str(error.value)
+
+
 def test_hop_that_leaves_frames_out_is_refused() -> None:
     with pytest.raises(InputError, match=r"data\.hop \(400\) is larger than model\.length \(300\)"):
         load_config(TrainConfig, None, [*DATA, "data.hop=400"])

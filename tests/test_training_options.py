@@ -107,7 +107,7 @@ def test_constant_labels_give_a_gradient_that_leads_to_them(over: str, mse_weigh
     assert (prediction.grad < 0).all()
 
 
-# Release.
+# Gradual unfreezing.
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def weight_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return files
 
 
-def test_released_groups_are_the_published_ones(weight_files: dict[str, Path]) -> None:
+def test_unfreezing_groups_are_the_published_ones(weight_files: dict[str, Path]) -> None:
     """By the places of the authors' code in its list of parameters, where the output layer comes before the body."""
     settings = ModelSettings.model_validate(
         {"text_width": 4, **{m: {"pretrained": file} for m, file in weight_files.items()}}
@@ -150,7 +150,7 @@ def test_released_groups_are_the_published_ones(weight_files: dict[str, Path]) -
 
 
 def test_pretrained_vggish_takes_log_mel_as_it_is(root: Path, weight_files: dict[str, Path]) -> None:
-    """Standardised patches are another input than the one its convolutions know, and these are never released."""
+    """Standardised patches are another input than the one its convolutions know, and these are never trained."""
     settings = {"modalities": ["audio"], "audio": {"kind": "vggish", "pretrained": weight_files["audio"]}}
     config = changed(small_config(root), model=settings)
     assert not config.model.standardises_log_mel
@@ -199,9 +199,9 @@ def test_the_published_configuration_trains_and_predicts(
     )
     assert trained["text_mean"].shape == ()
     assert not trained["audio_mean"].any()
-    for m, released in (("face", ("output_layer",)), ("audio", ("embeddings.4",))):
+    for m, unfrozen in (("face", ("output_layer",)), ("audio", ("embeddings.4",))):
         for name, value in start[m].items():
-            assert torch.equal(trained[f"backbone.{m}.{name}"], value) != name.startswith(released), name
+            assert torch.equal(trained[f"backbone.{m}.{name}"], value) != name.startswith(unfrozen), name
 
     video = str(tmp_path / "features" / "video1")
     checkpoints = ["--checkpoint", str(runs["valence"]), "--checkpoint", str(runs["arousal"])]
@@ -228,7 +228,7 @@ class NarrowVGGish(VGGish):
 
 
 @pytest.fixture
-def releasing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
+def unfreezing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
     """Rounds of two epochs: with constant labels in the validation split, no score is ever a better one."""
     monkeypatch.setitem(BACKBONES["audio"], "vggish", NarrowVGGish)
     torch.manual_seed(0)
@@ -257,15 +257,15 @@ def stop_at(epoch: int, done: int) -> Callable[[str], None]:
     return interrupt
 
 
-def test_a_release_starts_from_the_best_weights_with_a_new_optimizer(releasing: TrainConfig, tmp_path: Path) -> None:
+def test_a_new_group_starts_from_the_best_weights_with_a_new_optimizer(unfreezing: TrainConfig, tmp_path: Path) -> None:
     run = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        train(releasing, run, device="cpu", on_status=stop_at(3, 1))
+        train(unfreezing, run, device="cpu", on_status=stop_at(3, 1))
     assert [row["unfrozen_groups"] for row in read_log(run)] == ["1", "1"]
     best, state = load_file(run / "best.safetensors"), load_state(run)
     assert state is not None
     assert state.n_batches == 1
-    rate = releasing.train.learning_rate
+    rate = unfreezing.train.learning_rate
     moved = {name: (value - best[name]).abs() for name, value in state.model.items() if "num_batches" not in name}
     # The first step of Adam goes exactly as far as the rate, whatever the gradient.
     for name in ("backbone.audio.embeddings.2.weight", "backbone.audio.embeddings.4.weight", "head.weight"):
@@ -287,11 +287,11 @@ def test_a_release_starts_from_the_best_weights_with_a_new_optimizer(releasing: 
         ((6, 1), 1, None),
     ],
 )
-def test_resume_is_exact_across_a_release(
-    releasing: TrainConfig, tmp_path: Path, place: tuple[int, int], save_every: int, ema: float | None
+def test_resume_is_exact_across_an_unfreezing(
+    unfreezing: TrainConfig, tmp_path: Path, place: tuple[int, int], save_every: int, ema: float | None
 ) -> None:
     """Interrupted before, in and after the first epoch of a round, with and without anything saved of it."""
-    config = changed(releasing, train={"save_every": save_every, "ema": ema})
+    config = changed(unfreezing, train={"save_every": save_every, "ema": ema})
     result = train(config, tmp_path / "whole", device="cpu")
     log = read_log(tmp_path / "whole")
     assert [row["unfrozen_groups"] for row in log] == ["1", "1", "2", "2", "3", "3"]

@@ -17,7 +17,7 @@ from rcma.model.fusion import n_steps
 from rcma.model.network import head_kind
 
 if TYPE_CHECKING:
-    from huggingface_hub import EvalResult, ModelCard
+    from huggingface_hub import ModelCard, ModelCardData
 
 _TEMPLATE = Path(__file__).with_name("model_card.md")
 _TAGS = (
@@ -88,36 +88,25 @@ def model_card(
 
     Source: https://huggingface.co/docs/hub/model-cards
     """
-    from huggingface_hub import ModelCard, ModelCardData
+    from huggingface_hub import ModelCard
 
     model, preprocessing = config.model, config.preprocessing or PreprocessConfig()
     targets, modalities = _and(model.targets), _and(model.modalities)
     if name is None:
         values = f"{targets} from {modalities}"
         name = f"{model.fusion.kind.upper()}: {values}" if len(model.modalities) > 1 else values.capitalize()
-    data = ModelCardData(
-        # No pipeline tag: the Hub has no task with values for each frame of a video.
-        library_name="rcma",
-        tags=list(_TAGS),
-        language=preprocessing.speech.language if model.uses("text") else None,
-        license=license,
-        datasets=[dataset] if dataset else None,
-        metrics=["ccc"],
-        model_name=name,
-        eval_results=(list(_results(config, scores, dataset)) if scores else None) or None,
-    )
     return ModelCard.from_template(
-        data,
+        _card_data(config, scores, name=name, license=license, dataset=dataset),
         template_path=str(_TEMPLATE),
-        name=name,
         model=model,
+        name=name,
         targets=targets,
         modalities=modalities,
         preprocessing_models=(preprocessing.speech.model, preprocessing.words.model),
         source="features/my_video" if model.vector_modalities else "my_video.mp4",
         vector_files=_and([f"`{m}_vectors.npy`" for m in model.vector_modalities]),
         missing_targets=_and([target for target in TARGETS if target not in model.targets]),
-        rows=list(_model_rows(config, preprocessing, n_parameters)),
+        rows=list(_model_rows(config, n_parameters)),
         scores=scores,
         fold=_fold(config),
         data_set=dataset or "a data set that was not named",
@@ -129,8 +118,43 @@ def model_card(
     )
 
 
-def _model_rows(config: TrainConfig, preprocessing: PreprocessConfig, n_parameters: int) -> Iterator[tuple[str, str]]:
-    model = config.model
+def _card_data(
+    config: TrainConfig, scores: ValidationScores | None, *, name: str, license: str | None, dataset: str | None
+) -> ModelCardData:
+    from huggingface_hub import EvalResult, ModelCardData
+
+    preprocessing = config.preprocessing or PreprocessConfig()
+    results = []
+    if scores is not None:
+        results = [
+            EvalResult(
+                task_type="valence-arousal-estimation",
+                task_name="Valence and arousal for each frame of a video",
+                dataset_type=dataset or "unknown",
+                dataset_name=f"{dataset or 'unknown'}, {_fold(config)}",
+                dataset_split=scores.split,
+                metric_type="ccc",
+                metric_name=f"CCC {target}",
+                metric_value=round(value, 4),
+            )
+            for target, value in scores.ccc.items()
+            if value is not None
+        ]
+    return ModelCardData(
+        # No pipeline tag: the Hub has no task with values for each frame of a video.
+        library_name="rcma",
+        tags=list(_TAGS),
+        language=preprocessing.speech.language if config.model.uses("text") else None,
+        license=license,
+        datasets=[dataset] if dataset else None,
+        metrics=["ccc"],
+        model_name=name,
+        eval_results=results or None,
+    )
+
+
+def _model_rows(config: TrainConfig, n_parameters: int) -> Iterator[tuple[str, str]]:
+    model, words = config.model, (config.preprocessing or PreprocessConfig()).words
     yield "input", _and(model.modalities)
     if model.uses("face"):
         yield "face encoder", _encoder(model.face)
@@ -139,7 +163,7 @@ def _model_rows(config: TrainConfig, preprocessing: PreprocessConfig, n_paramete
     if model.uses("text", kind="features"):
         yield "text", f"{model.text_width} columns of imported features"
     elif model.uses("text"):
-        yield "words", f"vectors of {model.text_width} values from `{preprocessing.words.model}`"
+        yield "words", f"vectors of {model.text_width} values from `{words.model}`"
     for m in model.modalities:
         yield f"temporal network, {m}", f"channels {', '.join(map(str, getattr(model.tcn, m)))}"
     if len(model.modalities) > 1:
@@ -171,23 +195,6 @@ def _settings(config: TrainConfig) -> str:
         # Hundreds of lines, which config.json has as well.
         tree["model"][m].pop("hf_config")
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, default_flow_style=None)
-
-
-def _results(config: TrainConfig, scores: ValidationScores, dataset: str | None) -> Iterator[EvalResult]:
-    from huggingface_hub import EvalResult
-
-    for target, value in scores.ccc.items():
-        if value is not None:
-            yield EvalResult(
-                task_type="valence-arousal-estimation",
-                task_name="Valence and arousal for each frame of a video",
-                dataset_type=dataset or "unknown",
-                dataset_name=f"{dataset or 'unknown'}, {_fold(config)}",
-                dataset_split=scores.split,
-                metric_type="ccc",
-                metric_name=f"CCC {target}",
-                metric_value=round(value, 4),
-            )
 
 
 def _fold(config: TrainConfig) -> str:
