@@ -159,8 +159,8 @@ class FusionSettings(Settings):
     """Number of refinements (recursion depth), each with its own weights; None: as published for the kind."""
     dropout: Probability = 0.6
     joint_layer: bool = True
-    time: Literal["absolute", "any-length"] = "absolute"
-    """Time projection: ``absolute`` (published) fixes the window length; ``any-length`` depends on distances only."""
+    time: Literal["absolute", "relative"] = "absolute"
+    """Time projection: ``absolute`` (published) fixes the window length; ``relative`` depends on distances only."""
 
 
 class ModelSettings(Settings):

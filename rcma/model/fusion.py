@@ -9,7 +9,7 @@ For each modality m, in each step, with X_m (L,d_m) of the step before and J_m (
     X_m <- X_m + Dropout(ReLU(H_m O_m + o_m))               (L,d_m)    O_m (d_J,d_m)
 
 In cross-attention, J is each of the other modalities separately, without FC, and their updates are summed. Beyond the
-paper: a time projection for windows of any length.
+paper: a relative time projection, for windows of any length.
 
 :class:`JointCrossAttention` has the equations of JCA (arXiv 2203.14779).
 """
@@ -26,7 +26,7 @@ from rcma.config import MODALITIES, FusionKind, FusionSettings
 
 PUBLISHED_STEPS: dict[FusionKind, int] = {"rcma": 2, "rjcma": 2, "jca": 1, "cross-attention": 1, "concat": 0}
 _TIME_TAPS = 31
-"""Length of the any-length time projection, in frames."""
+"""Length of the relative time projection, in frames."""
 
 
 def n_steps(settings: FusionSettings) -> int:
@@ -78,7 +78,7 @@ class CrossModalAttentionStep(nn.Module):
             self.joint["all"] = nn.Linear(width, width)
         self.time = nn.ModuleDict(
             {
-                name: nn.Linear(length, length) if settings.time == "absolute" else TimeConvolution(length)
+                name: nn.Linear(length, length) if settings.time == "absolute" else RelativeTimeProjection(length)
                 for name in self.sources
             }
         )  # W_m, b_m
@@ -102,22 +102,22 @@ class CrossModalAttentionStep(nn.Module):
             if members not in joints:
                 concatenated = torch.cat([features[n] for n in members], dim=-1)  # (B,L,d_J)
                 layer = name if name in self.joint else "all"
-                joints[members] = self.joint[layer](concatenated) if layer in self.joint else concatenated
+                joints[members] = self.joint[layer](concatenated) if layer in self.joint else concatenated  # J_m
             refined[m] = refined[m] + self._update(name, features[m], joints[members], valid)
         return refined
 
     def _update(self, name: str, x: Tensor, joint: Tensor, valid: Tensor | None) -> Tensor:
-        key = self.time[name](_only(valid, x).transpose(1, 2))  # (B,d_m,L)
+        key = self.time[name](_only(valid, x).transpose(1, 2))  # K_m (B,d_m,L)
         score = key @ _only(valid, joint) / math.sqrt(joint.shape[-1])  # (B,d_m,d_J)
         time = self.time[name]
-        if isinstance(time, TimeConvolution):
+        if isinstance(time, RelativeTimeProjection):
             score = time.mean_over_time(score, valid, length=x.shape[1])
-        attention = self.dropout(torch.tanh(score))  # (B,d_m,d_J)
-        attended = torch.relu(torch.tanh(self.value[name](x) @ attention))  # (B,L,d_J)
-        return torch.as_tensor(self.dropout(torch.relu(self.output[name](attended))))  # (B,L,d_m)
+        attention = self.dropout(torch.tanh(score))  # C_m (B,d_m,d_J)
+        attended = torch.relu(torch.tanh(self.value[name](x) @ attention))  # H_m (B,L,d_J)
+        return torch.as_tensor(self.dropout(torch.relu(self.output[name](attended))))  # update of X_m (B,L,d_m)
 
 
-class TimeConvolution(nn.Module):
+class RelativeTimeProjection(nn.Module):
     """A time projection W that depends only on the distance of two frames, for windows of any length.
 
     Sums over time become means over the valid frames, so that neither length nor padding matters.

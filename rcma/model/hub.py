@@ -107,16 +107,13 @@ def download(name: str, *, revision: str | None, **options: Any) -> Path:
 
 def _not_available(name: str, revision: str | None, error: Exception) -> InputError:
     # The first lines of the Hub's errors are "401 Client Error" and the like.
-    if isinstance(error, errors.GatedRepoError):
-        reason = f"ask for access on https://huggingface.co/{name}, then `hf auth login`"
-    elif isinstance(error, errors.RepositoryNotFoundError):
-        reason = "there is none of that name, or it is private: `hf auth login`"
-    elif isinstance(error, errors.RevisionNotFoundError):
-        reason = f"it has no revision {revision!r}"
-    elif isinstance(error, errors.OfflineModeIsEnabled):
-        reason = "it was not downloaded before, and HF_HUB_OFFLINE is set"
-    else:
-        reason = first_line(error)
+    reasons = {
+        errors.GatedRepoError: f"ask for access on https://huggingface.co/{name}, then `hf auth login`",
+        errors.RepositoryNotFoundError: "there is none of that name, or it is private: `hf auth login`",
+        errors.RevisionNotFoundError: f"it has no revision {revision!r}",
+        errors.OfflineModeIsEnabled: "it was not downloaded before, and HF_HUB_OFFLINE is set",
+    }
+    reason = next((text for kind, text in reasons.items() if isinstance(error, kind)), first_line(error))
     return InputError(f"{name}: no such path here, and no such model on the Hugging Face Hub ({reason})")
 
 

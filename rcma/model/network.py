@@ -102,7 +102,7 @@ class RCMA(nn.Module):
 
         Args:
             batch: not modified; other keys, and modalities that the model does not use, are ignored. L is
-                ``settings.length``; any L with the fusion's ``any-length`` time, and without fusion.
+                ``settings.length``; any L with the fusion's ``relative`` time, and without fusion.
 
                 - ``face``: (B,L,3,S,S) RGB crops in [-1,1], S = 40 for IR-50; or embeddings (B,L,d)
                 - ``audio``: (B,L,96,64) log-mel patches, or (B,L,96,160) samples in [-1,1] for a speech encoder; or

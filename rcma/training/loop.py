@@ -30,7 +30,7 @@ from rcma.model import BEST_FILE, TrainedRCMA, load_weights
 from rcma.prediction import predict_video
 from rcma.training.prepare import build_model, resolve_config, store_embeddings
 from rcma.training.run_folder import EpochRow, RunWriter, TrainingResult, TrainingState, open_run, save_state
-from rcma.training.schedule import EpochPlan, best_epoch, plan_epoch
+from rcma.training.schedule import Ending, EpochPlan, best_epoch, plan_epoch
 
 log = logging.getLogger("rcma")
 
@@ -70,20 +70,20 @@ def train(
         split=config.data.split,
         label_delay_s=config.data.label_delay_s,
     )
-    config = resolve_config(config, data)
-    state = open_run(run, config, data, resume=resume)
-    accelerator.wait_for_everyone()  # all processes must have looked before one writes
-
     if accelerator.is_main_process:
         for warning in data.warnings:
             log.warning(warning)
     else:
         on_status, on_epoch = (lambda text: None), (lambda row: None)
+    config = resolve_config(config, data)
+    state = open_run(run, config, data, resume=resume)
+    accelerator.wait_for_everyone()  # all processes must have looked before one writes
+
     with _deterministic():
         trainer = _Trainer(config, data, run, state, accelerator=accelerator, on_status=on_status)
-        while not trainer.is_over():
-            on_epoch(trainer.run_epoch())
-        return trainer.finish()
+        while (plan := trainer.plan_after(trainer.rows)).ending is None and len(trainer.rows) < config.train.epochs:
+            on_epoch(trainer.run_epoch(plan))
+        return trainer.finish(plan.ending)
 
 
 class _Trainer:
@@ -121,20 +121,20 @@ class _Trainer:
             n_processes=accelerator.num_processes,
         )
         self._loader = DataLoader(self._dataset, batch_sampler=self._batches, num_workers=config.train.workers)
-        self._rows = [] if state is None else [EpochRow(**row) for row in state.rows]
+        self.rows = [] if state is None else [EpochRow(**row) for row in state.rows]
         self._n_done, self._first_sums = (0, (0.0, 0.0)) if state is None else (state.n_batches, state.sums)
         self._n_groups = self._plain_model.n_unfreezing_groups if config.train.gradual_unfreezing else 0
         # A state's model and optimizer are those of the last epoch that has a finished batch.
-        self._n_unfrozen = self._plan(self._rows if self._n_done else self._rows[:-1]).n_unfrozen
+        self._n_unfrozen = self.plan_after(self.rows if self._n_done else self.rows[:-1]).n_unfrozen
         self._start_round()
         if state is not None:
             self._optimizer.load_state_dict(state.optimizer)
             if self._average is not None and state.average is not None:
                 self._average.load_state_dict(state.average)
-        self._writer = RunWriter(run, config, data, self._rows) if accelerator.is_main_process else None
-        if self._writer is not None and self._rows and not self._n_done:
+        self._writer = RunWriter(run, config, data, self.rows) if accelerator.is_main_process else None
+        if self._writer is not None and self.rows and not self._n_done:
             # A run that was killed after it saved the epoch's state may lack the weights that go with it.
-            self._writer.save_if_best(self._rows, self._validated_model.state_dict())
+            self._writer.save_if_best(self.rows, self._validated_model.state_dict())
 
     def _start_round(self) -> None:
         """Unfreeze the groups that are due; start a new optimizer and a new moving average."""
@@ -153,49 +153,13 @@ class _Trainer:
     def _validated_model(self) -> TrainedRCMA:
         return self._plain_model if self._average is None else cast("TrainedRCMA", self._average.module)
 
-    def is_over(self) -> bool:
-        """Whether all epochs are done, or the schedule has ended before."""
-        return len(self._rows) >= self._settings.epochs or self._plan(self._rows).ending is not None
-
-    def run_epoch(self) -> EpochRow:
-        """Train on all windows, or on the remaining ones of a resumed epoch; validate; write the run folder."""
-        begin = time.perf_counter()
-        plan = self._follow_plan()
-        loss_sum, n_terms = self._train_on_batches(len(self._rows) + 1)
-        scores = _validate(self._accelerator, self._validated_model, self._validation, self._embeddings)
-        row = EpochRow(
-            epoch=len(self._rows) + 1,
-            unfrozen_groups=plan.n_unfrozen,
-            learning_rate=plan.learning_rate,
-            train_loss=loss_sum / n_terms,
-            ccc=scores.ccc,
-            mean_ccc=scores.mean,
-            seconds=round(time.perf_counter() - begin, 3),
-        )
-        self._rows.append(row)
-        if self._writer is not None:
-            self._writer.finish_epoch(self._rows, self._validated_model.state_dict(), self._state())
-        return row
-
-    def finish(self) -> TrainingResult:
-        """Write the scores into the run folder."""
-        result = TrainingResult(
-            best=self._rows[best_epoch([row.mean_ccc for row in self._rows])],
-            epochs=len(self._rows),
-            ending=self._plan(self._rows).ending,
-            n_videos=len(self._validation),
-            n_frames=sum(int(np.isfinite(video.labels).any(axis=1).sum()) for video in self._validation),
-        )
-        if self._writer is not None:
-            self._writer.finish(result)
-        return result
-
-    def _plan(self, rows: Sequence[EpochRow]) -> EpochPlan:
+    def plan_after(self, rows: Sequence[EpochRow]) -> EpochPlan:
+        """The plan for the epoch after these."""
         return plan_epoch(self._settings, [row.mean_ccc for row in rows], n_groups=self._n_groups)
 
-    def _follow_plan(self) -> EpochPlan:
-        """Set the learning rate of the next epoch; a round with a new group starts from the best weights."""
-        plan = self._plan(self._rows)
+    def run_epoch(self, plan: EpochPlan) -> EpochRow:
+        """Train on all windows, or on the remaining ones of a resumed epoch; validate; write the run folder."""
+        begin = time.perf_counter()
         if plan.n_unfrozen != self._n_unfrozen:
             self._n_unfrozen = plan.n_unfrozen
             self._accelerator.wait_for_everyone()  # the main process must have written the best weights
@@ -203,7 +167,34 @@ class _Trainer:
             self._start_round()
         for group in self._optimizer.param_groups:
             group["lr"] = plan.learning_rate
-        return plan
+        loss_sum, n_terms = self._train_on_batches(len(self.rows) + 1)
+        scores = _validate(self._accelerator, self._validated_model, self._validation, self._embeddings)
+        row = EpochRow(
+            epoch=len(self.rows) + 1,
+            unfrozen_groups=plan.n_unfrozen,
+            learning_rate=plan.learning_rate,
+            train_loss=loss_sum / n_terms,
+            ccc=scores.ccc,
+            mean_ccc=scores.mean,
+            seconds=round(time.perf_counter() - begin, 3),
+        )
+        self.rows.append(row)
+        if self._writer is not None:
+            self._writer.finish_epoch(self.rows, self._validated_model.state_dict(), self._state())
+        return row
+
+    def finish(self, ending: Ending | None) -> TrainingResult:
+        """Write the scores into the run folder."""
+        result = TrainingResult(
+            best=self.rows[best_epoch([row.mean_ccc for row in self.rows])],
+            epochs=len(self.rows),
+            ending=ending,
+            n_videos=len(self._validation),
+            n_frames=sum(int(np.isfinite(video.labels).any(axis=1).sum()) for video in self._validation),
+        )
+        if self._writer is not None:
+            self._writer.finish(result)
+        return result
 
     def _train_on_batches(self, epoch: int) -> tuple[float, float]:
         """Sum of 1 - CCC over all batches of the epoch, and the number of its terms."""
@@ -253,7 +244,7 @@ class _Trainer:
         return TrainingState(
             model=self._plain_model.state_dict(),
             optimizer=self._optimizer.state_dict(),
-            rows=[asdict(row) for row in self._rows],
+            rows=[asdict(row) for row in self.rows],
             average=None if self._average is None else self._average.state_dict(),
             n_batches=n_batches,
             sums=(0.0, 0.0) if sums is None else tuple(sums.tolist()),
