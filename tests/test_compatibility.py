@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from made_features import SETTINGS, WIDTH, make_data, make_features, make_labels, small_config
+from made_features import SETTINGS, WIDTH, data_settings, make_data, make_features, make_labels, small_config
 from PIL import Image
 
 import rcma
@@ -66,12 +66,12 @@ def test_geometry_of_provided_faces_is_not_that_of_the_settings(tmp_path: Path):
         config = PreprocessConfig(faces=FaceSettings(margin=number / 10))
         labels = make_labels(70, seed=number)
         make_features(tmp_path / "features" / f"video{number}", labels, seed=number, config=config)
-    folders = tmp_path / "features", tmp_path / "annotations"
+    settings = data_settings(tmp_path)
     with pytest.raises(InputError, match=r"faces\.margin"):
-        open_training_data(*folders)
+        open_training_data(settings)
     for number in range(5):
         provide_faces(tmp_path / "features" / f"video{number}")
-    assert open_training_data(*folders).face_source == "provided"
+    assert open_training_data(settings).face_source == "provided"
 
 
 @pytest.mark.parametrize("source", ["detected", "provided"])

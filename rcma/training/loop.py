@@ -59,17 +59,7 @@ def train(
             epochs are kept.
     """
     accelerator = _start_accelerator(device)
-    data = open_training_data(
-        config.data.features,
-        config.data.annotations,
-        targets=config.model.targets,
-        labels=config.data.labels,
-        fold=config.data.fold,
-        folds=config.data.folds,
-        subjects=config.data.subjects,
-        split=config.data.split,
-        label_delay_s=config.data.label_delay_s,
-    )
+    data = open_training_data(config.data, config.model.targets)
     if accelerator.is_main_process:
         for warning in data.warnings:
             log.warning(warning)

@@ -10,14 +10,7 @@ from accelerate import Accelerator
 
 from preprocessing.errors import InputError
 from rcma.config import Modality, ModelSettings, OnnxSettings, TrainConfig
-from rcma.data import (
-    Embeddings,
-    TrainingData,
-    check_face_size,
-    check_sound,
-    embed_videos,
-    fit_normalisation,
-)
+from rcma.data import Embeddings, TrainingData, check_features, embed_videos, fit_normalisation
 from rcma.model import TrainedRCMA, describe_onnx, speech_config, vision_config
 from rcma.training.run_folder import TrainingState
 
@@ -28,11 +21,9 @@ def resolve_config(config: TrainConfig, data: TrainingData) -> TrainConfig:
     Raises:
         InputError: the features contradict the settings, or an encoder cannot be read.
     """
-    check_face_size(config.model, data.preprocessing.faces.size)
-    if config.model.audio_input == "waveform":
-        for video in (*data.train, *data.validation):
-            check_sound(config.model, video.features())
     model = _with_widths(config.model, data)
+    for video in (*data.train, *data.validation):
+        check_features(model, video.features())
     if model.uses("face", kind="hf"):
         model = model.with_backbone("face", hf_config=vision_config(str(model.face.hf)))
     if model.uses("face", kind="onnx"):
@@ -73,10 +64,7 @@ def build_model(config: TrainConfig, data: TrainingData, state: TrainingState | 
         model.load_state_dict(state.model)
         return model
     model.load_backbones()
-    statistics = fit_normalisation(data.train, config.model)
-    model.set_normalisation(
-        statistics.audio_mean, statistics.audio_std, statistics.text_mean, statistics.text_std, statistics.vectors
-    )
+    model.set_normalisation(*fit_normalisation(data.train, config.model))
     return model
 
 
