@@ -137,8 +137,9 @@ def _refuse_other_data(run: Path, data: TrainingData) -> None:
     if not path.exists():
         return  # killed before it was written
     try:
-        splits = [(split, known, _hash_labels(data)[split]) for split, known in json.loads(path.read_text()).items()]
-    except (OSError, ValueError, KeyError, AttributeError):
+        known = json.loads(path.read_text(encoding="utf-8"))
+        splits = [(split, known[split], now) for split, now in _hash_labels(data).items()]
+    except (OSError, ValueError, KeyError, TypeError):
         raise InputError(f"{path}: damaged; train again in another folder") from None
     for split, before, now in splits:
         for video in sorted(before.keys() | now.keys()):
