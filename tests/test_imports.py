@@ -27,7 +27,8 @@ def table(
     times: Sequence[float], values: Sequence[float], ends: Sequence[float] | None = None
 ) -> tuple[Times, np.ndarray]:
     rows = np.column_stack([values, np.negative(values)]).astype(np.float32)
-    return Times(np.array(times, float), None if ends is None else np.array(ends, float), (0,), "s"), rows
+    end_s, columns = (times, (0,)) if ends is None else (ends, (0, 1))
+    return Times(np.array(times, float), np.array(end_s, float), columns, "s"), rows
 
 
 def run(*words: object) -> int:

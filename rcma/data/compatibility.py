@@ -1,4 +1,4 @@
-"""Which features may be used together in one training, and for prediction with the model that it gives."""
+"""Checks that features match: those of one training, and those of a prediction with those of the training."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def face_source(meta: Mapping[str, Any]) -> FaceSource:
 
 
 def _flat_settings(settings: Mapping[str, Any], source: FaceSource | None) -> dict[str, Any]:
-    """Settings by dotted key; provided faces have :data:`_PROVIDED_GEOMETRY`, whatever the settings are."""
+    """Settings by dotted key; provided faces always have :data:`_PROVIDED_GEOMETRY`."""
     return flatten(dict(settings)) | (_PROVIDED_GEOMETRY if source == "provided" else {})
 
 

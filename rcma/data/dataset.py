@@ -42,7 +42,7 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
         embeddings: Embeddings | None = None,
     ) -> None:
         """Find the windows of the model's length; nothing is read yet."""
-        self._videos, self._model, self._audio_alignment = videos, model, audio_alignment
+        self._model, self._audio_alignment = model, audio_alignment
         self._modality_dropout, self._embeddings = modality_dropout, embeddings
         self.seed, self.epoch = seed, 0
         self._places = [

@@ -203,7 +203,7 @@ def _face_views(n_views: int, size: int) -> list[dict[str, Any]]:
 
 
 def _open_backbone_folder(folder: Path, model: RCMA, m: Modality) -> Path:
-    """Folder of a backbone, with its description and the date of today."""
+    """Make the folder of a backbone with its description, and set its date to today."""
     settings = getattr(model.settings, m)
     made_from: dict[str, Any] = {"method": _METHOD, "kind": settings.kind, "precision": settings.precision}
     if settings.hf_config is not None:
@@ -227,7 +227,7 @@ def _open_backbone_folder(folder: Path, model: RCMA, m: Modality) -> Path:
 
 @contextmanager
 def _feature_hashes(folder: Path) -> Iterator[Callable[[Path], str]]:
-    """Give a function that computes the SHA-256 of a file, once for all runs until its size or times change."""
+    """Yield a function that gives the SHA-256 of a file; it is computed again only if size or times have changed."""
     path = folder / ".feature_hashes.json"
 
     def read() -> dict[str, list[Any]]:
@@ -253,7 +253,7 @@ def _feature_hashes(folder: Path) -> Iterator[Callable[[Path], str]]:
 
 
 def _is_whole(path: Path, made_from: Mapping[str, Any], shape: tuple[int, int]) -> bool:
-    """Whether there is an array, and the one for which its description was written."""
+    """Whether an array exists and matches its description."""
     try:
         described = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         array = np.load(path, mmap_mode="r")

@@ -203,9 +203,8 @@ def import_video(
     if made_from is not None and "tables" not in made_from:
         raise InputError(f"{folder}: features that rcma-preprocess made are not replaced; give another --out")
     tables = {m: _read_tables(video_id, of_modality, m) for m, of_modality in sources.items()}
-    times = [table.times for found in tables.values() for table in found]
-    ends = [float(given.start_s[-1] if given.end_s is None else given.end_s.max()) for given in times]
-    time_s, known = clock.frames_of(video_id, last_s=max(ends))
+    last_s = max(float(table.times.end_s.max()) for found in tables.values() for table in found)
+    time_s, known = clock.frames_of(video_id, last_s)
     vectors: dict[str, NDArray[np.float32]] = {}
     described: dict[str, list[dict[str, Any]]] = {}
     lines = []
@@ -263,7 +262,7 @@ def place_on_frames(
     """
     start_s, end_s, *_ = times
     found = np.full((len(time_s), values.shape[1]), np.nan, np.float32)
-    if end_s is not None:
+    if not times.are_samples:
         row = np.searchsorted(start_s - _TOLERANCE_S, time_s, side="right") - 1
         within = (row >= 0) & (time_s < end_s[row] - _TOLERANCE_S)
         found[within] = values[row[within]]
@@ -296,7 +295,7 @@ def _to_features(table: Table, columns: Mapping[str, str], unit: Unit) -> Featur
     if "success" in names:
         values[table.numbers([names.index("success")])[:, 0] == 0] = np.nan
     table.refuse(
-        np.append(False, np.diff(times.start_s) == 0) & (times.end_s is None),
+        np.append(False, np.diff(times.start_s) == 0) & times.are_samples,
         lambda row: f"a second row for the time {times.start_s[row]:g} s; keep one",
     )
     found = tuple(table.header[place] for place in places)
@@ -311,7 +310,8 @@ def _read_array(path: Path, rate: float) -> FeatureTable:
     is_table = isinstance(values, np.ndarray) and values.ndim == 2 and np.issubdtype(values.dtype, np.number)
     if not is_table or not values.size or np.isinf(values).any():
         raise InputError(f"{path}: should hold an array of finite numbers with two dimensions, rows and columns")
-    times = Times(np.arange(len(values)) / rate, None, (), f"{rate:g} Hz")
+    time_s = np.arange(len(values)) / rate
+    times = Times(time_s, time_s, (), f"{rate:g} Hz")
     return FeatureTable(path, times, tuple(map(str, range(values.shape[1]))), values.astype(np.float32))
 
 

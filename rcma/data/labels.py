@@ -108,12 +108,11 @@ def open_labels(annotations: Path, settings: LabelSettings | None = None, *, vid
         InputError: there are no labels, or two files for one video.
     """
     settings = LabelSettings() if settings is None else settings
-    if holds_tables(annotations):
-        open_tables = _open_table if annotations.is_file() else partial(_open_folder, video_ids=video_ids)
-        return open_tables(annotations, settings)
-    if annotations.is_dir():
+    if not holds_tables(annotations):
         return _open_abaw(annotations)
-    raise InputError(f"{annotations}: no such folder of annotations, and no table of labels (.csv, .tsv)")
+    return (
+        _open_table(annotations, settings) if annotations.is_file() else _open_folder(annotations, settings, video_ids)
+    )
 
 
 def holds_tables(annotations: Path) -> bool:
@@ -147,6 +146,8 @@ def labels_at(
 
 
 def _open_abaw(annotations: Path) -> Labels:
+    if not annotations.is_dir():
+        raise InputError(f"{annotations}: no such folder of annotations, and no table of labels (.csv, .tsv)")
     split: dict[str, Split] = {}
     if _split_folders(annotations):
         train, validation = find_split(annotations, "train"), find_split(annotations, "validation")
@@ -205,7 +206,7 @@ class _LabelFile(NamedTuple):
 
     path: Path
     parts: tuple[str, ...]
-    """Targets and raters that it is about: the folders above it, and the parts of its name after the video's."""
+    """Its targets and raters: the folders above it, and the parts of its name after the video's."""
     table: Table | None = None
     """Its rows, if they have been read already."""
 
@@ -231,7 +232,7 @@ def _open_table(path: Path, settings: LabelSettings) -> Labels:
     return _labels_of_tables(files, {}, settings.model_copy(update={"unit": unit}))
 
 
-def _open_folder(folder: Path, settings: LabelSettings, *, video_ids: Collection[str]) -> Labels:
+def _open_folder(folder: Path, settings: LabelSettings, video_ids: Collection[str]) -> Labels:
     """Labels in a folder with one or several tables for each video."""
     files: dict[str, list[_LabelFile]] = {}
     split: dict[str, Split] = {}
@@ -314,8 +315,9 @@ def _read_tables(
 
 
 def _check_overlap(where: Path, ratings: Ratings, wanted_s: NDArray[np.float64], on_warning: OnWarning) -> None:
-    everything = [rating for of_raters in ratings.values() for rating in of_raters]
-    start_s, end_s = min(rating.start_s for rating in everything), max(rating.end_s for rating in everything)
+    times = [rating.times for of_raters in ratings.values() for rating in of_raters]
+    start_s = min(float(of_rater.start_s.min()) for of_rater in times)
+    end_s = max(float(of_rater.end_s.max()) for of_rater in times)
     first_s, last_s = float(wanted_s[0]), float(wanted_s[-1])
     labelled = f"labels from {start_s:g} to {end_s:g} s, the video from {first_s:g} to {last_s:g} s"
     if start_s > last_s or end_s < first_s:

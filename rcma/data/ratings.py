@@ -1,11 +1,11 @@
-"""The ratings in one table: one curve, or labelled segments, for each target and rater; and how raters are combined."""
+"""The ratings in one table, for each target and rater, and how raters are combined."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,19 +29,21 @@ _ROLES = ("time", "start", "end", "video", "rater")
 _TOLERANCE_S = 1e-6
 
 
-class Curve:
-    """Samples of one rater, interpolated linearly."""
+class Rating(NamedTuple):
+    """Labels of one rater: samples, interpolated linearly, or intervals with a constant label each."""
 
-    def __init__(self, time_s: NDArray[np.float64], values: NDArray[np.float64]) -> None:
-        """Take N >= 2 samples: increasing times (N,) in seconds and labels (N,), NaN where there is none."""
-        self._values = values
-        self.sample_times = time_s
-        self.start_s, self.end_s = float(time_s[0]), float(time_s[-1])
+    times: Times
+    """Of N >= 2 samples, or N intervals."""
+    values: NDArray[np.float64]
+    """(N,) labels, NaN where there is none."""
 
     def at(self, wanted_s: NDArray[np.float64]) -> NDArray[np.float64]:
         """Labels (n,) at these times (n,) in seconds; NaN where there is none."""
-        time_s, values = self.sample_times, self._values
-        inside = (wanted_s >= self.start_s - _TOLERANCE_S) & (wanted_s <= self.end_s + _TOLERANCE_S)
+        return self._interpolate(wanted_s) if self.times.are_samples else self._average(wanted_s)
+
+    def _interpolate(self, wanted_s: NDArray[np.float64]) -> NDArray[np.float64]:
+        time_s, values = self.times.start_s, self.values
+        inside = (wanted_s >= time_s[0] - _TOLERANCE_S) & (wanted_s <= time_s[-1] + _TOLERANCE_S)
         before = np.clip(np.searchsorted(time_s, wanted_s, side="right") - 1, 0, len(time_s) - 2)
         step = time_s[before + 1] - time_s[before]
         share = np.clip((wanted_s - time_s[before]) / step, 0.0, 1.0)
@@ -52,41 +54,25 @@ class Curve:
         nearest = np.where(share < 0.5, values[before], values[before + 1])
         return np.where(inside, np.where(at_sample, nearest, found), np.nan)
 
-
-class Segments:
-    """Segments of one rater with a constant label each; where segments overlap, their mean."""
-
-    def __init__(self, start_s: NDArray[np.float64], end_s: NDArray[np.float64], values: NDArray[np.float64]) -> None:
-        """Take N segments: starts and ends (N,) in seconds and labels (N,), NaN where there is none."""
-        self._segments = list(zip(start_s, end_s, values, strict=True))
-        self.sample_times = (start_s + end_s) / 2
-        self.start_s, self.end_s = float(start_s.min()), float(end_s.max())
-
-    def at(self, wanted_s: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Labels (n,) at these times (n,) in seconds; NaN where there is none."""
+    def _average(self, wanted_s: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The mean of the intervals that contain a time."""
         total, count = np.zeros(len(wanted_s)), np.zeros(len(wanted_s))
-        for start_s, end_s, value in self._segments:
+        for first_s, last_s, value in zip(self.times.start_s, self.times.end_s, self.values, strict=True):
             if not np.isnan(value):
-                within = (wanted_s >= start_s - _TOLERANCE_S) & (wanted_s < end_s - _TOLERANCE_S)
+                within = (wanted_s >= first_s - _TOLERANCE_S) & (wanted_s < last_s - _TOLERANCE_S)
                 total[within] += value
                 count[within] += 1
         return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-Ratings = dict[Target, list[Curve | Segments]]
+Ratings = dict[Target, list[Rating]]
 """Labels of each rater, for each target."""
 
 
 def read_ratings(
     table: Table, targets: Sequence[Target], settings: LabelSettings, *, of_file: Target | None
 ) -> Ratings:
-    """Read the ratings of each target in one table.
-
-    Args:
-        table: the table.
-        targets: the wanted targets.
-        settings: names of the columns, scale and unit of times.
-        of_file: the target that the file's folder or name stands for, if any.
+    """Read the ratings of the wanted targets in one table; ``of_file`` is the target of the whole file, if any.
 
     Raises:
         InputError: no target has a column, or a row cannot be used; the message names the line.
@@ -110,9 +96,9 @@ def read_ratings(
             )
         values = _scaled(rows, [place for _, place in columns], settings.scale)
         keep = _without_repetitions(rows, times, values)
-        start_s, end_s = times.start_s[keep], None if times.end_s is None else times.end_s[keep]
+        kept = times._replace(start_s=times.start_s[keep], end_s=times.end_s[keep])
         for (target, _), own in zip(columns, values[keep].T, strict=True):
-            ratings[target].append(Curve(start_s, own) if end_s is None else Segments(start_s, end_s, own))
+            ratings[target].append(Rating(kept, own))
     return ratings
 
 
@@ -137,19 +123,19 @@ def _scaled(table: Table, places: Sequence[int], scale: tuple[float, float]) -> 
     """Labels (N,len(places)) mapped from the raters' scale to [-1,1]."""
     values, (low, high) = table.numbers(places), scale
     outside = (values < low - _TOLERANCE_S) | (values > high + _TOLERANCE_S)
-    table.refuse(
-        outside.any(axis=1),
-        lambda row: (
-            f"{values[row][outside[row]][0]:g} is outside of the scale {low:g} to {high:g}; "
-            "give the scale that the raters had"
-        ),
-    )
+
+    def problem(row: int) -> str:
+        place = int(np.argmax(outside[row]))
+        found = f"{table.header[places[place]]} is {values[row, place]:g}"
+        return f"{found}, outside of the scale {low:g} to {high:g}; give the scale that the raters had"
+
+    table.refuse(outside.any(axis=1), problem)
     return np.clip(2 * (values - low) / (high - low) - 1, -1.0, 1.0)
 
 
 def _without_repetitions(table: Table, times: Times, values: NDArray[np.float64]) -> NDArray[np.intp]:
     """Rows except those with the time and the labels of the row before."""
-    span = np.column_stack([times.start_s, times.start_s if times.end_s is None else times.end_s])
+    span = np.column_stack([times.start_s, times.end_s])
     same_time = np.append(False, (span[1:] == span[:-1]).all(axis=1))
     same_values = np.append(False, np.equal(np.nan_to_num(values[1:], nan=9), np.nan_to_num(values[:-1], nan=9)).all(1))
     table.refuse(
@@ -157,7 +143,7 @@ def _without_repetitions(table: Table, times: Times, values: NDArray[np.float64]
         lambda row: f"another label for the time of the row before, {times.start_s[row]:g} s; keep one",
     )
     keep = np.flatnonzero(~same_time)
-    if times.end_s is None and len(keep) < 2:
+    if times.are_samples and len(keep) < 2:
         raise InputError(f"{table.where(0)}: one sample is not a curve; give two or more, or a start and an end")
     return keep
 
@@ -175,26 +161,20 @@ def find_column(table: Table, role: str, names: Sequence[str], settings: LabelSe
 
 
 def combine(
-    ratings: Sequence[Curve | Segments], wanted_s: NDArray[np.float64], how: Literal["mean", "ewe"]
+    ratings: Sequence[Rating], wanted_s: NDArray[np.float64], how: Literal["mean", "ewe"]
 ) -> tuple[NDArray[np.float64], bool]:
-    """Combine the labels of several raters; see :mod:`rcma.data.labels` for the equations.
-
-    Args:
-        ratings: of each rater.
-        wanted_s: (n,) times in seconds.
-        how: the mean, or the evaluator-weighted estimator.
+    """Combine the labels of several raters at some times (n,); see :mod:`rcma.data.labels` for the equations.
 
     Returns:
         Labels (n,), NaN where there is none; and whether any rater agrees with the others: if not, all weights are 1.
     """
     weights = np.ones(len(ratings))
     if how == "ewe" and len(ratings) > 1:
-        times = np.unique(np.concatenate([rating.sample_times for rating in ratings]))
+        times = np.unique(np.concatenate([(own.start_s + own.end_s) / 2 for own, _ in ratings]))
         weights = rater_agreement(np.stack([rating.at(times) for rating in ratings]))
+    labels = np.stack([rating.at(wanted_s) for rating in ratings])
     agree = bool(weights.any())
-    return _weighted_mean(
-        np.stack([rating.at(wanted_s) for rating in ratings]), weights if agree else weights + 1
-    ), agree
+    return _weighted_mean(labels, weights if agree else weights + 1), agree
 
 
 def rater_agreement(ratings: NDArray[np.float64]) -> NDArray[np.float64]:

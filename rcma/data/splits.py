@@ -30,11 +30,7 @@ _SPLITS: dict[str, Split] = {
 
 
 def official_split(labels: Labels, table: Path | None) -> dict[str, Split]:
-    """Split of each video; empty where there is none.
-
-    Args:
-        labels: whose folders define the split if there is no table.
-        table: CSV file with columns ``video`` and ``split``.
+    """Split of each video, from a table with columns ``video`` and ``split`` if given, else from the labels' folders.
 
     Raises:
         InputError: the table cannot be used, or names another split than train, validation and test; with its line.

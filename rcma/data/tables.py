@@ -81,7 +81,7 @@ class Table:
         return values
 
     def refuse(self, is_bad: NDArray[np.bool_] | np.bool_, problem: Callable[[int], str]) -> None:
-        """Raise InputError for the first row (N,) that is bad, with its line and what ``problem`` says of it."""
+        """Raise InputError for the first bad row (N,), with its line and the text from ``problem``."""
         if is_bad.any():
             row = int(np.argmax(is_bad))
             raise InputError(f"{self.where(row)}: {problem(row)}")

@@ -1,4 +1,4 @@
-"""The times of a table's rows: which columns hold them, and in which unit."""
+"""The times of a table's rows: their columns and their unit."""
 
 from __future__ import annotations
 
@@ -40,12 +40,17 @@ class Times(NamedTuple):
 
     start_s: NDArray[np.float64]
     """(N,) times of samples, or starts of intervals; they never decrease."""
-    end_s: NDArray[np.float64] | None
-    """(N,) ends of intervals; None for samples."""
+    end_s: NDArray[np.float64]
+    """(N,) ends of intervals; the same as ``start_s`` for samples."""
     columns: tuple[int, ...]
-    """Indices of the columns that hold them."""
+    """Indices of the columns that hold them: two for intervals."""
     unit: str
     """Unit in the file: ``s``, ``ms``, or a rate in Hz."""
+
+    @property
+    def are_samples(self) -> bool:
+        """Whether the rows are samples, and not intervals."""
+        return len(self.columns) < 2
 
 
 def plain(name: str) -> str:
@@ -84,14 +89,13 @@ def read_times(table: Table, columns: Mapping[str, str], unit: Unit) -> Times:
     start, end = values[:, 0], values[:, -1]
     falls = np.append(False, np.diff(start) < 0)
     table.refuse(falls, lambda row: f"time {start[row]:g} after {start[row - 1]:g}; sort the rows by time")
-    has_ends = len(places) == 2
     table.refuse(
-        has_ends & (end <= start),
+        (len(places) == 2) & (end <= start),
         lambda row: f"from {start[row]:g} to {end[row]:g}; the end must come after the start",
     )
     unit = _guess_unit(table, places, values) if unit == "auto" else unit
     factor = 1000.0 if unit == "ms" else 1.0
-    return Times(start / factor, end / factor if has_ends else None, places, unit)
+    return Times(start / factor, end / factor, places, unit)
 
 
 def find_unit(table: Table, columns: Mapping[str, str], unit: Unit) -> Unit:

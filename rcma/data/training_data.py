@@ -1,4 +1,4 @@
-"""From a folder of feature folders and a source of labels to the videos of a training."""
+"""The videos of a training, from a folder of feature folders and a source of labels."""
 
 from __future__ import annotations
 
@@ -38,11 +38,7 @@ class TrainingData:
 
 
 def open_training_data(settings: DataSettings, targets: Sequence[Target] = TARGETS) -> TrainingData:
-    """Match feature folders with the labels of the training and validation videos.
-
-    Args:
-        settings: where features and labels are, and how they are divided.
-        targets: names of the wanted labels, in this order.
+    """Match feature folders with the labels of the targets, for the training and validation videos.
 
     Raises:
         InputError: a split has no video with both, a video is in both splits, labels are damaged or lack a target, or
