@@ -207,7 +207,7 @@ def test_normalisation_is_that_of_all_rows_together(root: Path, tmp_path: Path):
     np.testing.assert_allclose(statistics.text_mean, np.concatenate(text).mean(), rtol=1e-5)
     np.testing.assert_allclose(statistics.text_std, np.concatenate(text).std(), rtol=1e-5)
     raw = fit_normalisation(
-        videos, ModelSettings.model_validate({"text_width": WIDTH, "audio": {"weights": "vggish.pth"}})
+        videos, ModelSettings.model_validate({"text_width": WIDTH, "audio": {"pretrained": "vggish.pth"}})
     )
     assert torch.equal(raw.audio_mean, torch.zeros(64)) and torch.equal(raw.audio_std, torch.ones(64))
     assert torch.equal(raw.text_mean, statistics.text_mean)

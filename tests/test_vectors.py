@@ -185,7 +185,7 @@ def test_a_backbone_beside_vectors_and_kept_embeddings(tmp_path: Path) -> None:
         np.save(tmp_path / "features" / f"video{number}" / "audio_vectors.npy", vectors)
     tree = vector_config(tmp_path, face={"kind": "small", "frozen": True}).model_dump(mode="json")
     plain = train(TrainConfig.model_validate(tree), tmp_path / "plain", device="cpu")
-    tree["data"] |= {"embeddings": str(tmp_path / "embeddings"), "views": 1}
+    tree["data"] |= {"embeddings": str(tmp_path / "embeddings"), "augmentations": 1}
     kept = train(TrainConfig.model_validate(tree), tmp_path / "kept", device="cpu")
     assert np.isfinite([plain.best.mean_ccc, kept.best.mean_ccc]).all()
     assert [path.name.split("-")[0] for path in (tmp_path / "embeddings").iterdir() if path.is_dir()] == ["face"]

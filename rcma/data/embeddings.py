@@ -217,7 +217,7 @@ def _open_backbone_folder(folder: Path, model: RCMA, m: Modality) -> Path:
     own.mkdir(parents=True, exist_ok=True)
     if not (own / "made_from.json").exists():
         # Names of files are for people: they do not decide what the backbone computes.
-        first_used_with = {"weights": str(settings.weights or settings.hf or "random")}
+        first_used_with = {"weights": str(settings.pretrained or settings.hf or "random")}
         with FileLock(own / _LOCK):
             _write_json(own / "made_from.json", {**made_from, "first_used_with": first_used_with})
     with suppress(OSError):  # a shared folder may be read-only
