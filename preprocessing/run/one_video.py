@@ -215,7 +215,8 @@ class _Work:
         warnings: list[str] = []
         with self._timed("faces"), one_core():
             if source.provided_faces is None:
-                faces = self._detect(frames, crops)
+                people = follow_faces(frames, self._models.detector, self._config.faces, crops)
+                faces = _name_subjects(source.video_id, people)
             else:
                 for _ in frames:
                     pass
@@ -260,16 +261,6 @@ class _Work:
                     raise CancelledError
                 self._progress("faces", video.share_read, len(times))
             yield frame
-
-    def _detect(self, frames: Iterator[Frame], crops: IO[bytes]) -> dict[str, Faces]:
-        settings = self._config.faces
-        followed = follow_faces(frames, self._models.detector, settings, crops)
-        if settings.subjects == "all":
-            people = followed.lasting_subjects(min_track_s=settings.min_track_s)
-            if people:
-                return _name_subjects(self._source.video_id, people)
-        # Without anybody who lasts, the video still has sound and words, and perhaps a face now and then.
-        return {self._source.video_id: followed.main_subject(min_track_s=settings.min_track_s)}
 
     def _hear(self, origin_s: float, clock: RecordingClock | None) -> None:
         audio = None
