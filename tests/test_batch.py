@@ -382,8 +382,8 @@ def test_video_that_kills_its_process_fails_alone(short_clip: Path, demo_clips: 
     jobs = jobs_of(collect_sources([tmp_path]), tmp_path / "out")
     killed: set[int] = set()
 
-    def kill(report: str) -> None:
-        if Report.from_text(report).video_id == "b":
+    def kill(report: Report) -> None:
+        if report.video_id == "b":
             for child in multiprocessing.active_children():
                 child.kill()
                 killed.add(child.pid or 0)
