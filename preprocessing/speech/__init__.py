@@ -1,5 +1,5 @@
 """In: sound, or a transcript file.
-Out: words with times, and one vector a word.
+Out: words with times, and a vector for each word.
 """
 
 from preprocessing.speech.activity import detect_speech

@@ -1,4 +1,4 @@
-"""One vector per word from a BERT-like encoder, read sentence by sentence."""
+"""Word vectors from a BERT-like encoder, computed sentence by sentence."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from preprocessing.speech.models import quiet_transformers, word_model_folder
 
 _SENTENCE_ENDS = (".", "?", "!", "…", "。", "？", "！", "｡", "．", "؟", "।", "۔")
 _CLOSING = "\"'”’»)]}」』）】》〉"
-"""Marks that may follow the end of a sentence."""
+"""Marks that may follow the punctuation at the end of a sentence."""
 _LAYERS = 4
-"""Last hidden layers that are summed."""
+"""Number of hidden layers that are summed, from the last."""
 _BATCH = 32
 """Sentences encoded at a time."""
 
 
 class WordEncoder:
-    """Turns the words of a transcript into contextual vectors; the model is loaded once.
+    """Turns the words of a transcript into contextual vectors.
 
-    Source: the text features of arXiv 2403.13659: per sentence the sum of the last four hidden layers of
-    bert-base-uncased, sub-words averaged to words.
+    Source: the text features of arXiv 2403.13659: for each sentence, the sum of the last four hidden layers of
+    bert-base-uncased, averaged over the sub-words of each word.
     """
 
     width: int
-    """D, values in a vector: the model's hidden size."""
+    """D, the model's hidden size."""
 
     def __init__(self, settings: WordSettings, *, device: str) -> None:
         """Load the encoder and its tokenizer.
@@ -38,17 +38,17 @@ class WordEncoder:
             device: a torch device such as ``cpu`` or ``cuda``.
 
         Raises:
-            InputError: (naming ``words.model``) it is not available, or is no text encoder with a fast tokenizer.
+            InputError: (naming ``words.model``) it is not available, or not a text encoder with a fast tokenizer.
         """
         from transformers import AutoModel, AutoTokenizer
 
         folder = word_model_folder(settings.model)
         problem = f"words.model: {settings.model} cannot be used"
         try:
-            # The name may come with a trained model: code that lies beside an encoder is never run, nor asked about.
+            # Somebody else's configuration can name any encoder: code that comes with it is never run.
             local = {"local_files_only": True, "trust_remote_code": False}
             with quiet_transformers():
-                # Byte-level tokenizers take words only with this option, a space before each; others ignore it.
+                # Byte-level tokenizers accept words only with this option; others ignore it.
                 self._tokenizer = AutoTokenizer.from_pretrained(folder, add_prefix_space=True, **local)
                 self._model = AutoModel.from_pretrained(folder, dtype="float32", **local)
         except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
@@ -65,16 +65,13 @@ class WordEncoder:
         self._piece_length = self._longest - self._tokenizer.num_special_tokens_to_add()
 
     def encode(self, words: Sequence[str]) -> npt.NDArray[np.float16]:
-        """Vectors of the words of one transcript.
+        """Return the vectors of the words of one transcript, finite float16 (W, D).
 
-        Sentences end with the words' own final punctuation; one that is too long for the model is divided.
-        A word of which the tokenizer leaves nothing gets the vector of the unknown token in its place.
+        A sentence that is too long for the model is divided. A word that the tokenizer drops gets the vector of the
+        unknown token.
 
         Args:
             words: in order, with their punctuation.
-
-        Returns:
-            float16 (W, D), finite.
 
         Raises:
             InputError: (naming ``words.model``) a value is too large for float16.
@@ -84,7 +81,7 @@ class WordEncoder:
             return vectors.astype(np.float16)
         known, lengths = self._known_words(words)
         pieces = [piece for sentence in sentences(words) for piece in self._pieces(lengths, sentence)]
-        # Neighbours in length share a batch, so that little of it is padding.
+        # Pieces of similar length share a batch, to avoid padding.
         pieces.sort(key=len)
         for first in range(0, len(pieces), _BATCH):
             batch = pieces[first : first + _BATCH]
@@ -96,11 +93,11 @@ class WordEncoder:
         return vectors.astype(np.float16)
 
     def _longest_input(self) -> int:
-        """Tokens that the model takes, special ones included."""
+        """Maximum number of tokens, with the special ones."""
         positions = getattr(self._model.config, "max_position_embeddings", None)
         if positions is None:
             return int(self._tokenizer.model_max_length)
-        # Models of the RoBERTa family number positions from the padding token's number plus one.
+        # Models of the RoBERTa family number positions from the index of the padding token plus one.
         reserved = (self._tokenizer.pad_token_id or 0) + 1
         return int(min(self._tokenizer.model_max_length, positions - reserved))
 
@@ -115,7 +112,7 @@ class WordEncoder:
         yield range(first, sentence.stop)
 
     def _known_words(self, words: Sequence[str]) -> tuple[list[str], list[int]]:
-        """Words with the unknown token for those that the tokenizer drops, and the number of sub-words of each."""
+        """Words, the unknown token in place of those that the tokenizer drops, and the number of sub-words of each."""
         encoding = self._tokenizer(list(words), is_split_into_words=True, add_special_tokens=False, verbose=False)
         lengths = [0] * len(words)
         for word in encoding.word_ids():
@@ -145,11 +142,7 @@ class WordEncoder:
 
 
 def sentences(words: Sequence[str]) -> list[range]:
-    """Split a transcript after each word that ends a sentence; what is left at the end is a sentence too.
-
-    Returns:
-        Indices of the words of each sentence; together they are all indices, in order.
-    """
+    """Return the indices of the words of each sentence, in order; the last one needs no final punctuation."""
     found, first = [], 0
     for index, word in enumerate(words):
         if word.rstrip(_CLOSING).endswith(_SENTENCE_ENDS):
