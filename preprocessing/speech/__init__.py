@@ -3,7 +3,13 @@ Out: words with times, and a vector for each word.
 """
 
 from preprocessing.speech.activity import detect_speech
-from preprocessing.speech.models import has_packaged_whisper, load_openai_whisper, quiet_transformers, word_model_folder
+from preprocessing.speech.models import (
+    has_packaged_whisper,
+    load_openai_whisper,
+    quiet_transformers,
+    socket_timeout,
+    word_model_folder,
+)
 from preprocessing.speech.recognise import SpeechRecogniser, Transcript
 from preprocessing.speech.transcripts import find_transcript, read_transcript
 from preprocessing.speech.words import WordEncoder, sentences
@@ -19,5 +25,6 @@ __all__ = [
     "quiet_transformers",
     "read_transcript",
     "sentences",
+    "socket_timeout",
     "word_model_folder",
 ]
