@@ -19,9 +19,7 @@ from rcma import cli
 from rcma.abaw import write_per_video
 from rcma.config import TARGETS
 from rcma.experts import (
-    EMOTIONS,
     Calibration,
-    FaceEntry,
     LabelledVideo,
     PublicModels,
     entries,
@@ -29,6 +27,8 @@ from rcma.experts import (
     load_calibration,
     save_calibration,
 )
+from rcma.experts.face import EMOTIONS
+from rcma.experts.registry import FaceEntry
 from rcma.output.table import open_table, read_experts
 from rcma.prediction import Prediction
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from preprocessing.errors import InputError
 from preprocessing.features import Features
 from preprocessing.media import Video
-from rcma.experts import FaceEntry, FaceExpert, entries
-from rcma.experts.face import cut_box, frames_to_look_at, prepare
+from rcma.experts.face import FaceExpert, cut_box, frames_to_look_at, prepare
+from rcma.experts.registry import FaceEntry, entries
 
 RATE = 25
 FACE_MODELS = [entry for entry in entries().values() if isinstance(entry, FaceEntry)]

@@ -21,8 +21,12 @@ from preprocessing.media.audio import HOP_LENGTH, log_mel
 from preprocessing.speech import detect_speech
 from rcma import cli
 from rcma.config import MODALITIES, TARGETS
-from rcma.experts import FUSION_WEIGHTS, NOT_RCMA, FaceEntry, PublicModels, TextAffect, entries, fuse
+from rcma.experts.fuse import WEIGHTS as FUSION_WEIGHTS
+from rcma.experts.fuse import fuse
+from rcma.experts.public_models import NOT_RCMA, PublicModels
+from rcma.experts.registry import FaceEntry, entries
 from rcma.experts.voice import at_frames
+from rcma.experts.words import TextAffect
 from rcma.output.table import open_table
 from rcma.prediction import Prediction, finish
 from rcma.predictor import Predictor

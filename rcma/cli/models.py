@@ -50,9 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=[],
         help="accept the licence of this model's weights; remembered. May be given many times",
     )
-    checking = actions.add_parser(
-        "check", help="run downloaded models on synthetic input", formatter_class=HelpFormatter
-    )
+    checking = actions.add_parser("check", help="run downloaded models on noise", formatter_class=HelpFormatter)
     checking.add_argument("names", nargs="*", metavar="NAME", help="of models; without names, all on this machine")
     checking.add_argument("--smile", metavar="FILE", help="picture or video of a smiling face, for the face models")
     for action, work in ((listing, _list), (fetching, _fetch), (checking, _check)):
@@ -120,7 +118,7 @@ def _check(args: argparse.Namespace) -> int:
         print("no public model was downloaded; rcma-models list shows how to get them")
     if findings:
         print_table(
-            "downloaded models on synthetic input" if smile is None else f"downloaded models, also on {args.smile}",
+            "downloaded models on noise" if smile is None else f"downloaded models on noise and {args.smile}",
             ["model", "given", "valence", "arousal", "result"],
             [[f.model, f.given, f"{f.valence:+.3f}", f"{f.arousal:+.3f}", f.verdict] for f in findings],
         )
