@@ -22,7 +22,7 @@ from PIL import Image
 
 from preprocessing.errors import InputError
 from rcma import cli
-from rcma.experts import check_model, entries, fetch_model, find_entry, find_face, packaged
+from rcma.experts import check_model, entries, find_entry, find_face, packaged
 from rcma.experts.registry import FaceEntry, VoiceEntry
 
 ROOT = Path(__file__).parents[1]
@@ -143,10 +143,10 @@ def test_fetches_a_file_once(server: Server, models: Path) -> None:
     entry = face(f"{server.url}/model.onnx")
     with pytest.raises(InputError, match=f"rcma-models fetch {entry.name}"):
         entry.locate()
-    path = fetch_model(entry)
+    path = entry.fetch()
     assert path == models / FACE_FILE == entry.locate()
     assert path.read_bytes() == CONTENT
-    assert fetch_model(entry) == path
+    assert entry.fetch() == path
     assert server.asked == ["/model.onnx"]
     assert left_in(models) == [FACE_FILE]
 
@@ -169,7 +169,7 @@ def test_what_is_not_the_right_file_is_refused_and_deleted(
     server.files[path] = content
     url = f"{server.url}{'/model.onnx' if 'elsewhere' in path else path}"
     with pytest.raises(InputError) as error:
-        fetch_model(face(url))
+        face(url).fetch()
     message = str(error.value)
     assert "\n" not in message and url in message and str(models / FACE_FILE) in message
     assert left_in(models) == []
@@ -179,17 +179,17 @@ def test_without_a_network_the_message_says_where_a_file_can_be_put(server: Serv
     server.close()
     entry = face(f"{server.url}/model.onnx")
     with pytest.raises(InputError) as error:
-        fetch_model(entry)
+        entry.fetch()
     assert str(models / FACE_FILE) in str(error.value) and "\n" not in str(error.value)
     assert left_in(models) == []
     (models / FACE_FILE).write_bytes(CONTENT)
-    assert entry.locate() == fetch_model(entry) == models / FACE_FILE
+    assert entry.locate() == entry.fetch() == models / FACE_FILE
 
 
 def test_an_interrupted_download_leaves_nothing(server: Server, models: Path) -> None:
     server.files["/interrupt.onnx"] = CONTENT
     with pytest.raises(KeyboardInterrupt):
-        fetch_model(face(f"{server.url}/interrupt.onnx"))
+        face(f"{server.url}/interrupt.onnx").fetch()
     assert left_in(models) == []
 
 

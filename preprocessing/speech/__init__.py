@@ -6,9 +6,9 @@ from preprocessing.speech.activity import detect_speech
 from preprocessing.speech.models import (
     has_packaged_whisper,
     load_openai_whisper,
+    load_text_encoder,
     quiet_transformers,
     socket_timeout,
-    word_model_folder,
 )
 from preprocessing.speech.recognise import SpeechRecogniser, Transcript
 from preprocessing.speech.transcripts import find_transcript, read_transcript
@@ -22,9 +22,9 @@ __all__ = [
     "find_transcript",
     "has_packaged_whisper",
     "load_openai_whisper",
+    "load_text_encoder",
     "quiet_transformers",
     "read_transcript",
     "sentences",
     "socket_timeout",
-    "word_model_folder",
 ]

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 from preprocessing.features import Word
 from preprocessing.speech.spoken import find_speakers, remove_markup, remove_unspoken, split_words
@@ -81,7 +81,7 @@ def read_captions(text: str, repairs: Counter[str]) -> tuple[list[Segment], str 
         elif texts:
             segments.append(segment)
             shown_until[texts] = end_s
-    return list(_without_overlap(_without_repeats(segments, repairs))), language
+    return _without_overlap(_without_repeats(segments, repairs)), language
 
 
 def _parse(lines: Sequence[str], *, is_web: bool) -> list[tuple[float, float, str]]:
@@ -180,18 +180,15 @@ def _without_repeats(cues: Sequence[Segment], repairs: Counter[str]) -> list[Seg
     return [cue for cue in rolled if cue.words]
 
 
-def _without_overlap(cues: Sequence[Segment]) -> Iterator[Segment]:
+def _without_overlap(cues: Sequence[Segment]) -> list[Segment]:
     """Merge cues that start together, and end each cue where the next starts, at the latest."""
-    last: Segment | None = None
-    for cue in cues:
-        if last is not None and last.start_s == cue.start_s:
-            ends = [end for end in (last.end_s, cue.end_s) if not math.isnan(end)]
-            cue = replace(cue, end_s=max(ends, default=math.nan), words=last.words + cue.words)
-        elif last is not None:
-            yield _cut(last, cue.start_s)
-        last = cue
-    if last is not None:
-        yield last
+    merged: list[Segment] = []
+    for start_s, group in groupby(cues, key=lambda cue: cue.start_s):
+        together = list(group)
+        ends = [cue.end_s for cue in together if not math.isnan(cue.end_s)]
+        words = tuple(word for cue in together for word in cue.words)
+        merged.append(Segment(start_s, max(ends, default=math.nan), words))
+    return [_cut(cue, later.start_s) for cue, later in pairwise(merged)] + merged[-1:]
 
 
 def _cut(cue: Segment, at_s: float) -> Segment:

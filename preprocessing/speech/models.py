@@ -12,7 +12,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from preprocessing.config import PACKAGED
 from preprocessing.errors import InputError
@@ -111,6 +111,26 @@ def load_faster_whisper(name: str, *, device: str) -> WhisperModel:
         raise _not_loaded("speech.model", name, error, "a CTranslate2 folder with model.bin") from error
 
 
+def load_text_encoder(name: str) -> tuple[Any, Any]:
+    """Load a tokenizer and a text encoder in float32, see :func:`word_model_folder`.
+
+    Raises:
+        InputError: (naming ``words.model``) there is no such model, or it cannot be loaded or downloaded.
+    """
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = word_model_folder(name)
+    # Somebody else's configuration can name any encoder: code that comes with it is never run.
+    local = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        with quiet_transformers():
+            # Byte-level tokenizers accept words only with this option; others ignore it.
+            tokenizer = AutoTokenizer.from_pretrained(folder, add_prefix_space=True, **local)
+            return tokenizer, AutoModel.from_pretrained(folder, dtype="float32", **local)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise _not_loaded("words.model", name, error, "a BERT-like encoder") from error
+
+
 def word_model_folder(name: str) -> Path:
     """Return the folder of a text encoder and its tokenizer; a name on the Hub is downloaded into the cache.
 
@@ -143,7 +163,7 @@ def word_model_folder(name: str) -> Path:
         if not any(folder.glob("model*.safetensors")):
             folder = fetch("pytorch_model*.bin", "pytorch_model.bin.index.json")
     except Exception as error:  # The client of the Hub raises errors of three libraries.
-        raise _not_loaded("words.model", name, error, "a folder") from error
+        raise _not_loaded("words.model", name, error, "a BERT-like encoder") from error
     return folder
 
 

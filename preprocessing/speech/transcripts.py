@@ -60,24 +60,22 @@ def find_transcript(folder: Path, video_id: str, *, language: str | None = None)
     Raises:
         InputError: several files match, or none is in that language.
     """
-    plain, tagged = [], []
+    tags: dict[Path, str | None] = {}
     wanted = unicodedata.normalize("NFC", video_id)
     for path in sorted(folder.iterdir()):
         stem = unicodedata.normalize("NFC", path.stem)
-        if path.suffix.lower() not in SUFFIXES or not path.is_file():
-            continue
-        if stem == wanted:
-            plain.append(path)
-        elif stem.rpartition(".")[0] == wanted and _tag(path) is not None:
-            tagged.append(path)
-    in_language = [path for path in tagged if language in (None, _tag(path))]
-    if tagged and not in_language and not plain:
-        names = " and ".join(path.name for path in tagged)
+        if path.suffix.lower() in SUFFIXES and path.is_file():
+            if stem == wanted:
+                tags[path] = None
+            elif stem.rpartition(".")[0] == wanted and (tag := _tag(path)):
+                tags[path] = tag
+    plain = [path for path, tag in tags.items() if tag is None]
+    found = plain or [path for path, tag in tags.items() if language in (None, tag)]
+    names = " and ".join(path.name for path in found or tags)
+    if tags and not found:
         raise InputError(f"{folder}: {names}: not in {language}, which speech.language asks for")
-    found = plain or in_language
     if len(found) > 1:
-        names = " and ".join(path.name for path in found)
-        choice = "keep one" if found is plain else "keep one, or set speech.language"
+        choice = "keep one" if plain else "keep one, or set speech.language"
         raise InputError(f"{folder}: {names} are transcripts of the same video; {choice}")
     return found[0] if found else None
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from preprocessing.config import PACKAGED, WordSettings
+from preprocessing.config import WordSettings
 from preprocessing.errors import InputError
-from preprocessing.speech.models import quiet_transformers, word_model_folder
+from preprocessing.speech.models import load_text_encoder
 
 _SENTENCE_ENDS = (".", "?", "!", "…", "。", "？", "！", "｡", "．", "؟", "।", "۔")
 _CLOSING = "\"'”’»)]}」』）】》〉"
@@ -40,20 +40,8 @@ class WordEncoder:
         Raises:
             InputError: (naming ``words.model``) it is not available, or not a text encoder with a fast tokenizer.
         """
-        from transformers import AutoModel, AutoTokenizer
-
-        folder = word_model_folder(settings.model)
+        self._tokenizer, self._model = load_text_encoder(settings.model)
         problem = f"words.model: {settings.model} cannot be used"
-        try:
-            # Somebody else's configuration can name any encoder: code that comes with it is never run.
-            local = {"local_files_only": True, "trust_remote_code": False}
-            with quiet_transformers():
-                # Byte-level tokenizers accept words only with this option; others ignore it.
-                self._tokenizer = AutoTokenizer.from_pretrained(folder, add_prefix_space=True, **local)
-                self._model = AutoModel.from_pretrained(folder, dtype="float32", **local)
-        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise InputError(f"{problem}: {reason[:200]}; give a BERT-like encoder, or {PACKAGED!r}") from error
         if not self._tokenizer.is_fast or self._tokenizer.unk_token is None:
             raise InputError(f"{problem}: it needs a fast tokenizer with an unknown token, such as BERT's")
         if getattr(self._model.config, "is_encoder_decoder", False):

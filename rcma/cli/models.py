@@ -84,7 +84,7 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _fetch(args: argparse.Namespace) -> int:
-    from rcma.experts import fetch_model, find_entry
+    from rcma.experts import find_entry
 
     wanted = [find_entry(name) for name in dict.fromkeys(args.names)]
     for entry in map(find_entry, args.accepted):
@@ -95,7 +95,7 @@ def _fetch(args: argparse.Namespace) -> int:
     for entry in wanted:
         was_here = " (was there already)" if entry.is_here() else ""
         try:
-            print(f"{entry.name}: {fetch_model(entry)}{was_here}; {entry.weights_licence}")
+            print(f"{entry.name}: {entry.fetch()}{was_here}; {entry.weights_licence}")
         except InputError as error:
             print_failure(error)
             code = EXIT_SOME_FAILED
@@ -122,6 +122,4 @@ def _check(args: argparse.Namespace) -> int:
             ["model", "given", "valence", "arousal", "result"],
             [[f.model, f.given, f"{f.valence:+.3f}", f"{f.arousal:+.3f}", f.verdict] for f in findings],
         )
-    if smile is None and any(entry.modality == "face" for entry in wanted):
-        print("to test a face model with a smile: rcma-models check --smile FILE, a picture of a smiling face")
     return code if all(finding.passed for finding in findings) else EXIT_SOME_FAILED

@@ -4,7 +4,6 @@ Out: values for each frame from public models of one modality each, without a tr
 
 from rcma.experts.calibrate import Calibration, LabelledVideo, fit_calibration, load_calibration, save_calibration
 from rcma.experts.check import check_model, find_face
-from rcma.experts.fetch import fetch_model
 from rcma.experts.public_models import PublicModels
 from rcma.experts.registry import entries, find_entry, packaged
 from rcma.experts.words import WEIGHTS, SentenceEncoder, regress
@@ -17,7 +16,6 @@ __all__ = [
     "SentenceEncoder",
     "check_model",
     "entries",
-    "fetch_model",
     "find_entry",
     "find_face",
     "fit_calibration",

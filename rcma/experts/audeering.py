@@ -44,7 +44,7 @@ class AudeeringExpert:
             folder: with ``config.json`` and ``model.safetensors``.
 
         Raises:
-            InputError: they cannot be read, or weights are missing or have other shapes.
+            InputError: they cannot be read, or weights are missing.
         """
         from safetensors import safe_open
         from transformers import Wav2Vec2Model
@@ -62,11 +62,7 @@ class AudeeringExpert:
             raise InputError(f"{folder}: not a usable wav2vec2 model ({lines[0] if lines else error!r})") from error
         if missing:
             raise InputError(f"{folder}: model.safetensors lacks {', '.join(missing[:3])}, so it is another model")
-        self._dense, self._output = head[:2], head[2:]
-        width = network.config.hidden_size
-        if self._dense[0].shape != (width, width) or self._output[0].shape != (3, width):
-            raise InputError(f"{folder}: the layers on top of wav2vec2 have other shapes, so it is another model")
-        self._network = network.eval()
+        self._network, self._dense, self._output = network.eval(), head[:2], head[2:]
 
     def __call__(
         self,

@@ -7,7 +7,6 @@ are too small for them, so the recording is decoded again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +77,7 @@ class FaceExpert:
                     f"{recording}: has fewer than the {features.n_frames} frames of its features; "
                     "preprocess the video again with --overwrite"
                 )
-        values = at_frames(features, seen, np.reshape(outputs, (len(seen), _N_OUTPUTS)))
+        values = _at_frames(features, seen, np.reshape(outputs, (len(seen), _N_OUTPUTS)))
         values[:, :2] = np.clip(values[:, :2], -1.0, 1.0)
         return values
 
@@ -130,20 +129,10 @@ def prepare(face: NDArray[np.uint8], entry: FaceEntry) -> NDArray[np.float32]:
     return ((square.numpy() / 255 - mean) / std).astype(np.float32)
 
 
-def at_frames(features: Features, seen: Sequence[int], outputs: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Interpolate values at some frames to all frames.
-
-    Args:
-        features: of T frames.
-        seen: indices of n frames, rising.
-        outputs: (n,D) values there.
-
-    Returns:
-        (T,D), linear between the seen frame before and the one after; NaN where one of them is more than 0.5 s away or
-        the frame has no face.
-    """
+def _at_frames(features: Features, seen: list[int], outputs: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Interpolate outputs (n,D) of the seen frames to all frames with a face near them: (T,D)."""
     values = np.full((features.n_frames, outputs.shape[1]), np.nan, np.float32)
-    time_s, seen_s = features.time_s, features.time_s[list(seen)]
+    time_s, seen_s = features.time_s, features.time_s[seen]
     edges_s = np.concatenate([[-np.inf], seen_s, [np.inf]])
     since_s = time_s - edges_s[np.searchsorted(seen_s, time_s, side="right")]
     until_s = edges_s[np.searchsorted(seen_s, time_s, side="left") + 1] - time_s

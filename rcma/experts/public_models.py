@@ -122,9 +122,9 @@ class PublicModels:
             find_recording: see :data:`FindRecording`; called by experts that need more than the features.
 
         Returns:
-            Values are the weighted mean of the experts that have one, see :func:`.fuse.fuse`, or the result of the
-            calibration; NaN where there is none. The spread is that of the experts in both cases. A modality is present
-            where one of its experts has a value. An expert that cannot judge the video is NaN, with a warning.
+            Values are the weighted mean of the experts, see :func:`.fuse.fuse`, or the result of the calibration; NaN
+            where there is none. The spread is that of the experts. A modality is present where one of its experts has a
+            value. An expert that cannot judge the video is NaN, with a warning.
         """
         values = {expert.name: self._ask(expert, features, find_recording) for expert in self.experts}
         of_targets = {name: given[:, : len(TARGETS)] for name, given in values.items()}
@@ -228,16 +228,11 @@ _LOADERS: Mapping[str, Callable[[], Expert]] = {
 
 
 def _listen(features: Features, find_recording: FindRecording) -> tuple[Samples, float, list[tuple[float, float]]]:
-    """Return the sound of a video, and where somebody speaks in it.
-
-    The sound is stored with the features, or else read from the recording.
+    """Return the sound of a video, stored with its features or read from its recording, and where somebody speaks.
 
     Returns:
-        (N,) float32 mono at 16 kHz; the time of the first sample; and (start, end) of each stretch of speech, all in
-        seconds on the video's clock. N is 0 for a video without sound.
-
-    Raises:
-        InputError: the sound is not stored, and the recording is not available or unreadable.
+        (N,) float32 mono at 16 kHz, N = 0 without sound; the time of the first sample, and (start, end) of each stretch
+        of speech, in seconds on the video's clock.
     """
     settings = features.meta["settings"]
     samples: Samples = np.zeros(0, np.float32)

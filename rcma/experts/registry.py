@@ -1,12 +1,14 @@
-"""The public models of ``registry.yaml``, and where the files of those that are downloaded belong.
+"""The public models of ``registry.yaml``; downloads and checks the files of those that are not part of the package.
 
-Users may copy files there by hand. A file with the wrong sha256 is never used.
+Files are downloaded completely and with the right sha256, or not at all. Users may copy them by hand. A file with the
+wrong sha256 is never used.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from safetensors import safe_open
 
 from preprocessing.errors import InputError
-from preprocessing.files import replace_own, sha256
+from preprocessing.files import replace_own, replace_when_whole, sha256, whole_or_nothing
+from preprocessing.speech import socket_timeout
 from rcma.config import Modality
 from rcma.experts.words import WEIGHTS
 
@@ -119,6 +122,40 @@ class DownloadedEntry(Entry):
                 )
         return self.path
 
+    def fetch(self) -> Path:
+        """Download the files unless they are here, with a progress bar on a terminal, and return :attr:`path`.
+
+        Raises:
+            InputError: the licence is not accepted, a file cannot be downloaded or has the wrong sha256, or another
+                folder is in their place.
+            OSError: the folder of models cannot be written.
+        """
+        if not self.is_accepted():
+            raise InputError(
+                f"{self.name}: the licence of its weights is {self.weights_licence}; read {self.source} and, "
+                f"if you agree, add --accept-licence {self.name}"
+            )
+        if not self.is_here():
+            self._download()
+        return self.locate()
+
+    def _download(self) -> None:
+        raise NotImplementedError
+
+    def _download_file(self, url: str, path: Path, sha256: str | None) -> None:
+        from torch.hub import download_url_to_file
+
+        print(f"downloading {url}", file=sys.stderr)
+        try:
+            with socket_timeout():
+                download_url_to_file(url, str(path), sha256, progress=sys.stderr.isatty())
+        except Exception as error:  # Of the network, or a RuntimeError if the checksum is wrong.
+            raise self._not_downloaded(url, error) from error
+
+    def _not_downloaded(self, url: str, error: Exception) -> InputError:
+        reason = str(error).strip().partition("\n")[0].rstrip(".;: ") or type(error).__name__
+        return InputError(f"{self.name}: {url} cannot be downloaded ({reason}); {self.by_hand()}")
+
     def how_to_get(self) -> str:
         """Return one line on how to get the model, with the licence of the weights."""
         accept = f" --accept-licence {self.name}" if self.must_accept else ""
@@ -141,12 +178,33 @@ class FaceEntry(DownloadedEntry):
     std: tuple[float, float, float]
     """Divides the difference."""
 
+    def _download(self) -> None:
+        with replace_when_whole(self.path) as new:
+            self._download_file(self.url, new, *self.files.values())
+
 
 class VoiceEntry(DownloadedEntry):
     """A voice model: files of a repository on the Hugging Face Hub."""
 
     modality: Literal["audio"]
     hub: str
+
+    def _download(self) -> None:
+        import huggingface_hub
+
+        try:
+            info = huggingface_hub.HfApi().model_info(self.hub, files_metadata=True, timeout=20.0)
+        except Exception as error:  # The client of the Hub raises errors of three libraries.
+            raise self._not_downloaded(self.source, error) from error
+        # The Hub knows the sha256 of large files only.
+        known = {sibling.rfilename: sibling.lfs.sha256 for sibling in info.siblings or () if sibling.lfs is not None}
+        with whole_or_nothing(self.path) as folder:
+            checksums = {}
+            for name in (Path(file).name for file in self.files):
+                url = huggingface_hub.hf_hub_url(self.hub, name, revision=info.sha)
+                self._download_file(url, folder / name, known.get(name))
+                checksums[name] = sha256(folder / name)
+            (folder / CHECKSUMS_FILE).write_text(json.dumps(checksums, indent=1) + "\n", encoding="utf-8")
 
 
 @cache

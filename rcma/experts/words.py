@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from preprocessing.config import PACKAGED
 from preprocessing.features import Word
-from preprocessing.speech import quiet_transformers, sentences, word_model_folder
+from preprocessing.speech import load_text_encoder, sentences
 
 WEIGHTS = Path(__file__).with_name("text_affect.safetensors")
 """Weights, with their training data, scores and licence as metadata."""
@@ -39,13 +39,7 @@ class SentenceEncoder:
         Raises:
             InputError: the extra ``offline-models`` is not installed, or its files are not the official ones.
         """
-        from transformers import AutoModel, AutoTokenizer
-
-        folder = word_model_folder(PACKAGED)
-        local = {"local_files_only": True, "trust_remote_code": False}
-        with quiet_transformers():
-            self._tokenizer = AutoTokenizer.from_pretrained(folder, **local)
-            self._model = AutoModel.from_pretrained(folder, dtype="float32", **local)
+        self._tokenizer, self._model = load_text_encoder(PACKAGED)
         self._model.eval()
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
