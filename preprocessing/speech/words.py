@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -49,7 +50,11 @@ class WordEncoder:
         self._model.to(device).eval()
         self._device = device
         self.width = int(self._model.config.hidden_size)
-        self._longest = self._longest_input()
+        self._longest = int(self._tokenizer.model_max_length)
+        positions = getattr(self._model.config, "max_position_embeddings", None)
+        if positions is not None:
+            # Models of the RoBERTa family number positions from the index of the padding token plus one.
+            self._longest = min(self._longest, positions - (self._tokenizer.pad_token_id or 0) - 1)
         self._piece_length = self._longest - self._tokenizer.num_special_tokens_to_add()
 
     def encode(self, words: Sequence[str]) -> npt.NDArray[np.float16]:
@@ -79,15 +84,6 @@ class WordEncoder:
         if not np.all(np.abs(vectors) <= np.finfo(np.float16).max):
             raise InputError("words.model: its vectors are too large for float16 or not finite; give another model")
         return vectors.astype(np.float16)
-
-    def _longest_input(self) -> int:
-        """Maximum number of tokens, with the special ones."""
-        positions = getattr(self._model.config, "max_position_embeddings", None)
-        if positions is None:
-            return int(self._tokenizer.model_max_length)
-        # Models of the RoBERTa family number positions from the index of the padding token plus one.
-        reserved = (self._tokenizer.pad_token_id or 0) + 1
-        return int(min(self._tokenizer.model_max_length, positions - reserved))
 
     def _pieces(self, lengths: Sequence[int], sentence: range) -> Iterator[range]:
         """Cut a sentence so that each piece fits the model; a longer single word is left to truncation."""
@@ -131,11 +127,5 @@ class WordEncoder:
 
 def sentences(words: Sequence[str]) -> list[range]:
     """Return the indices of the words of each sentence, in order; the last one needs no final punctuation."""
-    found, first = [], 0
-    for index, word in enumerate(words):
-        if word.rstrip(_CLOSING).endswith(_SENTENCE_ENDS):
-            found.append(range(first, index + 1))
-            first = index + 1
-    if first < len(words):
-        found.append(range(first, len(words)))
-    return found
+    ends = [index for index, word in enumerate(words, 1) if word.rstrip(_CLOSING).endswith(_SENTENCE_ENDS)]
+    return [range(first, stop) for first, stop in pairwise(sorted({0, *ends, len(words)}))]
