@@ -102,6 +102,7 @@ class DownloadedEntry(Entry):
 
         Raises:
             InputError: a file is missing or has the wrong sha256, or the licence is not accepted.
+            OSError: a file cannot be read.
         """
         if not self.is_here() or not self.is_accepted():
             raise InputError(self.how_to_get())
@@ -111,14 +112,10 @@ class DownloadedEntry(Entry):
             path = models_folder() / name
             # The checksums of files copied by hand are unknown unless they are registered.
             right = registered or recorded.get(path.name)
-            try:
-                found = sha256(path) if right else None
-            except OSError as error:
-                raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-            if found != right:
+            if right is not None and sha256(path) != right:
                 raise InputError(
-                    f"{path}: wrong checksum: sha256 {found}, but {right} is right; the file is not used; remove it, "
-                    f"then rcma-models fetch {self.name}"
+                    f"{path}: wrong checksum, so it is not used (sha256 {right} is right); remove it, then "
+                    f"rcma-models fetch {self.name}"
                 )
         return self.path
 
