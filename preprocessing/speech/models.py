@@ -132,10 +132,9 @@ def load_text_encoder(name: str) -> tuple[Any, Any]:
 
 
 def word_model_folder(name: str) -> Path:
-    """Return the folder of a text encoder and its tokenizer; a name on the Hub is downloaded into the cache.
+    """Return the folder of a text encoder and its tokenizer.
 
-    Args:
-        name: a folder, ``packaged``, or a name on the Hugging Face Hub.
+    The name is a folder, ``packaged``, or a name on the Hugging Face Hub, which is downloaded into the cache.
 
     Raises:
         InputError: (naming ``words.model``) there is no such model, or it cannot be downloaded.

@@ -33,8 +33,8 @@ from preprocessing.speech.spoken import (
 from preprocessing.speech.word_times import WRITTEN_WITHOUT_SPACES, in_order, join_pieces
 
 SUFFIXES = (".srt", ".vtt", ".json")
-"""Suffixes of transcripts, in lower or upper case. Before the suffix, the name is the video_id, or the video_id and a
-language code: ``talk.srt``, ``talk.en.vtt``."""
+"""Of transcripts, in lower or upper case. The rest of the name is the video_id, or the video_id and a language code:
+``talk.srt``, ``talk.en.vtt``."""
 
 _SECONDS_PER_CHARACTER = 0.07
 """Of speech, where a transcript gives no end: about 170 English words a minute."""
@@ -49,13 +49,8 @@ _FINAL_PUNCTUATION = re.compile(r"[.,;:!?…。，、；：？！]$")
 def find_transcript(folder: Path, video_id: str, *, language: str | None = None) -> Path | None:
     """Find the transcript of a video; None if there is none.
 
-    A file named after the video alone takes precedence over those with a language code. Names in composed and
-    decomposed Unicode are equal.
-
-    Args:
-        folder: contains transcripts, see :data:`SUFFIXES`.
-        video_id: of the video.
-        language: code of the wanted language, for a video with transcripts in several languages.
+    A file named after the video alone takes precedence over those with a language code, of which ``language`` selects
+    one. Names in composed and decomposed Unicode are equal. See :data:`SUFFIXES`.
 
     Raises:
         InputError: several files match, or none is in that language.

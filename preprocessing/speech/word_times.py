@@ -21,9 +21,7 @@ WRITTEN_WITHOUT_SPACES = frozenset(("zh", "ja", "th", "lo", "my", "yue"))
 def join_pieces(words: Sequence[Word], language: str | None) -> list[Word]:
     """Join what Whisper's tokeniser cuts: " D" and ".C." are one word, and so is a Thai consonant with its vowel signs.
 
-    Args:
-        words: from Whisper: each word starts with a space, in languages that have spaces.
-        language: ISO 639-1 code.
+    In languages with spaces, each word from Whisper starts with one.
     """
     joined: list[Word] = []
     for word in words:

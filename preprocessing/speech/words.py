@@ -32,11 +32,7 @@ class WordEncoder:
     """D, the model's hidden size."""
 
     def __init__(self, settings: WordSettings, *, device: str) -> None:
-        """Load the encoder and its tokenizer.
-
-        Args:
-            settings: names the model.
-            device: a torch device such as ``cpu`` or ``cuda``.
+        """Load the encoder and its tokenizer on a torch device.
 
         Raises:
             InputError: (naming ``words.model``) it is not available, or not a text encoder with a fast tokenizer.
@@ -58,13 +54,10 @@ class WordEncoder:
         self._piece_length = self._longest - self._tokenizer.num_special_tokens_to_add()
 
     def encode(self, words: Sequence[str]) -> npt.NDArray[np.float16]:
-        """Return the vectors of the words of one transcript, finite float16 (W, D).
+        """Return vectors, finite float16 (W, D), of the words of one transcript, given with their punctuation.
 
         A sentence that is too long for the model is divided. A word that the tokenizer drops gets the vector of the
         unknown token.
-
-        Args:
-            words: in order, with their punctuation.
 
         Raises:
             InputError: (naming ``words.model``) a value is too large for float16.

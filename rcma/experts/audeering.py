@@ -38,10 +38,7 @@ class AudeeringExpert:
     """The voice model, on the CPU."""
 
     def __init__(self, folder: Path) -> None:
-        """Load the network.
-
-        Args:
-            folder: with ``config.json`` and ``model.safetensors``.
+        """Load the network from a folder with ``config.json`` and ``model.safetensors``.
 
         Raises:
             InputError: they cannot be read, or weights are missing.

@@ -31,11 +31,7 @@ class Finding:
 
 
 def check_model(entry: FaceEntry | VoiceEntry, smile: tuple[NDArray[np.uint8], NDArray] | None) -> list[Finding]:
-    """Load a downloaded model, check its files and run it.
-
-    Args:
-        entry: of the model.
-        smile: a picture of a smiling face and its box, see :func:`find_face`.
+    """Load a downloaded model, check its files and run it, a face model also on a smile from :func:`find_face`.
 
     Raises:
         InputError: the model is not on this machine, its checksum is wrong, or it cannot be run.

@@ -48,11 +48,7 @@ class FaceExpert:
         self._run(np.zeros((1, 3, entry.side, entry.side), np.float32))
 
     def __call__(self, recording: Path, features: Features) -> NDArray[np.float32]:
-        """Predict the face of a recording five times a second, and interpolate.
-
-        Args:
-            recording: file that the features were made from.
-            features: of its T frames.
+        """Predict the face in the recording of features five times a second, and interpolate.
 
         Returns:
             (T,10) valence and arousal in [-1,1], and logits of :data:`EMOTIONS`; NaN where there is no face.
@@ -82,11 +78,7 @@ class FaceExpert:
         return values
 
     def look(self, image: NDArray[np.uint8], box: NDArray) -> NDArray[np.float32] | None:
-        """Predict one face.
-
-        Args:
-            image: (H,W,3) RGB.
-            box: (4,) x1 y1 x2 y2 in pixels.
+        """Predict one face of a picture (H,W,3) in RGB, in a box x1 y1 x2 y2 in pixels.
 
         Returns:
             (10,) valence and arousal, not clipped, and eight logits; None if the box is outside the picture.

@@ -45,7 +45,6 @@ class Expert:
 
     entry: Entry
     targets: tuple[Target, ...]
-    """Targets that it predicts."""
     values: Values
     details: tuple[str, ...] = ()
     """Names of its further outputs, which only a calibration uses."""
@@ -115,11 +114,7 @@ class PublicModels:
         return ()
 
     def predict(self, features: Features, find_recording: FindRecording) -> Prediction:
-        """Predict every frame of a video.
-
-        Args:
-            features: of T frames.
-            find_recording: see :data:`FindRecording`; called by experts that need more than the features.
+        """Predict every frame of a video; only experts that need more than the features look for its recording.
 
         Returns:
             Values are the weighted mean of the experts, see :func:`.fuse.fuse`, or the result of the calibration; NaN

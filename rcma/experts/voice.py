@@ -120,12 +120,9 @@ def vocal_activation(
 def at_frames(
     centres_s: NDArray[np.float64], values: NDArray[np.float64], time_s: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Interpolate values of windows (K,) to frames (T,); NaN outside the nearest window, or where it has no value.
+    """Interpolate values (K,) of windows with rising centres (K,) to frames (T,), all times in seconds.
 
-    Args:
-        centres_s: (K,) of the windows, seconds, rising.
-        values: (K,), NaN where a window has none.
-        time_s: (T,) seconds.
+    The result is NaN outside the nearest window, and where that has no value (NaN).
     """
     valid = np.isfinite(values)
     if not valid.any():

@@ -105,13 +105,7 @@ def spoken_sentences(words: Sequence[Word]) -> list[range]:
 
 
 def sentence_values(affect: TextAffect, words: Sequence[Word], time_s: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Return (T,2) valence and arousal of the sentence spoken at each frame; NaN between sentences.
-
-    Args:
-        affect: the model.
-        words: of the video, in order.
-        time_s: (T,) seconds.
-    """
+    """Return (T,2) valence and arousal of the sentence spoken at each frame (T,), seconds; NaN between sentences."""
     values = np.full((len(time_s), 2), np.nan, np.float32)
     spans = spoken_sentences(words)
     predicted = affect([" ".join(words[index].text for index in span) for span in spans])
