@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from abc import abstractmethod
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -136,8 +137,9 @@ class DownloadedEntry(Entry):
             self._download()
         return self.locate()
 
+    @abstractmethod
     def _download(self) -> None:
-        raise NotImplementedError
+        """Download the files to where they belong."""
 
     def _download_file(self, url: str, path: Path, sha256: str | None) -> None:
         from torch.hub import download_url_to_file
