@@ -11,13 +11,14 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from preprocessing.errors import InputError
+from preprocessing.text import read_text
 
 PACKAGED = "packaged"
 """Name of the models that the ``offline-models`` extra brings: Whisper base for faster-whisper; all-MiniLM-L6-v2."""
 
 
 class Settings(BaseModel):
-    """Base of every settings class: frozen, and closed to keys it does not know."""
+    """Base of every settings class: immutable, and refuses unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
@@ -26,38 +27,38 @@ S = TypeVar("S", bound=Settings)
 
 
 class FaceSettings(Settings):
-    """How the main subject's face is found and stored."""
+    """How faces are found and stored."""
 
     size: Annotated[int, Field(ge=16, le=512)] = 48
     """Side of the stored crop, in pixels."""
     margin: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
     """Added to each side of the square around the detected box, as a fraction of its side."""
     detection_side: Annotated[int, Field(ge=64)] = 480
-    """Longer side, in pixels, of the reduced picture that the detector sees; smaller frames are not enlarged."""
+    """Longer side, in pixels, of the reduced frame for the detector; smaller frames are not enlarged."""
     detect_every_s: Annotated[float, Field(ge=0.0)] = 1.0
-    """Longest time between two searches of the whole picture while faces are followed."""
+    """Longest time between two detections in the whole frame while faces are tracked."""
     follow_every_s: Annotated[float, Field(ge=0.0)] = 0.2
-    """Longest time between two looks at a known face, whose box is interpolated in between; when both are 0, every
-    frame is searched."""
+    """Longest time between two detections of a tracked face, whose box is interpolated in between; if both are 0, faces
+    are detected in every frame."""
     min_score: Annotated[float, Field(ge=0.0, le=1.0)] = 0.9
-    """Least detector score of a face."""
+    """Lowest detector score of a face."""
     alignment: Literal["box", "similarity"] = "box"
     """``box``: an upright cut around the detected box; ``similarity``: turned and scaled by the five landmarks."""
     subjects: Literal["main", "all"] = "main"
-    """``main``: the most important person; ``all``: features of their own for each person seen for long."""
+    """``main``: the most important person; ``all``: separate features for each person who is seen for long."""
     min_track_s: Annotated[float, Field(ge=0.0)] = 0.4
-    """A face seen for less than this is taken for a false alarm (unless the whole video is shorter)."""
+    """Faces seen for less time are ignored as false detections, unless the whole video is shorter."""
 
 
 class AudioSettings(Settings):
-    """What of the sound is stored."""
+    """How sound is stored."""
 
     waveform: bool = False
-    """Store the 16 kHz waveform beside the log-mel: speech encoders, model.audio.kind hf, need it."""
+    """Store the 16 kHz waveform beside the log-mel; speech encoders (``model.audio.kind=hf``) need it."""
 
 
 class SpeechSettings(Settings):
-    """How words and their times are recognised."""
+    """How speech is recognised."""
 
     backend: Literal["openai-whisper", "faster-whisper", "none"] = "openai-whisper"
     """``faster-whisper`` where ``model`` is ``packaged`` and no backend is given."""
@@ -66,29 +67,29 @@ class SpeechSettings(Settings):
     language: str | None = None
     """ISO 639-1 code such as ``en``; detected in each video when not given."""
     vad_threshold: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
-    """Least probability of speech of silero-vad."""
+    """Lowest probability of speech from silero-vad."""
 
     @model_validator(mode="before")
     @classmethod
     def _choose_the_backend_of_the_packaged_model(cls, given: Any) -> Any:
-        # So that the settings that are recorded say which library ran.
+        # Here, so that the recorded settings name the library that ran.
         if isinstance(given, dict) and given.get("model") == PACKAGED:
             return {"backend": "faster-whisper"} | given
         return given
 
 
 class WordSettings(Settings):
-    """How words become vectors."""
+    """How words are encoded as vectors."""
 
     model: str = "bert-base-uncased"
     """A BERT-like encoder: a path, ``packaged`` (the ``offline-models`` extra), or a Hugging Face name."""
 
 
 class PreprocessConfig(Settings):
-    """Everything that decides the contents of a feature folder."""
+    """All settings that change the contents of a feature folder."""
 
     streams: tuple[Annotated[int, Field(ge=0)], ...] = ()
-    """Numbers, in the file, of the video and the audio stream to use; without, the default ones."""
+    """Numbers, in the file, of the video and the audio stream to use; empty: the default ones."""
 
     faces: FaceSettings = FaceSettings()
     audio: AudioSettings = AudioSettings()
@@ -97,30 +98,28 @@ class PreprocessConfig(Settings):
 
 
 def load_config(cls: type[S], path: Path | None, overrides: Sequence[str] = ()) -> S:
-    """Read ``path`` (YAML; None for the defaults), apply ``key=value`` overrides, check all of it.
+    """Read settings from a YAML file, apply ``key=value`` overrides and check all of them.
 
     Args:
         cls: the settings class to build.
-        path: a YAML file, or None.
-        overrides: strings such as ``"faces.size=64"``; the value is read as YAML.
+        path: None for the defaults.
+        overrides: such as ``"faces.size=64"``; the value is read as YAML.
 
     Raises:
-        InputError: no such file, not YAML, an unknown key (the nearest right one is named), a value of a wrong type
-            or outside its range.
+        InputError: the file cannot be read or is no YAML; a key is unknown (the nearest known one is named); a value
+            has a wrong type or is out of range.
     """
-    tree: dict[str, Any] = {}
-    if path is not None:
-        tree = _read_yaml(path)
+    tree = {} if path is None else _read_yaml(path)
     for override in overrides:
         _change(tree, *parse_override(override))
     return build_config(cls, tree, source=str(path) if path is not None else "--set")
 
 
 def change_settings(config: S, settings: Mapping[str, Any]) -> S:
-    """Settings of which some are changed.
+    """Return a copy of ``config`` with some settings changed.
 
     Args:
-        config: left as it is.
+        config: is not changed.
         settings: new values by dotted key, such as ``{"faces.size": 64}``.
 
     Raises:
@@ -128,7 +127,7 @@ def change_settings(config: S, settings: Mapping[str, Any]) -> S:
     """
     tree = config.model_dump()
     if settings.get("speech.model") == PACKAGED:
-        # Its backend is chosen anew, unless one is given.
+        # Its own backend is the default then.
         tree.get("speech", {}).pop("backend", None)
     for key, value in settings.items():
         _change(tree, key, value)
@@ -136,7 +135,7 @@ def change_settings(config: S, settings: Mapping[str, Any]) -> S:
 
 
 def build_config(cls: type[S], tree: dict[str, Any], *, source: str) -> S:
-    """Check a nested dictionary against a settings class; ``source`` names it in the message.
+    """Build settings from a nested dictionary; ``source`` names it in messages.
 
     Raises:
         InputError: see :func:`load_config`.
@@ -145,32 +144,25 @@ def build_config(cls: type[S], tree: dict[str, Any], *, source: str) -> S:
         return cls.model_validate(tree)
     except ValidationError as error:
         problems = error.errors()
-        # An unknown key first: a misspelt key often causes the other messages.
+        # An unknown key first: a misspelt key often causes the other problems.
         first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
         raise InputError(f"{source}: {_describe(cls, first)}") from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise InputError(f"{path}: no such configuration file")
     try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such configuration file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as a configuration file: {error}") from None
-    try:
-        tree = yaml.safe_load(text)
+        tree = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
-        where = " ".join(str(error).split())
-        raise InputError(f"{path}: not valid YAML: {where}") from None
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict | None):
         raise InputError(f"{path}: a configuration is a mapping of keys to values, not a {type(tree).__name__}")
-    return tree
+    return tree or {}
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """Key and value of ``key=value``; the value is read as YAML.
+    """Split ``key=value``; the value is read as YAML.
 
     Raises:
         InputError: there is no key, or no ``=``.
@@ -209,7 +201,7 @@ def _describe(cls: type[Settings], problem: Any) -> str:
 
 
 def known_keys(cls: type[Settings], prefix: str = "") -> list[str]:
-    """All dotted keys of a settings class, those of nested settings included."""
+    """All dotted keys of a settings class, including those of nested settings."""
     keys = []
     for name, field in cls.model_fields.items():
         keys.append(prefix + name)
@@ -219,7 +211,7 @@ def known_keys(cls: type[Settings], prefix: str = "") -> list[str]:
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one level of dotted keys."""
+    """Turn nested settings into one level of dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""What every command shares: arguments, progress, one-line errors, exit codes."""
+"""Shared by all commands: arguments, progress, one-line errors, exit codes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ import logging
 import os
 import signal
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from types import TracebackType
 from typing import NoReturn, TextIO
 
 from rich.console import Console
@@ -34,7 +32,7 @@ from preprocessing.text import one_line
 EXIT_DONE, EXIT_SOME_FAILED, EXIT_BAD_REQUEST, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 1, 2, 130, 143
 
 _WIDTH_OF_FILES = 160
-"""Columns when output goes to a file or a pipe, where no terminal says how many there are."""
+"""Columns of output that goes to a file or a pipe."""
 
 _CHATTY_LIBRARIES = (
     "facenet_pytorch",
@@ -45,7 +43,7 @@ _CHATTY_LIBRARIES = (
     "transformers",
     "whisper",
 )
-"""Whose warnings and log messages below errors say nothing to users of these commands."""
+"""Libraries whose warnings and log messages below errors do not concern users of these commands."""
 
 log = logging.getLogger("rcma")
 
@@ -84,20 +82,31 @@ def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool, exa
     )
 
 
+def worker_count(text: str) -> int:
+    """Type of ``--workers`` for argparse."""
+    number = int(text)
+    if number < 1:
+        raise InputError(f"--workers {text}: at least 1 is needed")
+    return number
+
+
 def run_command(
     work: Callable[[argparse.Namespace], int], parser: argparse.ArgumentParser, argv: Sequence[str] | None
 ) -> int:
-    """Parse the arguments, do the work, turn errors into one line on stderr and the exit code that belongs to them.
+    """Parse the arguments and do the work; turns errors into one line on stderr and an exit code.
 
     Returns:
-        0 everything asked for was done; 1 some inputs failed, or something could not be read or written; 2 the request
-        itself is wrong; 130 interrupted; 143 ended by SIGTERM.
+        0 everything was done; 1 some inputs failed, or something could not be read or written; 2 the request itself is
+        wrong; 130 interrupted; 143 ended by SIGTERM.
     """
-    _write_what_the_terminal_can_show()
+    # What standard output and error cannot encode is written as \u2014: a name must not end the program.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         try:
             args = parser.parse_args(argv)
-            set_up_logging(logging.getLevelNamesMapping()[args.log_level.upper()])
+            set_up_logging(args.log_level.upper())
             with _terminated_by_exception():
                 return work(args)
         finally:
@@ -129,15 +138,8 @@ def _give_up(line: str, code: int) -> int:
     return code
 
 
-def _write_what_the_terminal_can_show() -> None:
-    """Write what standard output and error cannot encode as ``\\u2014``: a name must not end the program."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-
-
 class _TerminatedError(BaseException):
-    """SIGTERM has come; like Ctrl-C, nothing but :func:`run_command` should catch it."""
+    """SIGTERM was received; caught only by :func:`run_command`, as Ctrl-C is."""
 
 
 @contextmanager
@@ -147,9 +149,6 @@ def _terminated_by_exception() -> Iterator[None]:
     def terminate(number: int, frame: object) -> NoReturn:
         raise _TerminatedError
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     before = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
@@ -161,36 +160,31 @@ class _ConsoleHandler(logging.Handler):
     """One line for each message, above a progress bar if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print one record, on the standard error of the moment: the console is created each time."""
-        # A message is one line; a traceback, which only --log-level debug shows, is not.
+        """Print one record on the current standard error."""
+        # Tracebacks, which only --log-level debug shows, have many lines.
         text = self.format(record) if record.exc_info else one_line(self.format(record))
         error_console().print(Text(f"{record.levelname.lower()}: {text}"), soft_wrap=True)
 
 
-def set_up_logging(level: int) -> None:
-    """Print messages of at least this level on stderr, one line each; of the libraries' only what concerns users."""
+def set_up_logging(level: int | str) -> None:
+    """Print messages of at least this level on stderr, one line each; those of libraries only if they concern users."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_ConsoleHandler()], force=True)
     log.setLevel(level)
-    if level > logging.DEBUG:
+    if log.level > logging.DEBUG:
         for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
-            warnings.simplefilter("ignore", category)  # for those who write the libraries
+            warnings.simplefilter("ignore", category)  # meant for developers of the libraries
         for library in _CHATTY_LIBRARIES:
-            # Remarks of the libraries on their own insides. Not PyTorch's: it says when results cannot be repeated.
+            # Not PyTorch: it warns when results cannot be reproduced.
             warnings.filterwarnings("ignore", module=rf"{library}(\.|$)")
             logging.getLogger(library).setLevel(logging.ERROR)
 
 
 class _Console(Console):
-    """Leaves a pipe that nobody reads any more to :func:`run_command`, as every other error of writing."""
+    """Leaves a broken pipe to :func:`run_command`, as every other error of writing."""
 
     def on_broken_pipe(self) -> None:
         """Raise the error that is being handled."""
         raise
-
-
-def output_console() -> Console:
-    """Console for results, on stdout."""
-    return _Console(width=_width(sys.stdout), highlight=False)
 
 
 def error_console() -> Console:
@@ -199,7 +193,7 @@ def error_console() -> Console:
 
 
 def _width(stream: TextIO | None) -> int | None:
-    """Columns; None leaves it to the terminal. A stream that was closed before the start is None."""
+    """Columns; None leaves it to the terminal. A closed stream is None."""
     return None if stream is not None and stream.isatty() else _WIDTH_OF_FILES
 
 
@@ -208,47 +202,40 @@ class Reporter:
 
     def __init__(self, total: int, *, unit: str) -> None:
         """Prepare for ``total`` items, each called a ``unit``."""
-        self._total, self._unit, self._finished = total, unit, 0
+        self._total, self._finished = total, 0
         self._console = error_console()
-        self._bar: Progress | None = None
-        if self._console.is_terminal:
-            self._bar = Progress(
-                SpinnerColumn("line"),  # the only one that is ASCII
-                TextColumn("{task.description}", markup=False),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                console=self._console,
-                transient=True,
-            )
-            self._task = self._bar.add_task(f"{unit}s", total=total)
+        self._bar = Progress(
+            SpinnerColumn("line"),  # the only one that is ASCII
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task(f"{unit}s", total=total)
 
     def __enter__(self) -> Reporter:
         """Start the bar."""
-        if self._bar:
-            self._bar.start()
+        self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Remove the bar."""
-        if self._bar:
-            self._bar.stop()
+        self._bar.stop()
 
     def status(self, text: str) -> None:
-        """Say what is being done now (terminals only: elsewhere it would fill the log)."""
-        if self._bar:
-            self._bar.update(self._task, description=text)
+        """Show what is being done, on terminals only."""
+        self._bar.update(self._task, description=text)
 
     def finished(self, line: str, *, position: int | None = None) -> None:
-        """Say how one item went; ``position`` (from 1) is its place in the whole, by default the one after the last."""
+        """Print the result of one item; ``position``, from 1, is by default the one after the last."""
         self._finished = self._finished + 1 if position is None else position
         self._console.print(Text(f"[{self._finished}/{self._total}] {one_line(line)}"), soft_wrap=True)
-        if self._bar:
-            self._bar.update(self._task, completed=self._finished)
+        self._bar.update(self._task, completed=self._finished)
 
 
 def print_failure(problem: object) -> None:
@@ -258,7 +245,7 @@ def print_failure(problem: object) -> None:
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table on stdout; columns whose cells are all numbers are aligned to the right."""
-    console = output_console()
+    console = _Console(width=_width(sys.stdout), highlight=False)
     rows = [[_encodable(one_line(cell), console.encoding) for cell in row] for row in rows]
     table = Table()
     for index, column in enumerate(columns):

@@ -1,4 +1,4 @@
-"""Where networks run."""
+"""Chooses the device on which networks run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def resolve_device(name: str) -> str:
 
 
 def _may_have_gpu() -> bool:
-    """False where importing PyTorch, which takes seconds, could only tell that there is no GPU."""
+    """False if there is no GPU for certain: then PyTorch, whose import takes seconds, need not be asked."""
     if os.name == "nt" or Path("/dev/kfd").exists():  # unknown; AMD
         return True
     try:

@@ -1,21 +1,20 @@
-"""Files and folders that are whole or not there at all; what this program did not write is never replaced.
+"""Files and folders that are complete or absent; files that this program did not write are never replaced.
 
-Everything is written into a hidden scratch folder beside its destination and renamed when it is complete. A scratch
-folder belongs to one process, which holds a lock on a file in it. The operating system releases that lock when the
-process dies, however it dies, so a later run knows which scratch folders are left over, and removes them.
+Everything is written into a hidden scratch folder beside its destination and renamed when it is complete. The process
+that writes holds a lock, which the operating system releases when the process dies, however it dies. So a later run
+recognises abandoned scratch folders, and removes them.
 
 :func:`replace_own` records what it writes in ``.written-by-rcma``, a list of checksums beside the file. A later run
-replaces a file only if the list has it and its content is still what was written.
+replaces a file only if the list has it and its content is unchanged.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import hashlib
 import os
+import secrets
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -26,40 +25,36 @@ from preprocessing.errors import InputError
 
 try:
     import fcntl
-except ImportError:  # Windows: nothing is locked, and folders are exchanged in two steps
+except ImportError:  # Windows: nothing is locked
     fcntl = None  # type: ignore[assignment]
 
 WRITTEN = ".written-by-rcma"
 """Name of the list of files that this program wrote into a folder: a line each, SHA-256 and percent-encoded name."""
 
 _SCRATCH, _LOCK = ".rcma-unfinished-", ".rcma-lock-"
-"""How the names of scratch folders and of lock files begin."""
-_HOLDER, _NEW, _OLD = "lock", "new", "old"
-"""What is in a scratch folder: the file that its process holds a lock on, and folders for the new and the old state."""
+"""Prefixes of scratch folders and lock files."""
+_NEW, _OLD = "new", "old"
+"""Folders in a scratch folder, for the new and the old state of its destination."""
 _POLL_S = 0.1
 _HELD = (errno.EWOULDBLOCK, errno.EACCES)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """Errors of file systems that have no locks."""
-_NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)
-"""Errors of kernels and file systems that cannot exchange two names."""
-_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
-"""Constants of renameat2(2)."""
 
 
 def refuse_existing(path: Path) -> None:
-    """Raise InputError if anything is at ``path``, be it a link that leads nowhere."""
+    """Raise InputError if anything is at ``path``, even a broken link."""
     if os.path.lexists(path):
-        raise InputError(f"{path}: is there already; move it away, or give another place")
+        raise InputError(f"{path}: already exists; move it away, or give another place")
 
 
 def refuse_foreign_folder(folder: Path, *, marker: str, is_known: Callable[[str], object], kind: str) -> None:
-    """Raise InputError unless there is nothing at ``folder``, or a folder of one kind that holds nothing else.
+    """Raise InputError if there is anything at ``folder`` but a folder of one kind that holds nothing else.
 
     Args:
         folder: what would be replaced.
         marker: file that every folder of this kind has.
-        is_known: tells whether this program may have written a file of that name. What :func:`replace_own` wrote into
-            the folder is known already.
+        is_known: whether this program may have written a file of that name. Files that :func:`replace_own` wrote need
+            not be known.
         kind: of the folder, for the message: ``feature folder``.
     """
     if not os.path.lexists(folder):
@@ -95,14 +90,14 @@ def refuse_to_overwrite(paths: Sequence[Path]) -> None:
 
 @contextmanager
 def whole_or_nothing(folder: Path, *, check: Callable[[Path], object] = refuse_existing) -> Iterator[Path]:
-    """Give an empty folder to write into; it takes the place of ``folder`` only if nothing went wrong.
+    """Give an empty folder to write into; it takes the place of ``folder`` if the block raises no exception.
 
-    An old folder is exchanged with the new one in one step: whenever this process is killed, one of them is there.
+    If this process is killed between the two renames, the next run puts the old folder back.
 
     Args:
         folder: where the new folder goes; missing folders above it are made.
-        check: raises InputError if what is at ``folder`` may not be replaced. It is called first, and again just before
-            the exchange.
+        check: raises InputError if what is at ``folder`` may not be replaced. It is called before the block, and again
+            just before the folder is replaced.
 
     Raises:
         InputError: see ``check``.
@@ -110,20 +105,20 @@ def whole_or_nothing(folder: Path, *, check: Callable[[Path], object] = refuse_e
     """
     check(folder)
     with _scratch(folder) as scratch:
-        new = scratch / _NEW / folder.name
+        new, old = scratch / _NEW / folder.name, scratch / _OLD / folder.name
         new.mkdir(parents=True)
         yield new
         with lock(folder.parent, f"{folder.name}/"):
             check(folder)
             if os.path.lexists(folder):
-                _exchange(new, folder, old=scratch / _OLD / folder.name)
-            else:
-                new.rename(folder)
+                old.parent.mkdir()
+                folder.rename(old)
+            new.rename(folder)
 
 
 @contextmanager
 def replace_when_whole(path: Path) -> Iterator[Path]:
-    """Give the path of a file to write; it takes the place of ``path`` only if nothing went wrong.
+    """Give the path of a file to write; it takes the place of ``path`` if the block raises no exception.
 
     Missing folders above ``path`` are made. For files in folders that the caller knows to be its own; others are
     written with :func:`replace_own`.
@@ -168,14 +163,13 @@ def lock(folder: Path, name: str, *, on_wait: Callable[[], None] = lambda: None)
     Raises:
         OSError: ``folder`` cannot be written.
     """
-    # Not the name itself: with more letters, it could be too long for a file.
-    path = folder / f"{_LOCK}{hashlib.sha256(os.fsencode(name)).hexdigest()[:24]}"
-    held = None
+    path, held, waited = _lock_path(folder, name), None, False
     try:
         with _visible_names(folder):
             while (held := _try_lock(path)) is None:
-                on_wait()
-                on_wait = _no_op
+                if not waited:
+                    on_wait()
+                waited = True
                 time.sleep(_POLL_S)
     except OSError as error:
         if error.errno not in _NO_LOCKS:
@@ -184,23 +178,22 @@ def lock(folder: Path, name: str, *, on_wait: Callable[[], None] = lambda: None)
         yield
     finally:
         if held is not None:
-            # Removed while it is held: whoever waits sees that its file is gone, and makes a new one.
-            path.unlink(missing_ok=True)
-            os.close(held)
+            _unlock(path, held)
 
 
 def remove_left_overs(folder: Path) -> None:
-    """Remove scratch folders and locks of processes that died, and undo exchanges that they did not finish."""
+    """Remove scratch folders and locks of processes that died, and put back folders that they were replacing."""
     with suppress(OSError):
         for path in folder.iterdir():
-            if path.name.startswith((_SCRATCH, _LOCK)):
-                # One that cannot be removed stays: it is hidden, and in nobody's way.
-                with suppress(OSError):
-                    _remove_left_over(path)
-
-
-def _no_op() -> None:
-    pass
+            # One that cannot be removed stays: it is hidden.
+            with suppress(OSError):
+                if path.name.startswith(_SCRATCH):
+                    path_of_lock = _lock_path(folder, path.name)
+                    if (held := _try_lock(path_of_lock)) is not None:
+                        _remove_scratch(path)
+                        _unlock(path_of_lock, held)
+                elif path.name.startswith(_LOCK) and (held := _try_lock(path, create=False)) is not None:
+                    _unlock(path, held)
 
 
 def _some(names: Sequence[str]) -> str:
@@ -209,40 +202,30 @@ def _some(names: Sequence[str]) -> str:
 
 @contextmanager
 def _scratch(destination: Path) -> Iterator[Path]:
-    """Give a scratch folder beside ``destination``, which goes when the block ends."""
+    """Give a scratch folder beside ``destination``, which is removed when the block ends."""
+    parent = destination.parent
     with _visible_names(destination):
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        remove_left_overs(destination.parent)
-        folder, held = _make_scratch(destination.parent)
-        try:
-            yield folder
-        finally:
-            _remove_scratch(folder)
-            if held is not None:
-                os.close(held)
+        parent.mkdir(parents=True, exist_ok=True)
+        remove_left_overs(parent)
+        folder = parent / f"{_SCRATCH}{secrets.token_hex(8)}"
+        with lock(parent, folder.name):
+            folder.mkdir()
+            try:
+                yield folder
+            finally:
+                _remove_scratch(folder)
 
 
-def _make_scratch(parent: Path) -> tuple[Path, int | None]:
-    """A new scratch folder, and the descriptor of its lock; None on a file system without locks."""
-    while True:
-        folder = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=parent))
-        try:
-            held = _try_lock(folder / _HOLDER)
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            if error.errno in _NO_LOCKS:
-                return folder, None
-            _remove_scratch(folder)
-            raise
-        if held is not None:
-            return folder, held
-        # Another process took the new folder for a left-over, before it was locked, and is removing it.
+def _remove_scratch(folder: Path) -> None:
+    for old in (folder / _OLD).glob("*"):
+        if not os.path.lexists(folder.parent / old.name):
+            old.rename(folder.parent / old.name)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
 def _visible_names(path: Path) -> Iterator[None]:
-    """Give errors the name of ``path`` in place of a hidden one, or none at all, as writing to a full disk has."""
+    """Give errors the name of ``path`` in place of a hidden one, or of none, as writing to a full disk has."""
     try:
         yield
     except OSError as error:
@@ -251,6 +234,11 @@ def _visible_names(path: Path) -> Iterator[None]:
         if named or error.errno is None:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _lock_path(folder: Path, name: str) -> Path:
+    # Not the name itself, which could be too long for a file.
+    return folder / f"{_LOCK}{hashlib.sha256(os.fsencode(name)).hexdigest()[:24]}"
 
 
 def _try_lock(path: Path, *, create: bool = True) -> int | None:
@@ -277,60 +265,10 @@ def _try_lock(path: Path, *, create: bool = True) -> int | None:
     return descriptor if locked else None
 
 
-def _remove_left_over(path: Path) -> None:
-    if not path.is_dir():
-        held = _try_lock(path, create=False)
-        if held is not None:
-            path.unlink()
-            os.close(held)
-        return
-    if not (path / _HOLDER).exists():
-        # Its process died before it locked it, or after it had removed the rest. No more than an empty folder goes.
-        path.rmdir()
-        return
-    held = _try_lock(path / _HOLDER, create=False)
-    if held is not None:
-        for old in (path / _OLD).glob("*"):
-            if not os.path.lexists(path.parent / old.name):
-                old.rename(path.parent / old.name)
-        _remove_scratch(path)
-        os.close(held)
-
-
-def _remove_scratch(folder: Path) -> None:
-    """Remove a scratch folder, its lock last: killed in between, what is left is still known as a left-over."""
-    for name in (_NEW, _OLD):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    with suppress(OSError):
-        (folder / _HOLDER).unlink(missing_ok=True)
-        folder.rmdir()
-
-
-def _exchange(new: Path, folder: Path, *, old: Path) -> None:
-    """Put ``new`` in the place of ``folder``, which goes to ``new`` or, in two steps, to ``old``."""
-    try:
-        _rename_exchange(new, folder)
-        return
-    except OSError as error:
-        if error.errno not in _NO_EXCHANGE:
-            raise
-    old.parent.mkdir()
-    folder.rename(old)
-    try:
-        new.rename(folder)
-    except BaseException:
-        old.rename(folder)
-        raise
-
-
-def _rename_exchange(one: Path, other: Path) -> None:
-    """Exchange two names in one step (Linux 3.15 and glibc 2.28; not on NFS)."""
-    renameat2 = None if os.name == "nt" else getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if renameat2 is None:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-    if renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), str(other))
+def _unlock(path: Path, held: int) -> None:
+    # Removed while it is held: whoever waits sees that its file is gone, and makes a new one.
+    path.unlink(missing_ok=True)
+    os.close(held)
 
 
 def _is_own(path: Path) -> bool:
@@ -353,7 +291,7 @@ def _record(new: Path, written: Path) -> None:
         file.seek(0)
         known = file.read()
         if line.encode() not in known:
-            # After a disk was full, the last line may be half there.
+            # The last line may be incomplete if the disk was full.
             file.write(line.encode() if known.endswith(b"\n") or not known else f"\n{line}".encode())
 
 

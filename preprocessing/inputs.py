@@ -1,4 +1,4 @@
-"""From what the user names (files, folders, lists) to videos, each with an identifier of its own."""
+"""Turns the inputs of a command (files, folders, lists) into videos with unique identifiers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import mimetypes
 import os
 import stat
 from collections import deque
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,8 +29,8 @@ _COMPANION_SUFFIXES = """
     .aac .ac3 .aif .aifc .aiff .amr .ape .au .caf .flac .m4a .m4b .mka .mp2 .mp3 .mpa .oga .ogg .opus .ra .spx .wav
     .weba .wma .wv .gif .lrv
 """
-"""Sound, previews and the small copies of action cameras. Beside a video of the same name they belong to it; alone they
-are taken, so that a recording without pictures is named as unusable and not passed over."""
+"""Sound, previews and the small copies of action cameras. They are left out if there is a video of the same name;
+otherwise they are taken, so that a recording without pictures is reported as unusable."""
 _OTHER_SUFFIXES = """
     .7z .ass .bz2 .cfg .db .docx .eaf .gz .idx .ini .ipynb .jfif .jxl .log .lrc .md .npy .npz .ods .odt .parquet .pkl
     .pptx .psd .rar .rst .rtf .safetensors .ssa .sub .textgrid .thm .toml .webp .xlsx .xz .yaml .yml
@@ -38,12 +38,12 @@ _OTHER_SUFFIXES = """
 _MIME_TYPES = mimetypes.MimeTypes(filenames=())  # without the machine's own tables, which differ
 
 MEDIA_SUFFIXES = frozenset((_VIDEO_SUFFIXES + _COMPANION_SUFFIXES).split())
-"""Endings of the files that are taken from a folder; a file that is named itself may end in anything."""
+"""Suffixes of the files that are taken from a folder; a file that the user names may have any suffix."""
 _NO_MEDIA_SUFFIXES = {*_OTHER_SUFFIXES.split(), *_MIME_TYPES.types_map[True], *_MIME_TYPES.types_map[False]}
-"""Other endings of files that are plainly no video: passed over in a folder without a word."""
+"""Suffixes of files that are known not to be videos: ignored in a folder without a warning."""
 
 _LONGEST_NAME = 255
-"""Bytes that file systems allow for the name of a folder."""
+"""Most bytes of the name of a folder."""
 _NAMES_SHOWN = 5
 
 
@@ -54,15 +54,15 @@ class Source:
     video_id: str
     path: Path
     provided_faces: dict[str, Path] | None = None
-    """Folders with the faces of each annotated person, by the person's name; None: faces are to be detected."""
+    """Folder of faces of each annotated person, by the person's name; None: faces are to be detected."""
     first_image: int = 1
-    """Number of the provided image that belongs to the first frame: 0 or 1."""
+    """Number of the provided image of the first frame: 0 or 1."""
     problem: str = ""
-    """One line: why nothing can be done with it; it fails without being opened."""
+    """One line: why it cannot be used; it fails without being opened."""
 
 
 class Inputs(NamedTuple):
-    """What a prediction works on."""
+    """Inputs of a prediction."""
 
     folders: list[Path]
     """Feature folders."""
@@ -85,19 +85,19 @@ class _Found(NamedTuple):
 
 
 def collect_sources(inputs: Sequence[Path], *, cropped_aligned: Path | None = None) -> list[Source]:
-    """Find the videos behind ``inputs``: files, folders (searched below too), ``.txt`` files with one path a line.
+    """Find the videos in ``inputs``: files, folders and their subfolders, ``.txt`` files with one path a line.
 
-    What cannot be used (a folder that cannot be read, a link that leads nowhere, a name that no feature folder may
-    have) is among the sources, with its ``problem``, so that the others are done and it is named. In folders, files of
-    unknown type and sound beside a video of the same name are left out with a warning.
+    Inputs that cannot be used (an unreadable folder, a broken link, a name that no feature folder may have) are
+    returned as sources with a ``problem``, so that they are reported and the others are processed. In folders, files
+    of unknown type and sound beside a video of the same name are left out with a warning.
 
     Args:
-        inputs: what the user names.
+        inputs: paths that the user names.
         cropped_aligned: folder of provided faces, see :mod:`preprocessing.faces.provided`.
 
     Raises:
-        InputError: nothing can be used, a list is empty, no text or names itself, or two inputs would get the same
-            video_id.
+        InputError: no input can be used, a list is empty, is no text or contains itself, or two inputs would get the
+            same video_id.
     """
     found = [file for given in inputs for file in _expand(given, above=())]
     sources = list(_as_sources(found))
@@ -110,17 +110,17 @@ def collect_sources(inputs: Sequence[Path], *, cropped_aligned: Path | None = No
 
 
 def sort_inputs(inputs: Sequence[Path]) -> Inputs:
-    """Tell feature folders, and folders of them, from raw videos, see :func:`collect_sources`.
+    """Separate feature folders, and folders of them, from raw videos, which :func:`collect_sources` finds.
 
     Raises:
-        InputError: see there, or two of all would get the same video_id.
+        InputError: see there, or two of them would get the same video_id.
     """
     folders: dict[Path, None] = {}
     videos = []
     for given in inputs:
         below = [path.parent for path in sorted(given.glob("*/meta.json"))] if given.is_dir() else []
         if given.is_dir() and any(given.glob("*.npy")):
-            # Not by meta.json: a folder that has lost it should be named as damaged, not searched for videos.
+            # Not by meta.json: a folder that has lost it is reported as damaged, not searched for videos.
             folders.setdefault(given)
         elif below:
             folders.update(dict.fromkeys(below))
@@ -137,28 +137,12 @@ def _id_of_folder(folder: Path) -> str:
     return as_video_id(folder.resolve().name)
 
 
-def find_provided(folders: Mapping[str, Path], video_id: str, *, other_videos: Container[str]) -> dict[str, Path]:
-    """Folders of provided faces that belong to a video, by the name of the person; empty when there is none.
-
-    Args:
-        folders: of Aff-Wild2's ``cropped_aligned``, by their names: ``<video_id>``, ``<video_id>_left``,
-            ``<video_id>_right``.
-        video_id: of the raw video.
-        other_videos: video_ids that own the folder of their name, even if it ends in ``_left`` or ``_right``.
-    """
-    names = [video_id + suffix for suffix in ("", "_left", "_right")]
-    return {name: folders[name] for name in names if name not in other_videos and name in folders}
-
-
 def take_shard(sources: Sequence[Source], shard: str) -> list[Source]:
-    """One of n equal parts of the videos, so that n machines can share them.
+    """Take one of n equal parts of the videos, so that n machines can share them.
 
     Args:
         sources: the same, in the same order, on all machines.
-        shard: ``i/n`` with i from 1 to n.
-
-    Raises:
-        InputError: it is not i/n, or i is not from 1 to n.
+        shard: ``i/n`` with i from 1 to n; raises InputError otherwise.
     """
     first, slash, n = shard.partition("/")
     if not (slash and first.isdecimal() and n.isdecimal() and 1 <= int(first) <= int(n)):
@@ -167,7 +151,7 @@ def take_shard(sources: Sequence[Source], shard: str) -> list[Source]:
 
 
 def _expand(given: Path, *, above: tuple[Path, ...]) -> list[_Found]:
-    """Files behind one input; ``above``: the lists that led to it."""
+    """Files of one input; ``above``: the lists that contain it."""
     kind = _kind(given)
     if kind == "folder":
         return _search(given) or [_Found(given, problem=f"{given}: no video files in this folder")]
@@ -197,7 +181,7 @@ def _search(root: Path) -> list[_Found]:
             path, is_link = Path(entry.path), entry.is_symlink()
             suffix = path.suffix.lower()
             if is_link and _kind(path) == "folder":
-                waiting.append(path)  # after all folders that are no links: those give the files their paths
+                waiting.append(path)  # after the folders that are no links, whose paths are preferred
             elif entry.is_dir(follow_symlinks=False):
                 waiting.appendleft(path)
             elif suffix in MEDIA_SUFFIXES or (
@@ -216,7 +200,7 @@ def _search(root: Path) -> list[_Found]:
 def _read_list(listing: Path, *, above: tuple[Path, ...]) -> list[_Found]:
     if any(listing.samefile(other) for other in above):
         names = " and ".join(str(path) for path in dict.fromkeys(above))
-        raise InputError(f"{listing}: a list that leads back to itself: {names}; take it out of the list")
+        raise InputError(f"{listing}: this list contains itself: {names}; take it out of the list")
     paths = [
         path
         for line in read_text(listing, errors="surrogateescape").split("\n")
@@ -229,7 +213,7 @@ def _read_list(listing: Path, *, above: tuple[Path, ...]) -> list[_Found]:
 
 def _path_in_line(line: str, folder: Path) -> Path | None:
     """The path in a line of a list; None for blank lines and comments."""
-    # As the operating system spells it, also where that is not UTF-8.
+    # As the operating system spells it, even if that is not UTF-8.
     text = os.fsdecode(line.encode("utf-8", errors="surrogateescape"))
     # Relative paths count from the list's own folder, so that the list works from anywhere.
     if not text or (text.startswith("#") and _kind(folder / text) == "nothing"):
@@ -244,7 +228,7 @@ def _path_in_line(line: str, folder: Path) -> Path | None:
 
 
 def _problem_of(path: Path) -> str:
-    """Why a file cannot be a video, in one line; empty for a missing file too: whoever opens it says so."""
+    """Why a file cannot be a video, in one line; empty for a missing file, which is reported when it is opened."""
     video_id = video_id_of(path)
     if video_id.startswith("."):
         return f"{path}: its name starts with a dot, and hidden folders are not read as features; rename it"
@@ -257,7 +241,7 @@ def _problem_of(path: Path) -> str:
 
 
 def _kind(path: Path) -> Literal["file", "folder", "other", "nothing"]:
-    """What is at a path, links followed; Path.is_dir() raises OSError for some paths that cannot be reached."""
+    """Type of a path, following links; Path.is_dir() raises OSError for some paths that cannot be reached."""
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError):
@@ -266,7 +250,7 @@ def _kind(path: Path) -> Literal["file", "folder", "other", "nothing"]:
 
 
 def _as_sources(found: Iterable[_Found]) -> Iterator[Source]:
-    """Each file once, however often and by which path it is named, and without what only accompanies a video."""
+    """Take each file once, under whatever paths it was found; leaves out files that only accompany a video."""
     files: dict[tuple[str, str], _Found] = {}
     for file in found:
         key = video_id_of(file.path), os.path.realpath(file.path)
@@ -289,37 +273,34 @@ def _is_companion(file: _Found) -> bool:
 
 
 def _with_provided_faces(sources: Sequence[Source], cropped_aligned: Path) -> list[Source]:
+    """Add to each video the folders of its people: ``<video_id>``, ``<video_id>_left``, ``<video_id>_right``."""
     if _kind(cropped_aligned) != "folder":
         raise InputError(f"--cropped-aligned {cropped_aligned}: no such folder")
-    folders = provided_folders(cropped_aligned)
-    # What numbers images from 0 does so for all videos, also for one without a face in its first frame.
-    first_image = 0 if any(_has_image_0(folder) for folder in folders.values()) else 1
-    names = {source.video_id for source in sources}
-    return [
-        replace(
-            source,
-            provided_faces=find_provided(folders, source.video_id, other_videos=names - {source.video_id}),
-            first_image=first_image,
-        )
-        for source in sources
-    ]
-
-
-def provided_folders(cropped_aligned: Path) -> dict[str, Path]:
-    """Folders of provided faces by their names, spelled like a video_id.
-
-    Raises:
-        InputError: the folder cannot be read, or two of its folders have the same name in different spellings.
-    """
     try:
         paths = sorted(path for path in cropped_aligned.iterdir() if _kind(path) == "folder")
     except OSError as error:
         raise InputError(f"--cropped-aligned {cropped_aligned}: cannot be read: {error.strerror}") from None
-    return by_video_id((as_video_id(path.name), path) for path in paths)
+    folders = by_video_id((as_video_id(path.name), path) for path in paths)
+    # Where one video's images are numbered from 0, all are, even those of a video without a face in its first frame.
+    first_image = 0 if any(_has_image_0(folder) for folder in folders.values()) else 1
+    video_ids = {source.video_id for source in sources}
+    with_faces, unused = [], dict(folders)
+    for source in sources:
+        names = [source.video_id + suffix for suffix in ("", "_left", "_right")]
+        # A folder such as talk_left may belong to another video of that name.
+        of_others = video_ids - {source.video_id}
+        provided = {name: folders[name] for name in names if name in folders and name not in of_others}
+        with_faces.append(replace(source, provided_faces=provided, first_image=first_image))
+        for name in provided:
+            del unused[name]
+    if unused:
+        named = _shortened(list(unused))
+        log.warning("%s: no raw video for %d folders of faces (%s): not used", cropped_aligned, len(unused), named)
+    return with_faces
 
 
 def _has_image_0(folder: Path) -> bool:
-    # Asked for by name: listing the images of all videos would take minutes.
+    # By name: listing the images of all videos would take minutes.
     names = (f"{'0' * n_digits}.{kind}" for n_digits in range(1, 9) for kind in ("jpg", "jpeg", "png"))
     return any(_kind(folder / name) == "file" for name in names)
 

@@ -1,4 +1,4 @@
-"""The video_id: one spelling of a name, whatever the file system and the program that wrote it made of it."""
+"""The video_id: one spelling of a name, whatever file system or program it comes from."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from preprocessing.text import one_line
 
 
 def as_video_id(name: str) -> str:
-    r"""The video_id that a name stands for.
+    r"""Turn a name into a video_id.
 
-    The same name can arrive in several spellings: macOS writes ``é`` as two characters (NFD), most other programs as
-    one (NFC). A video_id is always NFC. Bytes of a file name that are no text, and control characters, are spelt as
+    The same name can have several spellings: macOS writes ``é`` as two characters (NFD), most other programs as one
+    (NFC). A video_id is always NFC. Bytes of a file name that cannot be decoded, and control characters, are written as
     ``\xff``, so that a video_id can be printed and written to any file.
     """
     if name.isascii() and name.isprintable():
-        return name  # Files of a million rows name a video in each.
+        return name  # fast, for files with a million rows
     text = os.fsencode(name).decode(sys.getfilesystemencoding(), errors="backslashreplace")
     return unicodedata.normalize("NFC", one_line(text))
 
 
 def video_id_of(path: Path) -> str:
-    """The video_id of a file: its name without the ending."""
+    """The video_id of a file: its name without the suffix."""
     return as_video_id(path.stem)
 
 
 def refuse_shared_ids(named: Iterable[tuple[str, Path]], *, advice: str = "rename one of them") -> None:
-    """Raise InputError if two paths stand for the same video_id."""
+    """Raise InputError if two paths have the same video_id."""
     groups: dict[str, list[Path]] = defaultdict(list)
     for video_id, path in named:
         groups[video_id].append(path)
@@ -51,11 +51,7 @@ def _is_respelt(path: Path) -> bool:
 
 
 def by_video_id(named: Iterable[tuple[str, Path]]) -> dict[str, Path]:
-    """Paths by their video_id, in the order given.
-
-    Raises:
-        InputError: two of them stand for the same video_id.
-    """
+    """Paths by their video_id, in the order given; raises InputError if two of them have the same."""
     pairs = list(named)
     refuse_shared_ids(pairs)
     return dict(pairs)

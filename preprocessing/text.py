@@ -1,4 +1,4 @@
-"""Text from outside: files that people write by hand or with a spreadsheet, names and messages."""
+"""Reads text files that people write by hand or with a spreadsheet, and makes any text one line."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def read_text(path: Path, *, errors: Literal["strict", "surrogateescape"] = "str
 
     Args:
         path: the file.
-        errors: ``surrogateescape`` keeps bytes that are not UTF-8, as in names of files.
+        errors: ``surrogateescape`` keeps bytes that are not UTF-8, as in file names.
 
     Raises:
-        InputError: the file cannot be read, or is no text in UTF-8; the line is named.
+        InputError: the file cannot be read, or is not text in UTF-8; the message names the line.
     """
     try:
         data = path.read_bytes()
@@ -41,5 +41,5 @@ def read_text(path: Path, *, errors: Literal["strict", "surrogateescape"] = "str
 
 
 def one_line(text: str) -> str:
-    r"""Text with line breaks and other control characters, which names of files may hold, spelt as ``\n``, ``\x1b``."""
+    r"""Write line breaks and other control characters, which file names may contain, as ``\n``, ``\x1b``."""
     return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)

@@ -1,7 +1,7 @@
-"""How many cores PyTorch uses in one thread, without a change for the other threads.
+"""Sets how many cores PyTorch uses in one thread, without changing other threads.
 
-``torch.set_num_threads`` counts for the thread that calls it, and for every thread whose first work for PyTorch comes
-later. Here, such threads keep the number that they would have had.
+``torch.set_num_threads`` affects the thread that calls it, and every thread that uses PyTorch for the first time
+afterwards. Here, such threads keep the number that they would have had.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from threading import Lock
 
 _LOCK = Lock()
-"""Held while later threads would get the number of one thread."""
+"""Held while new threads would inherit the number of one thread."""
 
 
 def n_cores() -> int:
-    """How many cores PyTorch uses in this thread; in a new thread, this settles it."""
+    """How many cores PyTorch uses in this thread; in a new thread, this fixes the number."""
     import torch
 
     with _LOCK:
@@ -28,7 +28,7 @@ def use_cores(n: int) -> None:
     import torch
 
     with _LOCK, ThreadPoolExecutor(1) as other:
-        torch.get_num_threads()  # settles it: the first work would set it to the inherited number once more
+        torch.get_num_threads()  # fixes it: otherwise the first operation would set the inherited number again
         inherited = other.submit(torch.get_num_threads).result()
         torch.set_num_threads(n)
         other.submit(torch.set_num_threads, inherited).result()

@@ -414,11 +414,9 @@ def test_a_lock_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
 
 
 REPLACE = """
-import ctypes, sys
+import sys
 from pathlib import Path
 from preprocessing.features.folder import load_features, save_features
-if sys.argv[2] == "two steps":
-    ctypes.CDLL = lambda *_, **__: None  # as where the C library cannot exchange names
 features = load_features(Path(sys.argv[1]))
 print("begins", flush=True)
 while True:
@@ -426,22 +424,21 @@ while True:
 """
 
 
-@pytest.mark.parametrize("how", ["one step", "two steps"])
-def test_a_process_that_is_killed_leaves_the_old_or_the_new_folder(tmp_path: Path, how: str) -> None:
+def test_a_process_that_is_killed_leaves_the_old_or_the_new_folder(tmp_path: Path) -> None:
     """``KILLS=20 pytest tests/test_nothing_is_lost.py`` kills more often."""
     folder = tmp_path / "v"
     made = make_features(folder, make_labels(N_FRAMES, seed=0), seed=0)
     before = tree(folder)
     random = np.random.default_rng(0)
     for _ in range(N_KILLS):
-        process = start(REPLACE, folder, how)
+        process = start(REPLACE, folder)
         assert process.stdout is not None
         assert process.stdout.readline() == "begins\n"
         time.sleep(random.uniform(0, 0.1))
         process.kill()
         process.communicate()
-        if how == "two steps":
-            remove_left_overs(tmp_path)
+        # As the next run does: the process may have died between two renames.
+        remove_left_overs(tmp_path)
         assert tree(folder) == before
     save_features(folder, made)
     assert [path.name for path in tmp_path.iterdir()] == ["v"]

@@ -4,7 +4,7 @@ Out: feature folders: all stages of one video, and many videos on this machine o
 
 from preprocessing.run.preprocessor import Engine, Preprocessor
 from preprocessing.run.processes import separate_process
-from preprocessing.run.progress import preprocess_with_progress
+from preprocessing.run.progress import preprocess_with_progress, print_plan
 from preprocessing.run.video_worker import Outcome
 from preprocessing.run.workers import Status
 
@@ -14,5 +14,6 @@ __all__ = [
     "Preprocessor",
     "Status",
     "preprocess_with_progress",
+    "print_plan",
     "separate_process",
 ]

@@ -7,12 +7,13 @@ processes do not slow them down (OpenMP's threads wait for each other by spinnin
 from __future__ import annotations
 
 import importlib.metadata
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -23,13 +24,11 @@ from numpy.typing import NDArray
 
 from preprocessing.config import PreprocessConfig
 from preprocessing.errors import InputError
-from preprocessing.faces import FaceDetector, Faces, describe_provided, follow_faces, read_provided
+from preprocessing.faces import FaceDetector, Faces, follow_faces, read_provided
 from preprocessing.features import Features, FeatureWriter, Word, frame_word, load_features
 from preprocessing.files import sha256, whole_or_nothing
-from preprocessing.inputs import Source
 from preprocessing.media import (
     HOP_LENGTH,
-    MEL_RATE,
     N_MELS,
     SAMPLE_RATE,
     Audio,
@@ -41,7 +40,7 @@ from preprocessing.media import (
     read_audio,
     waveform_blocks,
 )
-from preprocessing.run.plan import STAGES, Stage, refuse_foreign
+from preprocessing.run.plan import STAGES, Job, Stage, describe_faces, refuse_foreign
 from preprocessing.speech import SpeechRecogniser, Transcript, WordEncoder, find_transcript, read_transcript
 from preprocessing.threads import one_core
 
@@ -50,56 +49,37 @@ Progress = Callable[[Stage, float, int], None]
 
 _FRAMES_AT_ONCE = 256
 """Crops read and written at a time."""
-_MEL_ROWS_AT_ONCE = 60 * MEL_RATE
-"""Rows of kept log-mel, and the sound under them, read and written at a time."""
 _PROGRESS_FRAMES = 25
 """Frames from one report to the next."""
 
+_FILES: dict[Stage, tuple[str, ...]] = {
+    "faces": ("time_s.npy", "faces.npy", "face_box.npy", "face_score.npy"),
+    "audio": ("log_mel.npy", "waveform.npy"),
+    "speech": ("words.json",),
+    "words": ("word_vectors.npy",),
+}
+"""Files of a feature folder by the stage that makes them; ``frame_word.npy`` depends on two stages."""
+_META: dict[Stage, tuple[str, ...]] = {
+    "faces": ("frame_rate", "n_frames", "width", "height", "start_s", "clock_resets"),
+    "audio": ("audio",),
+    "speech": ("language", "transcript"),
+    "words": (),
+}
+"""Entries of ``meta.json`` by stage."""
+
 
 @dataclass(frozen=True)
-class _Pictures:
-    """What the frames of a video gave."""
+class _Result:
+    """Result of one stage, done now or taken over from an existing feature folder."""
 
-    time_s: NDArray[np.float64]
-    subjects: dict[str, Faces]
-    """By the name of the feature folder."""
     meta: dict[str, Any]
-    warnings: list[str]
-
-
-@dataclass(frozen=True)
-class _Sound:
-    """What the sound of a video gave."""
-
-    n_mel_rows: int
-    mel_blocks: Callable[[], Iterator[NDArray[np.float16]]]
-    waveform_blocks: Callable[[], Iterator[NDArray[np.float16]]] | None
-    """None: it is not to be stored."""
-    words: tuple[Word, ...]
-    word_vectors: NDArray[np.float16]
-    meta: dict[str, Any]
-    warnings: dict[str, list[str]]
-
-
-class _StoppedError(Exception):
-    """The other thread has failed: what this one does is no longer needed."""
-
-
-@dataclass
-class _Stopwatch:
-    """Seconds spent in each stage."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: Stage) -> Iterator[None]:
-        begin = time.perf_counter()
-        yield
-        self.seconds[name] = round(time.perf_counter() - begin, 3)
+    write: Callable[[Path, str], None]
+    """Writes the files of the stage into a folder, for the subject of a name."""
+    warnings: Sequence[str] = ()
 
 
 class Pipeline:
-    """The models of all stages, loaded once; then one call for each video."""
+    """The models of all stages, loaded once for any number of videos."""
 
     def __init__(self, config: PreprocessConfig, *, device: str, transcripts: Path | None = None) -> None:
         """Load the models that ``config`` names.
@@ -114,253 +94,244 @@ class Pipeline:
         """
         if transcripts is not None and not transcripts.is_dir():
             raise InputError(f"--transcripts {transcripts}: no such folder")
-        self.config = config
-        self._transcripts = transcripts
-        self._detector = FaceDetector(config.faces, device=device)
+        self.config, self.transcripts = config, transcripts
+        self.detector = FaceDetector(config.faces, device=device)
         recognise = transcripts is None and config.speech.backend != "none"
-        self._recogniser = SpeechRecogniser(config.speech, device=device) if recognise else None
+        self.recogniser = SpeechRecogniser(config.speech, device=device) if recognise else None
         # Without a source of words there is nothing to encode, and no encoder is requested.
-        self._encoder = WordEncoder(config.words, device=device) if recognise or transcripts is not None else None
+        self.encoder = WordEncoder(config.words, device=device) if recognise or transcripts is not None else None
 
-    def process(
-        self,
-        source: Source,
-        out: Path,
-        *,
-        stages: Sequence[Stage] = STAGES,
-        kept: Sequence[str] = (),
-        overwrite: bool = False,
-        progress: Progress = lambda *_: None,
-    ) -> list[str]:
+    def process(self, job: Job, *, progress: Progress = lambda *_: None) -> list[str]:
         """Turn one video into feature folders, one for each subject, each written whole or not at all.
 
         Args:
-            source: the video.
-            out: where its feature folders go.
-            stages: what is to be done; the rest is taken over from the folders ``kept``.
-            kept: names of the video's feature folders that are there already.
-            overwrite: see :func:`refuse_foreign`.
+            job: see :func:`preprocessing.run.plan.plan_job`.
             progress: called as the work proceeds.
 
         Returns:
             Names of the feature folders.
 
         Raises:
-            InputError: the file is not a video that can be decoded, its transcript or faces cannot be read, or what is
-                in the place of a feature folder must not be replaced.
+            InputError: the file is not a video that can be decoded, its transcript or faces cannot be read, or a
+                feature folder would replace something that it must not.
             OSError: a file cannot be read or written.
         """
+        source = job.source
         if source.provided_faces == {}:
             raise InputError(f"{source.path}: --cropped-aligned has no folder of faces for it")
         before = _stat(source.path)
-        old = {name: load_features(out / name) for name in kept} if set(stages) != set(STAGES) else {}
-        watch = _Stopwatch(dict(next(iter(old.values())).meta["seconds"]) if old else {})
-        with ExitStack() as stack, one_core():
-            crops = stack.enter_context(tempfile.TemporaryFile(dir=out))
-            pictures, sound = self._perceive(source, stages, old, crops, out, watch, progress)
+        work = _Work(self, job, progress)
+        with tempfile.TemporaryFile(dir=job.out) as crops, one_core():
+            work.run(crops)
             description = _describe_source(source.path)
             if _stat(source.path) != before:
                 raise InputError(f"{source.path}: changed while it was read; run the command again")
-            meta = {
-                "source": description,
-                "subjects": list(pictures.subjects),
-                **pictures.meta,
-                **sound.meta,
+            results = [work.results[stage] for stage in STAGES]
+            meta = {"source": description, "subjects": work.subjects}
+            for result in results:
+                meta |= result.meta
+            meta |= {
                 "settings": self.config.model_dump(mode="json"),
                 "software": _software_versions(),
-                "warnings": {"faces": pictures.warnings, **sound.warnings},
-                "seconds": watch.seconds,
+                "warnings": {stage: list(work.results[stage].warnings) for stage in STAGES if stage != "words"},
+                "seconds": work.seconds,
             }
-            check = partial(refuse_foreign, source=source, overwrite=overwrite)
+            starts_s, ends_s = np.array([w.start_s for w in work.words]), np.array([w.end_s for w in work.words])
+            words_at_frames = frame_word(starts_s, ends_s, work.time_s)
+            check = partial(refuse_foreign, source=source, overwrite=job.overwrite)
             # All before the first is written.
-            for name in pictures.subjects:
-                check(out / name)
-            for name, faces in pictures.subjects.items():
-                provided = (source.provided_faces or {}).get(name)
-                description_of_faces = (
-                    describe_provided(provided, first_image=source.first_image) if provided is not None else None
-                )
-                with whole_or_nothing(out / name, check=check) as partial_folder:
-                    _write(
-                        partial_folder, pictures.time_s, faces, sound, {**meta, "provided_faces": description_of_faces}
-                    )
-        return list(pictures.subjects)
+            for name in work.subjects:
+                check(job.out / name)
+            for name in work.subjects:
+                with whole_or_nothing(job.out / name, check=check) as folder:
+                    for result in results:
+                        result.write(folder, name)
+                    writer = FeatureWriter(folder)
+                    writer.write_array("frame_word", words_at_frames)
+                    writer.write_meta({**meta, "provided_faces": describe_faces(source, name)})
+        return work.subjects
 
-    def _perceive(
-        self,
-        source: Source,
-        stages: Sequence[Stage],
-        old: dict[str, Features],
-        crops: IO[bytes],
-        scratch: Path,
-        watch: _Stopwatch,
-        progress: Progress,
-    ) -> tuple[_Pictures, _Sound]:
-        """Pictures on a thread of their own, sound on this one."""
-        if "faces" not in stages:
-            pictures = _kept_pictures(old)
-            return pictures, self._hear(source, pictures.meta["start_s"], None, stages, old, scratch, watch, progress)
-        stop = Event()
-        with Video(source.path, streams=self.config.streams) as video, ThreadPoolExecutor(1, "pictures") as pool:
-            seeing = pool.submit(self._see, source, video, crops, watch, progress, stop)
+
+class _Work:
+    """The stages of one video."""
+
+    def __init__(self, models: Pipeline, job: Job, progress: Progress) -> None:
+        self._models, self._config, self._source, self._job = models, models.config, job.source, job
+        self._progress = progress
+        self._has_failed = Event()
+        self.results: dict[Stage, _Result] = {}
+        self.seconds: dict[str, float] = {}
+        self.subjects: list[str] = []
+        """Names of the feature folders."""
+        self.time_s: NDArray[np.float64]
+        self.words: tuple[Word, ...]
+        if job.kept:
+            self._take_over(load_features(job.out / job.kept[0]))
+
+    def _take_over(self, features: Features) -> None:
+        """Use what is known already for the stages that are not to be done."""
+        self.subjects, self.time_s, self.words = list(self._job.kept), features.time_s, features.words
+        self.seconds = dict(features.meta["seconds"])
+        for stage in STAGES:
+            # Speech recognition needs the sound.
+            if stage not in self._job.stages and (stage != "audio" or "speech" not in self._job.stages):
+                meta = {key: features.meta[key] for key in _META[stage]}
+                copy = partial(self._copy_files, stage)
+                self.results[stage] = _Result(meta, copy, features.meta["warnings"].get(stage, ()))
+
+    def _copy_files(self, stage: Stage, folder: Path, name: str) -> None:
+        # All but the faces are the same for all subjects.
+        existing = self._job.out / (name if stage == "faces" else self._job.kept[0])
+        for file in _FILES[stage]:
+            if (existing / file).exists():
+                shutil.copyfile(existing / file, folder / file)
+
+    @contextmanager
+    def _timed(self, stage: Stage) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self.seconds[stage] = round(time.perf_counter() - begin, 3)
+
+    def run(self, crops: IO[bytes]) -> None:
+        """Do the stages: pictures on a thread of their own, sound and words on this one."""
+        if "faces" in self.results:
+            self._hear(self.results["faces"].meta["start_s"], None)
+            return
+        with (
+            Video(self._source.path, streams=self._config.streams) as video,
+            ThreadPoolExecutor(1, "pictures") as thread,
+        ):
+            seeing = thread.submit(self._see, video, crops)
             try:
-                sound = self._hear(source, video.start_s, video.clock, stages, old, scratch, watch, progress)
-                pictures = seeing.result()
+                self._hear(video.start_s, video.clock)
+                seeing.result()
             except BaseException:
-                stop.set()
+                self._has_failed.set()
                 raise
-        return pictures, sound
 
-    def _see(
-        self, source: Source, video: Video, crops: IO[bytes], watch: _Stopwatch, progress: Progress, stop: Event
-    ) -> _Pictures:
-        settings = self.config.faces
-        times: list[float] = []
-        frames = _watched(video, times, progress, stop)
+    def _see(self, video: Video, crops: IO[bytes]) -> None:
+        source, times = self._source, list[float]()
+        frames = self._timed_frames(video, times)
         warnings: list[str] = []
-        with watch.stage("faces"), one_core():
+        with self._timed("faces"), one_core():
             if source.provided_faces is None:
-                followed = follow_faces(frames, self._detector, settings, crops)
-                if settings.subjects == "all":
-                    subjects = _name_subjects(
-                        source.video_id, followed.lasting_subjects(min_track_s=settings.min_track_s)
-                    )
-                else:
-                    subjects = {}
-                # Without anybody who lasts, the video still has sound and words, and perhaps a face now and then.
-                subjects = subjects or {source.video_id: followed.main_subject(min_track_s=settings.min_track_s)}
+                people = follow_faces(frames, self._models.detector, self._config.faces, crops)
+                faces = _name_subjects(source.video_id, people)
             else:
                 for _ in frames:
                     pass
-                subjects = {}
+                faces = {}
                 for name, folder in source.provided_faces.items():
-                    subjects[name], remarks = read_provided(
-                        folder, n_frames=len(times), size=settings.size, store=crops, first_image=source.first_image
+                    faces[name], remarks = read_provided(
+                        folder,
+                        n_frames=len(times),
+                        size=self._config.faces.size,
+                        store=crops,
+                        first_image=source.first_image,
                     )
                     warnings += [f"{name}: {remark}" for remark in remarks]
-        progress("faces", 1.0, len(times))
-        time_s = np.asarray(times, dtype=np.float64)
+        self._progress("faces", 1.0, len(times))
+        self.time_s, self.subjects = np.asarray(times, dtype=np.float64), list(faces)
         meta = {
-            "frame_rate": _mean_rate(time_s),
-            "n_frames": len(time_s),
+            "frame_rate": _mean_rate(self.time_s),
+            "n_frames": len(times),
             "width": video.width,
             "height": video.height,
             "start_s": video.start_s,
             "clock_resets": video.resets,
         }
-        return _Pictures(time_s, subjects, meta, [*video.warnings, *warnings])
 
-    def _hear(
-        self,
-        source: Source,
-        origin_s: float,
-        clock: RecordingClock | None,
-        stages: Sequence[Stage],
-        old: dict[str, Features],
-        scratch: Path,
-        watch: _Stopwatch,
-        progress: Progress,
-    ) -> _Sound:
-        first_old = next(iter(old.values()), None)
-        warnings: dict[str, list[str]] = {}
+        def write(folder: Path, name: str) -> None:
+            writer, size, n_frames = FeatureWriter(folder), self._config.faces.size, len(times)
+            writer.write_array("time_s", self.time_s)
+            starts = range(0, n_frames, _FRAMES_AT_ONCE)
+            blocks = (faces[name].read_crops(start, min(start + _FRAMES_AT_ONCE, n_frames)) for start in starts)
+            writer.write_rows("faces", (n_frames, size, size, 3), blocks)
+            writer.write_array("face_box", faces[name].boxes)
+            writer.write_array("face_score", faces[name].scores)
+
+        self.results["faces"] = _Result(meta, write, [*video.warnings, *warnings])
+
+    def _timed_frames(self, video: Video, times: list[float]) -> Iterator[Frame]:
+        """Frames of a video, whose times are appended to ``times``."""
+        for frame in video.frames():
+            times.append(frame.time_s)
+            if len(times) % _PROGRESS_FRAMES == 0:
+                if self._has_failed.is_set():
+                    raise CancelledError
+                self._progress("faces", video.share_read, len(times))
+            yield frame
+
+    def _hear(self, origin_s: float, clock: RecordingClock | None) -> None:
         audio = None
-        if "audio" in stages or "speech" in stages:
-            with watch.stage("audio"):
+        if "audio" not in self.results:
+            with self._timed("audio"):
                 audio = read_audio(
-                    source.path,
+                    self._source.path,
                     origin_s=origin_s,
-                    streams=self.config.streams,
+                    streams=self._config.streams,
                     clock=clock,
-                    scratch=scratch,
+                    scratch=self._job.out,
                 )
-            warnings["audio"] = list(audio.warnings) if audio is not None else []
-            described, n_rows = _describe_audio(audio), 0 if audio is None else n_log_mel_rows(audio)
-            mel = _blocks_of(log_mel_blocks, audio)
-            waveform = _blocks_of(waveform_blocks, audio) if self.config.audio.waveform else None
-        else:
-            assert first_old is not None
-            warnings["audio"] = first_old.meta["warnings"]["audio"]
-            described, n_rows = first_old.meta["audio"], len(first_old.log_mel)
-            mel = partial(_blocks, first_old.log_mel, _MEL_ROWS_AT_ONCE)
-            kept = first_old.waveform
-            waveform = None if kept is None else partial(_blocks, kept, HOP_LENGTH * _MEL_ROWS_AT_ONCE)
-        if "speech" in stages:
-            with watch.stage("speech"):
-                transcript, origin = self._transcribe(audio, source.video_id, origin_s=origin_s, progress=progress)
-            # What words.json says and what frame_word.npy says must be the same to the last digit.
+            write = partial(_write_sound, audio, self._config.audio.waveform)
+            self.results["audio"] = _Result({"audio": _describe_audio(audio)}, write, audio.warnings if audio else ())
+        if "speech" not in self.results:
+            with self._timed("speech"):
+                transcript, file = self._transcribe(audio, origin_s=origin_s)
+            # The times in words.json and those behind frame_word.npy must be the same to the last digit.
             words = tuple(replace(w, start_s=round(w.start_s, 3), end_s=round(w.end_s, 3)) for w in transcript.words)
-            language, warnings["speech"] = transcript.language, list(transcript.warnings)
-        else:
-            assert first_old is not None
-            words, language, origin = first_old.words, first_old.meta["language"], first_old.meta["transcript"]
-            warnings["speech"] = first_old.meta["warnings"]["speech"]
-        progress("speech", 1.0, 0)
-        if "words" in stages:
-            with watch.stage("words"):
-                vectors = self._encode([word.text for word in words])
-        else:
-            assert first_old is not None
-            vectors = np.asarray(first_old.word_vectors)
-        meta = {"audio": described, "language": language, "transcript": origin}
-        return _Sound(n_rows, mel, waveform, words, vectors, meta, warnings)
+            self.words = words
+            self.results["speech"] = _Result(
+                {"language": transcript.language, "transcript": file},
+                lambda folder, _: FeatureWriter(folder).write_words(words),
+                transcript.warnings,
+            )
+        self._progress("speech", 1.0, 0)
+        if "words" not in self.results:
+            with self._timed("words"):
+                vectors = self._encode([word.text for word in self.words])
+            self.results["words"] = _Result(
+                {}, lambda folder, _: FeatureWriter(folder).write_array("word_vectors", vectors)
+            )
 
-    def _transcribe(
-        self, audio: Audio | None, video_id: str, *, origin_s: float, progress: Progress
-    ) -> tuple[Transcript, Any]:
-        if self._transcripts is not None:
-            path = find_transcript(self._transcripts, video_id, language=self.config.speech.language)
+    def _transcribe(self, audio: Audio | None, *, origin_s: float) -> tuple[Transcript, dict[str, Any] | None]:
+        """Words, and the description of the file that they come from."""
+        folder, video_id = self._models.transcripts, self._source.video_id
+        if folder is not None:
+            path = find_transcript(folder, video_id, language=self._config.speech.language)
             if path is None:
-                missing = f"no transcript for {video_id!r} in {self._transcripts}: no words"
+                missing = f"no transcript for {video_id!r} in {folder}: no words"
                 return Transcript(words=(), language=None, warnings=(missing,)), None
             return read_transcript(path, offset_s=-origin_s), _describe_source(path)
-        if self._recogniser is None or audio is None:
+        if self._models.recogniser is None or audio is None:
             return Transcript(words=(), language=None), None
-        return self._recogniser.transcribe(audio, progress=lambda share: progress("speech", share, 0)), None
+        transcript = self._models.recogniser.transcribe(
+            audio, progress=lambda share: self._progress("speech", share, 0)
+        )
+        return transcript, None
 
     def _encode(self, words: list[str]) -> NDArray[np.float16]:
-        if self._encoder is None:
+        if self._models.encoder is None:
             return np.zeros((0, 0), dtype=np.float16)
-        return self._encoder.encode(words)
+        return self._models.encoder.encode(words)
 
 
-def _write(folder: Path, time_s: NDArray[np.float64], faces: Faces, sound: _Sound, meta: dict[str, Any]) -> None:
-    writer = FeatureWriter(folder)
-    writer.write_array("time_s", time_s)
-    n_frames, size = len(time_s), meta["settings"]["faces"]["size"]
-    starts = range(0, n_frames, _FRAMES_AT_ONCE)
-    blocks = (faces.read_crops(first, min(first + _FRAMES_AT_ONCE, n_frames)) for first in starts)
-    writer.write_rows("faces", (n_frames, size, size, 3), blocks)
-    writer.write_array("face_box", faces.boxes)
-    writer.write_array("face_score", faces.scores)
-    writer.write_rows("log_mel", (sound.n_mel_rows, N_MELS), sound.mel_blocks())
-    if sound.waveform_blocks is not None:
-        writer.write_rows("waveform", (sound.n_mel_rows * HOP_LENGTH,), sound.waveform_blocks())
-    writer.write_array("word_vectors", sound.word_vectors)
-    starts_s, ends_s = (np.array([getattr(word, edge) for word in sound.words]) for edge in ("start_s", "end_s"))
-    writer.write_array("frame_word", frame_word(starts_s, ends_s, time_s))
-    writer.write_words(sound.words)
-    writer.write_meta(meta)
-
-
-def _kept_pictures(old: dict[str, Features]) -> _Pictures:
-    first = next(iter(old.values()))
-    subjects = {
-        name: Faces(np.asarray(features.face_box), np.asarray(features.face_score), partial(_slice, features.faces))
-        for name, features in old.items()
+def _describe_audio(audio: Audio | None) -> dict[str, Any]:
+    if audio is None:
+        return {"present": False, "start_s": None, "duration_s": None}
+    return {
+        "present": True,
+        "start_s": round(audio.start_s, 6),
+        "duration_s": round(len(audio.samples) / SAMPLE_RATE, 6),
     }
-    keys = ("frame_rate", "n_frames", "width", "height", "start_s", "clock_resets")
-    return _Pictures(
-        np.asarray(first.time_s), subjects, {key: first.meta[key] for key in keys}, first.meta["warnings"]["faces"]
-    )
 
 
-def _slice(array: NDArray[Any], first: int, stop: int) -> NDArray[Any]:
-    return np.asarray(array[first:stop])
-
-
-def _blocks(array: NDArray[Any], n_rows: int) -> Iterator[NDArray[Any]]:
-    for first in range(0, len(array), n_rows):
-        yield np.asarray(array[first : first + n_rows])
+def _write_sound(audio: Audio | None, waveform: bool, folder: Path, _: str) -> None:
+    writer = FeatureWriter(folder)
+    n_rows = 0 if audio is None else n_log_mel_rows(audio)
+    writer.write_rows("log_mel", (n_rows, N_MELS), [] if audio is None else log_mel_blocks(audio))
+    if waveform:
+        writer.write_rows("waveform", (n_rows * HOP_LENGTH,), [] if audio is None else waveform_blocks(audio))
 
 
 def _name_subjects(video_id: str, people: Sequence[Faces]) -> dict[str, Faces]:
@@ -377,36 +348,9 @@ def _name_subjects(video_id: str, people: Sequence[Faces]) -> dict[str, Faces]:
     return {f"{video_id}_{number}": faces for number, faces in enumerate(people, start=1)}
 
 
-def _watched(video: Video, times: list[float], progress: Progress, stop: Event) -> Iterator[Frame]:
-    """Frames of a video, whose times are noted."""
-    for frame in video.frames():
-        times.append(frame.time_s)
-        if len(times) % _PROGRESS_FRAMES == 0:
-            if stop.is_set():
-                raise _StoppedError
-            progress("faces", video.share_read, len(times))
-        yield frame
-
-
 def _mean_rate(time_s: NDArray[np.float64]) -> float | None:
     span = float(time_s[-1] - time_s[0])
     return round((len(time_s) - 1) / span, 6) if span > 0 else None
-
-
-def _blocks_of(
-    make: Callable[[Audio], Iterator[NDArray[np.float16]]], audio: Audio | None
-) -> Callable[[], Iterator[NDArray[np.float16]]]:
-    return partial(make, audio) if audio is not None else lambda: iter(())
-
-
-def _describe_audio(audio: Audio | None) -> dict[str, Any]:
-    if audio is None:
-        return {"present": False, "start_s": None, "duration_s": None}
-    return {
-        "present": True,
-        "start_s": round(audio.start_s, 6),
-        "duration_s": round(len(audio.samples) / SAMPLE_RATE, 6),
-    }
 
 
 def _stat(path: Path) -> tuple[int, int]:

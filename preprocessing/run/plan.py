@@ -1,4 +1,4 @@
-"""What is to be done for a video, given the features that are there already; nothing is written."""
+"""Decides which stages of a video have to be done, given the features that exist; nothing is written."""
 
 from __future__ import annotations
 
@@ -22,48 +22,52 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 
 @dataclass(frozen=True)
 class Job:
-    """One video to be processed, and what of it; everything a worker process needs to know."""
+    """One video to be processed: everything that a worker process needs to know."""
 
     source: Source
     out: Path
     stages: tuple[Stage, ...] = STAGES
     """What is to be done."""
     kept: tuple[str, ...] = ()
-    """Feature folders that are there; what is not to be done is taken from them."""
+    """Feature folders of the video that exist; the other stages are taken over from them."""
     reason: str = ""
-    """Why features that are already there do not serve."""
+    """Why existing features cannot be used as they are."""
     overwrite: bool = False
-    """Do it even if its features are there; see also :func:`preprocessing.run.refuse_foreign`."""
+    """Do it even if its features exist; see also :func:`refuse_foreign`."""
+
+    def __str__(self) -> str:
+        """Name the video in messages."""
+        return str(self.source.path)
 
     @property
     def size(self) -> int:
-        """Bytes of the video; 0 when it is not there."""
+        """Bytes of the video; 0 if it does not exist."""
         try:
             return self.source.path.stat().st_size
         except OSError:
             return 0
 
 
-def plan_one(source: Source, out: Path, config: PreprocessConfig, transcripts: Path | None, overwrite: bool) -> Job:
-    """What is to be done for a video; without stages, nothing.
+def plan_job(source: Source, out: Path, config: PreprocessConfig, transcripts: Path | None, overwrite: bool) -> Job:
+    """Make the job of one video; without stages, its features can be used as they are.
 
     Raises:
         InputError: its features would have to replace something that they must not.
         OSError: the video cannot be read.
     """
     job = Job(source, out, overwrite=True) if overwrite else _plan_stages(source, out, config, transcripts)
-    # A file that is not there is named when its turn comes.
+    # A missing file is reported when its turn comes.
     if job.stages and source.path.exists():
-        refuse_foreign_before_work(out, source, config, overwrite=overwrite)
+        _refuse_foreign_before_work(out, source, config, overwrite=overwrite)
     return job
 
 
 def _plan_stages(source: Source, out: Path, config: PreprocessConfig, transcripts: Path | None) -> Job:
     try:
-        kept = kept_folders(out, source, config)
+        kept = _existing_folders(out, source, config)
         changed: dict[Stage, str] = {}
         for name in kept:
-            changed |= changed_stages(out / name, source, config, transcripts)
+            changed |= _changed_stages(out / name, source, config, transcripts)
     except (InputError, OSError, KeyError) as error:
         return Job(source, out, reason=f"all stages done again: {error}")
     if not kept:
@@ -73,45 +77,31 @@ def _plan_stages(source: Source, out: Path, config: PreprocessConfig, transcript
     return Job(source, out, stages, tuple(kept), reason)
 
 
-def kept_folders(out: Path, source: Source, config: PreprocessConfig) -> list[str]:
-    """Names of the feature folders of a video that are there already; empty when one of them is missing.
-
-    Raises:
-        InputError: a folder is no feature folder of this version.
-    """
+def _existing_folders(out: Path, source: Source, config: PreprocessConfig) -> list[str]:
+    """Names of the feature folders of a video; empty if one of them is missing."""
+    names: list[str] = []
     if source.provided_faces is not None:
         names = list(source.provided_faces)
-        return names if names and all((out / name).is_dir() for name in names) else []
-    several = (f"{source.video_id}_left", f"{source.video_id}_1") if config.faces.subjects == "all" else ()
-    for candidate in (*several, source.video_id):
-        if (out / candidate).is_dir():
-            names = load_meta(out / candidate)["subjects"]
-            if source.video_id in names or config.faces.subjects == "all":
-                return list(names) if all((out / name).is_dir() for name in names) else []
-    return []
+    else:
+        all_subjects = config.faces.subjects == "all"
+        candidates = [f"{source.video_id}_left", f"{source.video_id}_1"] if all_subjects else []
+        for candidate in (*candidates, source.video_id):
+            if (out / candidate).is_dir():
+                subjects = load_meta(out / candidate)["subjects"]
+                if all_subjects or source.video_id in subjects:
+                    names = subjects
+                    break
+    return names if all((out / name).is_dir() for name in names) else []
 
 
-def changed_stages(
+def _changed_stages(
     folder: Path, source: Source, config: PreprocessConfig, transcripts: Path | None
 ) -> dict[Stage, str]:
-    """Which stages have to be done again, and why; empty when features serve as they are.
-
-    Args:
-        folder: one of the video's feature folders.
-        source: the video.
-        config: the settings that are requested.
-        transcripts: see :class:`Preprocessor`.
-
-    Raises:
-        InputError: the folder is damaged.
-    """
+    """Which stages of a feature folder have to be done again, and why; raises InputError if it is damaged."""
     meta = load_features(folder).meta
-    provided = (source.provided_faces or {}).get(folder.name)
-    # Where what they were made from is gone, the features are still whole.
-    known = is_same_file if source.path.exists() else _is_same_path
-    if not known(source.path, meta["source"]):
+    if not _is_same_file(source.path, meta["source"]):
         return dict.fromkeys(STAGES, f"{source.path} is not the file that the features were made from")
-    # What no setting was there for yet was done as the default says now.
+    # Settings that did not exist yet had the value that is now the default.
     then, now = PreprocessConfig().model_dump(mode="json") | meta["settings"], config.model_dump(mode="json")
     if then["streams"] != now["streams"]:
         return dict.fromkeys(STAGES, f"streams was {then['streams']!r}, is {now['streams']!r}")
@@ -121,87 +111,84 @@ def changed_stages(
         reasons = [f"{stage}.{key} was {old.get(key)!r}, is {new[key]!r}" for key in new if old.get(key) != new[key]]
         if reasons:
             changed[stage] = "; ".join(reasons)
-    described = describe_provided(provided, first_image=source.first_image) if provided is not None else None
-    if described != meta["provided_faces"]:
+    if describe_faces(source, folder.name) != meta["provided_faces"]:
         changed.setdefault("faces", "the provided faces have changed")
     transcript = None
     if transcripts is not None:
         transcript = find_transcript(transcripts, source.video_id, language=config.speech.language)
     then_read = meta["transcript"]
-    if (transcript is None) != (then_read is None) or (transcript and not is_same_file(transcript, then_read)):
+    if (transcript is None) != (then_read is None) or (transcript and not _is_same_file(transcript, then_read)):
         changed.setdefault("speech", "its transcript has changed")
     if "speech" in changed:
         changed.setdefault("words", changed["speech"])
     return changed
 
 
-def refuse_foreign(folder: Path, source: Source, *, overwrite: bool) -> None:
+def describe_faces(source: Source, name: str) -> dict[str, Any] | None:
+    """Describe the provided faces of one person for ``meta.json``; None if faces are to be detected."""
+    if source.provided_faces is None or name not in source.provided_faces:
+        return None
+    return describe_provided(source.provided_faces[name], first_image=source.first_image)
+
+
+def refuse_foreign(folder: Path, source: Source, *, overwrite: bool, is_needed: bool = True) -> None:
     """Raise InputError if features of ``source`` must not take the place of what is at ``folder``.
 
     Only feature folders are ever replaced, and only those of the same video: made from a file at the same path, which
     may have changed since, or from a file with the same content that was elsewhere. With ``overwrite``, also those of
     another file with the same identifier.
+
+    Args:
+        folder: may not exist.
+        source: the video.
+        overwrite: see above.
+        is_needed: False if the video may get along without this folder: then it may belong to another identifier.
     """
     try:
         made_from = own_source(folder)
     except InputError as error:
         raise InputError(f"{source.path}: {error}") from None
-    if made_from is not None and "tables" in made_from:
+    if made_from is None:
+        return
+    has_same_id = Path(made_from["path"]).stem == source.video_id
+    if not (has_same_id or is_needed):
+        return
+    if "tables" in made_from:
         raise InputError(
             f"{source.path}: {folder} holds features that rcma-import made from tables; give another --out"
         )
-    if made_from is None or _is_same_video(source.path, made_from):
+    if _is_same_path(source.path, made_from) or _is_same_file(source.path, made_from) or (has_same_id and overwrite):
         return
-    same_id = Path(made_from["path"]).stem == source.video_id
-    if not (same_id and overwrite):
-        instead = "or replace them with --overwrite" if same_id else "or rename one of them"
-        raise InputError(
-            f"{source.path}: {folder} holds features of another file, {made_from['path']}; "
-            f"give another --out, {instead}"
-        )
+    instead = "or replace them with --overwrite" if has_same_id else "or rename one of them"
+    raise InputError(
+        f"{source.path}: {folder} holds features of another file, {made_from['path']}; give another --out, {instead}"
+    )
 
 
-def refuse_foreign_before_work(out: Path, source: Source, config: PreprocessConfig, *, overwrite: bool) -> None:
-    """Raise InputError if there is something that features of ``source`` may have to replace, and must not.
-
-    With ``faces.subjects=all`` it shows only later which folders a video gets. Then features of other videos, such as
-    of ``talk_1.mp4`` beside ``talk.mp4``, are no reason to refuse it yet.
-    """
+def _refuse_foreign_before_work(out: Path, source: Source, config: PreprocessConfig, *, overwrite: bool) -> None:
     for name in source.provided_faces or [source.video_id]:
         refuse_foreign(out / name, source, overwrite=overwrite)
     if source.provided_faces is None and config.faces.subjects == "all" and out.is_dir():
+        # How many people there are is not known yet: talk_1 may be needed for talk.mp4, or belong to talk_1.mp4.
         pattern = re.compile(re.escape(source.video_id) + r"_(left|right|\d+)")
-        for folder in sorted(path for path in out.iterdir() if pattern.fullmatch(path.name)):
-            if not _is_of_another_video(folder, source):
-                refuse_foreign(folder, source, overwrite=overwrite)
+        for folder in sorted(out.iterdir()):
+            if pattern.fullmatch(folder.name):
+                refuse_foreign(folder, source, overwrite=overwrite, is_needed=False)
 
 
-def _is_of_another_video(folder: Path, source: Source) -> bool:
-    try:
-        made_from = own_source(folder)
-    except InputError:
-        return False
-    return made_from is not None and Path(made_from["path"]).stem != source.video_id
-
-
-def is_same_file(path: Path, description: dict[str, Any]) -> bool:
-    """Whether a file is the one that ``meta.json`` describes."""
+def _is_same_file(path: Path, description: dict[str, Any]) -> bool:
+    """Whether a file is the one that ``meta.json`` describes; if it does not exist, only the path is compared."""
+    if not path.exists():
+        # Features are whole even if the file that they were made from is gone.
+        return _is_same_path(path, description)
     status = path.stat()
-    if status.st_size != description["size"]:
+    if status.st_size != description.get("size"):
         return False
     # Reading terabytes again only to see that nothing changed would cost hours: the time of change comes first. Of a
     # file elsewhere it says nothing: recordings without compression, copied together, agree in size and time.
-    unchanged = status.st_mtime_ns == description["modified_ns"] and _is_same_path(path, description)
+    unchanged = status.st_mtime_ns == description.get("modified_ns") and _is_same_path(path, description)
     return unchanged or sha256(path) == description["sha256"]
 
 
 def _is_same_path(path: Path, description: dict[str, Any]) -> bool:
     return os.path.realpath(path) == os.path.realpath(description["path"])
-
-
-def _is_same_video(path: Path, made_from: dict[str, Any]) -> bool:
-    """Whether a video is the one that features were made from, be it that it has changed or moved since."""
-    # A relative path, as an earlier version stored it, means another file in another folder.
-    if Path(made_from["path"]).is_absolute() and _is_same_path(path, made_from):
-        return True
-    return path.stat().st_size == made_from.get("size") and sha256(path) == made_from["sha256"]

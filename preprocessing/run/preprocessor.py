@@ -1,10 +1,9 @@
-"""One way in: videos to feature folders, one by one in this process, or many in worker processes."""
+"""Turns videos into feature folders: one by one in this process, or many in worker processes."""
 
 from __future__ import annotations
 
 import os
-import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,22 +16,17 @@ from preprocessing.errors import InputError
 from preprocessing.features import Features, load_features
 from preprocessing.files import remove_left_overs
 from preprocessing.inputs import Source
+from preprocessing.media import decode_first_sound, picture_size
 from preprocessing.names import video_id_of
-from preprocessing.run.plan import Job, plan_one
-from preprocessing.run.processes import run_on_processes
+from preprocessing.run.one_video import Pipeline
+from preprocessing.run.plan import Job, plan_job
+from preprocessing.run.processes import LocalWorker
 from preprocessing.run.ray_engine import run_on_ray
-from preprocessing.run.video_worker import (
-    Look,
-    Outcome,
-    VideoInspector,
-    VideoWorker,
-    describe_features,
-    describe_os_error,
-)
-from preprocessing.run.workers import Lost, Status
+from preprocessing.run.video_worker import Outcome, describe_features, failed, process_job, try_job
+from preprocessing.run.workers import Status, distribute
 
 _MOST_WORKERS = 8
-"""More have to be requested: each takes up to 2 GB of memory."""
+"""By default: each takes up to 2 GB of memory."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +35,10 @@ class Engine:
 
     kind: Literal["local", "ray"] = "local"
     workers: int | None = None
-    """Videos that are worked on at the same time; None: as many as fit."""
+    """Videos processed at the same time; None: as many as fit."""
     ray_address: str | None = None
     gpus_per_worker: float = 0.25
-    """Share of a GPU that Ray reserves for a worker; counts only for ``--device cuda``."""
+    """Share of a GPU that Ray reserves for a worker; used only with ``--device cuda``."""
 
 
 class Preprocessor:
@@ -71,52 +65,45 @@ class Preprocessor:
         Raises:
             InputError: there is no such setting, or its value is not allowed; ``cuda`` without a GPU.
         """
-        changed = config if isinstance(config, PreprocessConfig) else change_settings(PreprocessConfig(), config or {})
-        self.config: PreprocessConfig = changed
+        if not isinstance(config, PreprocessConfig):
+            config = change_settings(PreprocessConfig(), config or {})
+        self.config: PreprocessConfig = config
         self.device = resolve_device(device)
         self._transcripts = None if transcripts is None else Path(transcripts)
-        self._worker: VideoWorker | None = None
+        self._pipeline: Pipeline | None = None
         self._one_at_a_time = Lock()
 
     def __call__(self, video: Path | str, out: Path | str, *, overwrite: bool = False) -> list[Features]:
-        """Process one video, unless its features are there already.
+        """Process one video, unless its features exist already.
 
         Args:
             video: a video file.
             out: folder that receives a folder of features for each subject, named after the video.
-            overwrite: do it again even if its features are there; see :meth:`plan`.
+            overwrite: do it again even if its features exist; see :meth:`plan`.
 
         Returns:
             Features of each subject: one, or with ``faces.subjects=all`` one for each lasting person.
 
         Raises:
-            InputError: the video cannot be decoded, a model is not available, or something else is in the place of its
-                features.
+            InputError: the video cannot be decoded, a model is not available, or the features would replace something
+                that they must not.
             OSError: a file cannot be read or written.
         """
         path, out = Path(video), Path(out)
         make_room(out)
         out.mkdir(parents=True, exist_ok=True)
         with self._one_at_a_time:
-            if self._worker is None:
-                self._worker = VideoWorker(self.config, self.device, self._transcripts)
-            outcome = self._worker.process(Job(Source(video_id_of(path), path), out, overwrite=overwrite))
+            if self._pipeline is None:
+                self._pipeline = Pipeline(self.config, device=self.device, transcripts=self._transcripts)
+            outcome = process_job(self._pipeline, Job(Source(video_id_of(path), path), out, overwrite=overwrite))
         return [load_features(out / name) for name in outcome.folders]
 
     def many(
         self, sources: Sequence[Source], out: Path, *, overwrite: bool = False, engine: Engine | None = None
     ) -> Iterator[Outcome]:
-        """Process videos in worker processes; yields each outcome when it is known, failures among them.
+        """Process videos in worker processes; yields each outcome, failures included, when it is known.
 
-        Args:
-            sources: see :func:`preprocessing.inputs.collect_sources`.
-            out: see :meth:`__call__`.
-            overwrite: see :meth:`plan`.
-            engine: see :meth:`run`.
-
-        Raises:
-            InputError: the request as a whole cannot be carried out; see :meth:`run`.
-            OSError: see :meth:`run`.
+        For the arguments and exceptions see :func:`preprocessing.inputs.collect_sources`, :meth:`plan` and :meth:`run`.
         """
         make_room(out)
         finished, jobs = self.plan(sources, out, overwrite=overwrite)
@@ -124,9 +111,10 @@ class Preprocessor:
         yield from self.run(jobs, engine=engine)
 
     def plan(self, sources: Sequence[Source], out: Path, *, overwrite: bool = False) -> tuple[list[Outcome], list[Job]]:
-        """Tell videos whose features are there, made from the same file with the same settings, from those to be done.
+        """Find the videos that have to be processed. Nothing is written.
 
-        Of the latter, only the stages that changed settings touch are done again. Nothing is written.
+        Features are used as they are if they were made from the same file with the same settings. Otherwise, only the
+        stages that the changed settings affect are done again.
 
         Args:
             sources: the videos.
@@ -134,8 +122,8 @@ class Preprocessor:
             overwrite: do all again, and replace features of another file of the same name.
 
         Returns:
-            Outcomes of the former, of sources with a problem, and of videos whose features would have to replace
-            something that they must not; jobs for the others.
+            Outcomes of the videos that need no work, of sources with a problem, and of videos whose features would
+            replace something that they must not; jobs for the others.
         """
         finished, jobs = [], []
         for source in sources:
@@ -143,30 +131,27 @@ class Preprocessor:
                 finished.append(Outcome(source.video_id, done=False, problem=source.problem))
                 continue
             try:
-                job = plan_one(source, out, self.config, self._transcripts, overwrite)
+                job = plan_job(source, out, self.config, self._transcripts, overwrite)
                 if job.stages:
                     jobs.append(job)
                 else:
-                    finished.append(describe_features(source.video_id, out, job.kept, skipped=True))
-            except InputError as error:
-                finished.append(Outcome(source.video_id, done=False, problem=str(error)))
-            except OSError as error:
-                problem = describe_os_error(error, Job(source, out))
-                finished.append(Outcome(source.video_id, done=False, problem=problem))
+                    finished.append(describe_features(job, job.kept, skipped=True))
+            except (InputError, OSError) as error:
+                finished.append(failed(Job(source, out), error))
         return finished, jobs
 
     def run(
         self, jobs: Sequence[Job], *, engine: Engine | None = None, status: Status = lambda _: None
     ) -> Iterator[Outcome]:
-        """Do jobs in worker processes; yields each outcome when it is known. No engine changes a byte of the features.
+        """Do jobs in worker processes; yields each outcome when it is known. Every engine gives the same features.
 
         Args:
             jobs: see :meth:`plan`.
             engine: None: this machine.
-            status: called with :class:`preprocessing.run.video_worker.Report` lines.
+            status: called with each :class:`preprocessing.run.video_worker.Report`.
 
         Raises:
-            InputError: a model is not available, the transcript folder does not exist, or the engine is not there.
+            InputError: a model, the transcript folder or the engine is not available.
             OSError: the folder for the features cannot be made.
         """
         engine = engine or Engine()
@@ -175,34 +160,34 @@ class Preprocessor:
         # Ray's workers start in folders of their own, in which relative paths mean nothing.
         setup = partial(_set_up, self.config, self.device, self._transcripts, Path.cwd())
         if engine.kind == "ray":
-            gpus = engine.gpus_per_worker if self.device == "cuda" else 0.0
             results = run_on_ray(
                 jobs,
                 setup,
                 n_workers=engine.workers,
                 address=engine.ray_address,
-                # Pictures and sound of a video each keep a core busy.
-                cpus_per_worker=2,
-                gpus_per_worker=gpus,
+                gpus_per_worker=engine.gpus_per_worker if self.device == "cuda" else 0.0,
                 status=status,
             )
         else:
             n_workers = engine.workers or _default_workers(len(jobs), self.device)
-            results = run_on_processes(jobs, setup, n_workers=n_workers, status=status)
+            results = distribute(jobs, partial(LocalWorker, setup), n_workers=n_workers, status=status)
         for job, outcome in results:
-            if isinstance(outcome, Lost):
-                outcome = Outcome(job.source.video_id, done=False, problem=f"{job.source.path}: {outcome.reason}")
-            yield outcome
+            yield failed(job, outcome) if isinstance(outcome, InputError) else outcome
         for out in {job.out for job in jobs}:
             # Of workers that died on a video.
             remove_left_overs(out)
 
-    def look_into(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Look]]:
-        """Open videos and decode their beginning, in worker processes: a file may crash the decoder right away."""
+    def inspect(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, str | InputError]]:
+        """Open videos and decode their beginning.
+
+        In worker processes: a file may crash the decoder right away.
+
+        Returns:
+            With each job the size of the upright picture, such as ``1280x720``, or why the video cannot be used.
+        """
         n_workers = _default_workers(len(jobs), "cpu")
-        setup = partial(VideoInspector, self.config.streams)
-        for job, look in run_on_processes(jobs, setup, n_workers=n_workers):
-            yield job, Look(problem=f"{job.source.path}: {look.reason}") if isinstance(look, Lost) else look
+        make_worker = partial(LocalWorker, partial(_set_up_inspection, self.config.streams))
+        return distribute(jobs, make_worker, n_workers=n_workers)
 
 
 def make_room(out: Path) -> None:
@@ -212,13 +197,19 @@ def make_room(out: Path) -> None:
     remove_left_overs(out)
 
 
-def _set_up(config: PreprocessConfig, device: str, transcripts: Path | None, folder: Path) -> VideoWorker:
-    """Make the worker of a process; relative paths count from ``folder``."""
-    try:
-        os.chdir(folder)
-    except OSError as error:
-        raise InputError(f"{folder}: {error.strerror} on {platform.node()}; workers need the same folders") from None
-    return VideoWorker(config, device, transcripts)
+def _set_up(config: PreprocessConfig, device: str, transcripts: Path | None, folder: Path) -> Callable[..., Outcome]:
+    """Load the models of a worker process; relative paths count from ``folder``, which every Ray node needs."""
+    os.chdir(folder)
+    return partial(try_job, Pipeline(config, device=device, transcripts=transcripts))
+
+
+def _set_up_inspection(streams: Sequence[int]) -> Callable[..., str]:
+    def inspect(job: Job, *, status: Status) -> str:
+        width, height = picture_size(job.source.path, streams=streams)
+        decode_first_sound(job.source.path, streams=streams)
+        return f"{width}x{height}"
+
+    return inspect
 
 
 def _default_workers(n_jobs: int, device: str) -> int:

@@ -1,4 +1,4 @@
-"""Worker processes of a Ray cluster, one actor each."""
+"""Workers on the nodes of a Ray cluster: an actor each, with a worker process of its node below it."""
 
 from __future__ import annotations
 
@@ -8,49 +8,52 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError
+from functools import partial
+from threading import Event
 from typing import Any
 
 from preprocessing.errors import InputError
-from preprocessing.run.workers import LONGEST_SILENCE_S, Job, JobLoop, Lost, Result, Status, Worker, distribute
+from preprocessing.run.processes import LocalWorker
+from preprocessing.run.workers import LONGEST_SILENCE_S, POLL_S, DiedError, Job, Setup, SetupError, Status, distribute
 
 log = logging.getLogger("rcma.preprocessing")
 
+_CPUS_PER_WORKER = 2
+"""Pictures and sound of a video each keep a core busy."""
 _PATIENCE_S = 10.0
 """How long a cluster may take to answer."""
 _MOST_REPORTS = 100
-"""Kept by a worker until they are requested; older ones are dropped."""
+"""Kept by an actor until they are read; older ones are dropped."""
 
 
 def run_on_ray(
     jobs: Sequence[Job],
-    setup: Callable[[], Worker[Job, Result]],
+    setup: Setup,
     *,
     n_workers: int | None,
     address: str | None,
-    cpus_per_worker: float,
     gpus_per_worker: float,
     status: Status = lambda _: None,
     longest_silence_s: float = LONGEST_SILENCE_S,
-) -> Iterator[tuple[Job, Result | Lost]]:
-    """Do ``jobs`` in actors of a Ray cluster; yields each result when it is known.
+) -> Iterator[tuple[Job, Any]]:
+    """Do ``jobs`` on a Ray cluster; see :func:`preprocessing.run.workers.distribute`.
 
-    As :func:`preprocessing.run.run_on_processes`, but the workers are killed without time to clean up. Every node
-    must have this project installed, and see the files that the jobs name under the same paths.
+    Every node must have this project installed, and see the files that the jobs name under the same paths.
 
     Args:
-        jobs: see :func:`preprocessing.run.distribute`; so are ``status`` and ``longest_silence_s``.
-        setup: see :func:`preprocessing.run.processes.run_on_processes`.
-        n_workers: how many actors at most; never more than fit onto the cluster, which is also the default.
-        address: ``host:port`` of a cluster that this machine is a node of. None: what ``RAY_ADDRESS`` says, or the
-            cluster that runs on this machine, or else one that is started here and ended afterwards. Not used where
+        jobs: see there; so is ``status``.
+        setup: see :data:`preprocessing.run.workers.Setup`.
+        n_workers: how many workers at most; never more than fit onto the cluster, which is also the default.
+        address: ``host:port`` of a cluster that this machine is a node of. None: the one that ``RAY_ADDRESS`` names,
+            or the one that runs on this machine, or else one that is started here and ended afterwards. Ignored where
             this process is connected already.
-        cpus_per_worker: CPUs that Ray reserves for each actor.
-        gpus_per_worker: GPUs that Ray reserves for each actor; below 1, several actors share one.
+        gpus_per_worker: GPUs that Ray reserves for each worker; below 1, several workers share one.
+        longest_silence_s: a job that reports nothing for so long is given up.
 
     Raises:
         InputError: Ray is not installed, does not answer, has no node with room for one worker, or has a node on
-            which this project cannot be imported; or as :func:`preprocessing.run.distribute`.
+            which this project cannot be imported; or see there.
     """
     if not jobs:
         return
@@ -59,23 +62,20 @@ def run_on_ray(
     if connect:
         _connect(ray, address)
     try:
-        size = {"cpus": cpus_per_worker, "gpus": gpus_per_worker}
-        room = _room(ray, **size)
-        if n_workers is not None and n_workers > room:
-            log.warning("the Ray cluster has room for %d workers at the same time, not %d", room, n_workers)
-        # Without end where workers reserve nothing.
-        n_workers = int(min(room, len(jobs), n_workers or len(jobs)))
+        n_places = _count_places(ray, gpus_per_worker)
+        if n_workers is not None and n_workers > n_places:
+            log.warning("the Ray cluster has room for %d workers at the same time, not %d", n_places, n_workers)
         # Two threads: one does the jobs, the other answers for the reports.
-        actor_class = ray.remote(num_cpus=cpus_per_worker, num_gpus=gpus_per_worker, max_restarts=0, max_concurrency=2)(
-            _Actor
-        )
+        options = {"num_cpus": _CPUS_PER_WORKER, "num_gpus": gpus_per_worker, "max_restarts": 0, "max_concurrency": 2}
+        actor_class = ray.remote(**options)(_Actor)
 
-        def start() -> _RayProcess:
-            # A node may have died: what fits nowhere any more would be waited for without end.
-            _room(ray, **size)
-            return _RayProcess(ray, actor_class.remote(setup))
+        def start() -> Any:
+            # A node may have died: Ray would wait without end for a place that the cluster does not have any more.
+            _count_places(ray, gpus_per_worker)
+            return actor_class.remote(setup, longest_silence_s)
 
-        yield from distribute(jobs, start, n_workers=n_workers, status=status, longest_silence_s=longest_silence_s)
+        make_worker = partial(_RayWorker, ray, start)
+        yield from distribute(jobs, make_worker, n_workers=min(n_places, n_workers or n_places), status=status)
     finally:
         if connect:
             ray.shutdown()
@@ -83,8 +83,7 @@ def run_on_ray(
 
 def _import_ray() -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # What Ray's daemons have to say of a dead worker, or of one that was stopped before it was up, is long, and is
-    # said by our own code.
+    # Ray's daemons write much about a worker that died or was stopped; our own code does it in one line.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
@@ -110,91 +109,99 @@ def _connect(ray: Any, address: str | None) -> None:
         raise InputError(f"{named}: cannot be used: {' '.join(str(error).split())}") from None
 
 
-def _room(ray: Any, *, cpus: float, gpus: float) -> float:
-    """How many workers fit onto the cluster as it is now, what others reserve included."""
-    wanted = _describe_size(cpus, gpus)
-    if min(cpus, gpus) < 0 or (gpus > 1 and gpus % 1):
+def _count_places(ray: Any, gpus: float) -> int:
+    """How many workers fit onto the nodes that are up now, if nobody else reserved anything."""
+    wanted = _describe_size(_CPUS_PER_WORKER, gpus)
+    if gpus < 0 or (gpus > 1 and gpus % 1):
         share = "a whole number of GPUs, or a share of one between 0 and 1"
-        raise InputError(f"--engine ray: {wanted} for each worker: Ray gives {share}")
+        raise SetupError(f"--engine ray: {wanted} for each worker: Ray gives {share}")
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    room = sum(workers_on_node(node, cpus=cpus, gpus=gpus) for node in nodes)
-    if not room:
+    n_places = sum(places_on_node(node, gpus) for node in nodes)
+    if not n_places:
         sizes = sorted({(node.get("CPU", 0), node.get("GPU", 0)) for node in nodes}, reverse=True)
-        raise InputError(
+        raise SetupError(
             f"--engine ray: no node has room for a worker with {wanted}; the cluster "
             f"has {len(nodes)} nodes, of {' or '.join(_describe_size(*size) for size in sizes)}"
         )
-    return room
+    return n_places
 
 
-def workers_on_node(resources: Mapping[str, float], *, cpus: float, gpus: float) -> float:
-    """How many workers that reserve so many CPUs and GPUs fit onto a node; infinite for those that reserve nothing."""
-    # Tenths do not add up to whole numbers.
-    almost = 1e-6
-    by_cpus = math.floor(resources.get("CPU", 0) / cpus + almost) if cpus else math.inf
+def places_on_node(resources: Mapping[str, float], gpus: float) -> int:
+    """How many workers that reserve so many GPUs each fit onto a node."""
+    places = int(resources.get("CPU", 0) // _CPUS_PER_WORKER)
     if not gpus:
-        return by_cpus
+        return places
     n_gpus = resources.get("GPU", 0)
-    # A worker's share lies on one GPU.
-    by_gpus = math.floor(n_gpus) * math.floor(1 / gpus + almost) if gpus < 1 else math.floor(n_gpus / gpus)
-    return min(by_cpus, by_gpus)
+    # A share lies on one GPU; tenths do not add up to whole numbers.
+    by_gpus = math.floor(n_gpus) * math.floor(1 / gpus + 1e-6) if gpus < 1 else math.floor(n_gpus / gpus)
+    return min(places, by_gpus)
 
 
 def _describe_size(cpus: float, gpus: float) -> str:
     return f"{cpus:g} CPUs and {gpus:g} GPUs"
 
 
-class _RayProcess:
-    """An actor as the calling process sees it."""
+class _RayWorker:
+    """A worker on some node of the cluster."""
 
-    def __init__(self, ray: Any, actor: Any) -> None:
-        self._ray, self._actor = ray, actor
-        self._reports: Future[list[str]] | None = None
+    def __init__(self, ray: Any, start: Callable[[], Any], status: Status, stopping: Event) -> None:
+        self._ray, self._start, self._status, self._stopping = ray, start, status, stopping
+        self._actor: Any = None
 
-    def submit(self, job: bytes | None) -> Future[bytes]:
-        # What is still on its way belongs to the last job.
-        self._reports = None
-        future: Future[bytes] = self._actor.do.remote(job).future()
-        return future
+    def do(self, name: str, job: Any) -> Any:
+        """See :class:`preprocessing.run.workers.Worker`."""
+        if self._actor is None:
+            self._actor = self._start()
+        try:
+            result = self._wait(self._actor.do.remote(name, job))
+        except self._ray.exceptions.RayError as error:
+            self.stop()
+            log.debug("%s", error)
+            # Exceptions of the worker process come as results. These are older: the actor cannot be made.
+            if isinstance(error, self._ray.exceptions.RayTaskError) or "creation task" in str(error):
+                cause = str(error).strip().splitlines()[-1]
+                raise SetupError(
+                    f"--engine ray: a node cannot run this project; the same version on every node? {cause}"
+                ) from None
+            raise DiedError("its node died or ran out of memory") from None
+        if isinstance(result, Exception):
+            raise result
+        return result
 
-    def read_reports(self) -> list[str]:
-        if self._reports is None:
-            self._reports = self._actor.read_reports.remote().future()
-        if not self._reports.done():
-            return []
-        reports, self._reports = self._reports, None
-        # Whatever is wrong with the actor, the future of its job tells.
-        return reports.result() if reports.exception() is None else []
-
-    def explain(self, future: Future[bytes]) -> str:
-        error = future.exception()
-        errors, text = self._ray.exceptions, str(error)
-        log.debug("%s", text)
-        # What setup and worker raise comes as an answer: these come from before.
-        if isinstance(error, errors.RayTaskError) or "creation task" in text:
-            cause = text.strip().splitlines()[-1]
-            raise InputError(
-                f"--engine ray: a node cannot run this project; the same version on every node? {cause}"
-            ) from None
-        if isinstance(error, errors.OutOfMemoryError):
-            return "ended by Ray: its node ran out of memory"
-        return "its node died" if "node has died" in text else "killed or crashed; out of memory?"
+    def _wait(self, answer: Any) -> Any:
+        reports = None
+        while not self._ray.wait([answer], timeout=POLL_S)[0]:
+            if self._stopping.is_set():
+                raise CancelledError
+            reports = reports or self._actor.read_reports.remote()
+            if self._ray.wait([reports], timeout=0)[0]:
+                for report in self._ray.get(reports):
+                    self._status(report)
+                reports = None
+        return self._ray.get(answer)
 
     def stop(self) -> None:
-        self._ray.kill(self._actor)
+        """Kill the actor and its worker process, without time to clean up."""
+        if self._actor is not None:
+            self._ray.kill(self._actor)
+            self._actor = None
 
 
 class _Actor:
-    """What runs in the worker process."""
+    """Runs on a node of the cluster."""
 
-    def __init__(self, setup: Callable[[], Worker[Any, Any]]) -> None:
-        self._reports: deque[str] = deque(maxlen=_MOST_REPORTS)
-        self._loop = JobLoop(setup, self._reports.append)
+    def __init__(self, setup: Setup, longest_silence_s: float) -> None:
+        self._reports: deque[Any] = deque(maxlen=_MOST_REPORTS)
+        self._worker = LocalWorker(setup, self._reports.append, Event(), longest_silence_s=longest_silence_s)
 
-    def do(self, job: bytes | None) -> bytes:
+    def do(self, name: str, job: Any) -> Any:
+        """Do one job; exceptions are returned, because Ray would change their class."""
         self._reports.clear()
-        return self._loop.do(job)
+        try:
+            return self._worker.do(name, job)
+        except (InputError, DiedError) as error:
+            return error
 
-    def read_reports(self) -> list[str]:
-        """What has been reported since the last call."""
+    def read_reports(self) -> list[Any]:
+        """Return what has been reported since the last call."""
         return [self._reports.popleft() for _ in range(len(self._reports))]

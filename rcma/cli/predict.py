@@ -19,6 +19,7 @@ from preprocessing.console import (
     add_common_arguments,
     print_failure,
     run_command,
+    worker_count,
 )
 from preprocessing.errors import InputError
 from rcma.cli.arguments import add_label_arguments, label_settings
@@ -140,7 +141,10 @@ def _add_raw_video_arguments(parser: argparse.ArgumentParser) -> None:
     )
     raw.add_argument("--language", metavar="CODE", help="speech.language: such as en; without, it is detected")
     raw.add_argument(
-        "--workers", type=int, metavar="N", help="videos at the same time; without: one for two cores, at most 8"
+        "--workers",
+        type=worker_count,
+        metavar="N",
+        help="videos at the same time; without: one for two cores, at most 8",
     )
 
 
@@ -238,8 +242,6 @@ class _Failures:
 
 
 def _raw_video_settings(args: argparse.Namespace) -> dict[str, object]:
-    if args.workers is not None and args.workers < 1:
-        raise InputError(f"--workers {args.workers}: at least 1 is needed")
     language = {"speech.language": args.language} if args.language else {}
     return dict(map(parse_override, args.overrides)) | language
 
