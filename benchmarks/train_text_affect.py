@@ -133,7 +133,7 @@ def main() -> None:
 
 
 def describe(measurements: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """What the program says of the weights, see :class:`rcma.experts.PackagedEntry`."""
+    """What the program says of the weights, see :class:`rcma.experts.registry.Entry`."""
     scores = "; ".join(
         f"{m['data']}: r {m['valence r']:.3f} valence, {m['arousal r']:.3f} arousal"
         for m in measurements

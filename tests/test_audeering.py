@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from preprocessing.errors import InputError
-from rcma.experts import AudeeringExpert
+from rcma.experts.audeering import AudeeringExpert
 
 RATE = 16000
 HEADS, GROUPS = 2, 2

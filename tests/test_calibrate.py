@@ -14,13 +14,12 @@ from numpy.typing import NDArray
 
 from preprocessing.errors import InputError
 from preprocessing.features import Features
+from preprocessing.files import sha256
 from rcma import cli
 from rcma.abaw import write_per_video
 from rcma.config import TARGETS
 from rcma.experts import (
-    EMOTIONS,
     Calibration,
-    FaceEntry,
     LabelledVideo,
     PublicModels,
     entries,
@@ -28,7 +27,8 @@ from rcma.experts import (
     load_calibration,
     save_calibration,
 )
-from rcma.experts.registry import hash_file
+from rcma.experts.face import EMOTIONS
+from rcma.experts.registry import FaceEntry
 from rcma.output.table import open_table, read_experts
 from rcma.prediction import Prediction
 
@@ -261,8 +261,9 @@ def face_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FaceEntry:
     given = next(entry for entry in entries().values() if isinstance(entry, FaceEntry))
     random = np.random.default_rng(4)
     weight, bias = random.normal(size=(3, 10)).astype(np.float32), random.normal(size=10).astype(np.float32)
-    path = write_face_model(folder / given.file, given.side, 0.2 * weight, 0.1 * bias)
-    entry = given.model_copy(update={"sha256": hash_file(path), "bytes": None})
+    (file,) = given.files
+    path = write_face_model(folder / file, given.side, 0.2 * weight, 0.1 * bias)
+    entry = given.model_copy(update={"files": {file: sha256(path)}})
     monkeypatch.setitem(entries(), entry.name, entry)
     return entry
 

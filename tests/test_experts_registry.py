@@ -1,4 +1,4 @@
-"""Public models: registry, downloads from a server on this machine, remembered licences, files put by hand."""
+"""Public models: registry, downloads from a server on this machine, accepted licences, files copied by hand."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -21,26 +22,13 @@ from PIL import Image
 
 from preprocessing.errors import InputError
 from rcma import cli
-from rcma.experts import (
-    FaceEntry,
-    VoiceEntry,
-    accept_licence,
-    available,
-    check_model,
-    destination,
-    entries,
-    fetch_model,
-    find_face,
-    find_file,
-    how_to_get,
-    is_accepted,
-    locate,
-    packaged,
-)
+from rcma.experts import check_model, entries, find_entry, find_face, packaged
+from rcma.experts.registry import FaceEntry, VoiceEntry
 
 ROOT = Path(__file__).parents[1]
 FACE = next(entry for entry in entries().values() if isinstance(entry, FaceEntry))
 VOICE = next(entry for entry in entries().values() if isinstance(entry, VoiceEntry))
+(FACE_FILE,) = FACE.files
 CONTENT = bytes(range(256)) * 3000
 
 
@@ -66,9 +54,13 @@ class Server:
                 data = outer.files.get(path)
                 self.send_response(404 if data is None else 200)
                 # One that breaks off says more than it sends.
-                self.send_header("Content-Length", str(len(data or b"") + (1000 if "broken" in path else 0)))
+                self.send_header(
+                    "Content-Length", str(len(data or b"") + (1000 if "broken" in path or "interrupt" in path else 0))
+                )
                 self.end_headers()
                 self.wfile.write(data or b"")
+                if "interrupt" in path:
+                    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
             def log_message(self, format: str, *args: object) -> None:
                 pass
@@ -90,19 +82,14 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     server.close()
 
 
-def face(url: str, content: bytes = CONTENT, **changes: object) -> FaceEntry:
+def face(url: str, content: bytes = CONTENT) -> FaceEntry:
     """A registered face model whose right file has this content."""
-    sha256 = hashlib.sha256(content).hexdigest()
-    return FACE.model_copy(update={"url": url, "sha256": sha256, "bytes": len(content), **changes})
+    return FACE.model_copy(update={"url": url, "files": {FACE_FILE: hashlib.sha256(content).hexdigest()}})
 
 
 def left_in(folder: Path) -> list[str]:
     """Everything in a folder of models that is not one of its lock files."""
     return sorted(path.name for path in folder.glob("*")) if folder.exists() else []
-
-
-def ignore_progress(name: str, done: int, total: int | None) -> None:
-    pass
 
 
 def test_every_entry_says_what_users_must_know() -> None:
@@ -112,12 +99,11 @@ def test_every_entry_says_what_users_must_know() -> None:
         for text in (entry.code_licence, entry.weights_licence, entry.trained_on, entry.scores, entry.source):
             assert text.strip()
         assert "authors' figure" in entry.scores
-        assert name in how_to_get(name) and str(destination(entry)) in how_to_get(name)
-        assert "\n" not in how_to_get(name)
+        assert name in entry.how_to_get() and str(entry.path) in entry.how_to_get()
+        assert "\n" not in entry.how_to_get()
+        assert not any(file.endswith((".bin", ".pt", ".pkl")) for file in entry.files)
         if isinstance(entry, FaceEntry):
-            assert entry.url.startswith("https://") and min(entry.std) > 0
-        else:
-            assert not any(file.endswith((".bin", ".pt", ".pkl")) for file in entry.files)
+            assert entry.url.startswith("https://") and min(entry.std) > 0 and all(entry.files.values())
 
 
 def test_the_figures_of_the_words_are_those_of_the_newest_measurement() -> None:
@@ -138,34 +124,31 @@ def test_the_documentation_has_the_figures_of_the_registry() -> None:
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
-    for ask in (find_file, how_to_get):
-        with pytest.raises(InputError, match=FACE.name):
-            ask("nonsense")
+    with pytest.raises(InputError, match=FACE.name):
+        find_entry("nonsense")
 
 
 def test_the_folder_of_models_can_be_moved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert destination(FACE) == tmp_path / "models" / FACE.file
+    assert FACE.path == tmp_path / "models" / FACE_FILE
     monkeypatch.delenv("RCMA_MODELS")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
-    assert destination(FACE) == tmp_path / "caches" / "rcma" / FACE.file
+    assert FACE.path == tmp_path / "caches" / "rcma" / FACE_FILE
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert destination(FACE) == tmp_path / ".cache" / "rcma" / FACE.file
+    assert FACE.path == tmp_path / ".cache" / "rcma" / FACE_FILE
 
 
 def test_fetches_a_file_once(server: Server, models: Path) -> None:
     server.files["/model.onnx"] = CONTENT
     entry = face(f"{server.url}/model.onnx")
-    assert locate(entry) is None
-    told: list[tuple[str, int, int | None]] = []
-    path = fetch_model(entry, on_progress=lambda *progress: told.append(progress))
-    assert path == models / FACE.file == locate(entry)
+    with pytest.raises(InputError, match=f"rcma-models fetch {entry.name}"):
+        entry.locate()
+    path = entry.fetch()
+    assert path == models / FACE_FILE == entry.locate()
     assert path.read_bytes() == CONTENT
-    assert told[0] == (FACE.file, 0, len(CONTENT)) and told[-1] == (FACE.file, len(CONTENT), len(CONTENT))
-    assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
-    assert fetch_model(entry, on_progress=ignore_progress) == path
+    assert entry.fetch() == path
     assert server.asked == ["/model.onnx"]
-    assert left_in(models) == [FACE.file]
+    assert left_in(models) == [FACE_FILE]
 
 
 @pytest.mark.parametrize(
@@ -186,94 +169,85 @@ def test_what_is_not_the_right_file_is_refused_and_deleted(
     server.files[path] = content
     url = f"{server.url}{'/model.onnx' if 'elsewhere' in path else path}"
     with pytest.raises(InputError) as error:
-        fetch_model(face(url), on_progress=ignore_progress)
+        face(url).fetch()
     message = str(error.value)
-    assert "\n" not in message and url in message and str(models / FACE.file) in message
+    assert "\n" not in message and url in message and str(models / FACE_FILE) in message
     assert left_in(models) == []
-
-
-def test_a_size_that_is_not_known(server: Server) -> None:
-    server.files["/model.onnx"] = CONTENT
-    entry = face(f"{server.url}/model.onnx", bytes=None)
-    assert fetch_model(entry, on_progress=ignore_progress).read_bytes() == CONTENT
 
 
 def test_without_a_network_the_message_says_where_a_file_can_be_put(server: Server, models: Path) -> None:
     server.close()
     entry = face(f"{server.url}/model.onnx")
     with pytest.raises(InputError) as error:
-        fetch_model(entry, on_progress=ignore_progress)
-    assert str(models / FACE.file) in str(error.value) and "\n" not in str(error.value)
+        entry.fetch()
+    assert str(models / FACE_FILE) in str(error.value) and "\n" not in str(error.value)
     assert left_in(models) == []
-    (models / FACE.file).write_bytes(CONTENT)
-    assert locate(entry) == fetch_model(entry, on_progress=ignore_progress) == models / FACE.file
+    (models / FACE_FILE).write_bytes(CONTENT)
+    assert entry.locate() == entry.fetch() == models / FACE_FILE
 
 
 def test_an_interrupted_download_leaves_nothing(server: Server, models: Path) -> None:
-    server.files["/model.onnx"] = CONTENT
-
-    def interrupt(name: str, done: int, total: int | None) -> None:
-        if done:
-            raise KeyboardInterrupt
-
+    server.files["/interrupt.onnx"] = CONTENT
     with pytest.raises(KeyboardInterrupt):
-        fetch_model(face(f"{server.url}/model.onnx"), on_progress=interrupt)
+        face(f"{server.url}/interrupt.onnx").fetch()
     assert left_in(models) == []
 
 
 def test_a_wrong_file_put_by_hand_is_never_used_nor_touched(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     models.mkdir()
-    (models / FACE.file).write_bytes(b"not the model")
-    with pytest.raises(InputError, match=FACE.file) as error:
-        find_file(FACE.name)
-    assert FACE.sha256 in str(error.value)
-    assert FACE.name not in available()
+    (models / FACE_FILE).write_bytes(b"not the model")
+    with pytest.raises(InputError, match=FACE_FILE) as error:
+        FACE.locate()
+    assert str(FACE.files[FACE_FILE]) in str(error.value)
     assert cli.models.main(["fetch", FACE.name]) == 1
     assert cli.models.main(["check"]) == 1
-    assert FACE.file in capsys.readouterr().err
+    assert FACE_FILE in capsys.readouterr().err
     assert cli.models.main(["list"]) == 0
     assert "wrong checksum" in capsys.readouterr().out
-    assert (models / FACE.file).read_bytes() == b"not the model"
+    assert (models / FACE_FILE).read_bytes() == b"not the model"
 
 
 def test_a_file_that_changes_is_checked_again(models: Path) -> None:
     models.mkdir()
-    path = models / FACE.file
+    path = models / FACE_FILE
     path.write_bytes(CONTENT)
     entry = face("http://127.0.0.1:9/model.onnx")
-    assert locate(entry) == path
+    assert entry.locate() == path
     path.write_bytes(CONTENT + b"more")
     with pytest.raises(InputError, match="sha256"):
-        locate(entry)
+        entry.locate()
 
 
 def put_voice_model(folder: Path) -> None:
     folder.mkdir(parents=True)
     for name in VOICE.files:
-        (folder / name).write_bytes(b"{}")
+        (folder / Path(name).name).write_bytes(b"{}")
 
 
 def test_a_licence_is_accepted_once(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    put_voice_model(destination(VOICE))
-    assert VOICE.must_accept and find_file(VOICE.name) is None and VOICE.name not in available()
+    put_voice_model(VOICE.path)
+    assert VOICE.must_accept and not VOICE.is_accepted()
+    with pytest.raises(InputError, match=f"--accept-licence {VOICE.name}"):
+        VOICE.locate()
     assert cli.models.main(["fetch", VOICE.name]) == 1
     refused = capsys.readouterr().err
     assert VOICE.weights_licence in refused and f"--accept-licence {VOICE.name}" in refused
     assert cli.models.main(["fetch", VOICE.name, "--accept-licence", VOICE.name]) == 0
     assert VOICE.weights_licence in capsys.readouterr().out
-    assert find_file(VOICE.name) == destination(VOICE)
-    assert VOICE.name in available()
+    assert VOICE.locate() == VOICE.path == models / VOICE.name
     assert cli.models.main(["fetch", VOICE.name]) == 0
     # Another text of the licence was not accepted.
-    assert not is_accepted(VOICE.model_copy(update={"weights_licence": "all rights reserved"}))
+    assert not VOICE.model_copy(update={"weights_licence": "all rights reserved"}).is_accepted()
 
 
 def test_a_file_of_somebody_else_is_not_overwritten_by_the_list_of_licences(models: Path) -> None:
-    accept_licence(VOICE)
+    VOICE.accept_licence()
     (written,) = [path for path in models.iterdir() if path.suffix == ".json"]
     written.write_text("my notes")
     with pytest.raises(InputError, match=written.name):
-        is_accepted(VOICE)
+        VOICE.is_accepted()
+    with pytest.raises(InputError, match=written.name):
+        VOICE.accept_licence()
     assert written.read_text() == "my notes"
 
 
@@ -310,23 +284,24 @@ def test_fetches_a_repository_of_the_hub(server: Server, models: Path) -> None:
     serve_repository(server, CONTENT, hashlib.sha256(CONTENT).hexdigest())
     done = run_command(server, "fetch", VOICE.name, "--accept-licence", VOICE.name)
     assert done.returncode == 0, done.stderr
-    folder = find_file(VOICE.name)
-    assert folder == destination(VOICE)
+    folder = VOICE.locate()
+    assert folder == VOICE.path
     assert (folder / "model.safetensors").read_bytes() == CONTENT
     assert not any("pytorch_model" in path for path in server.asked)
     (folder / "model.safetensors").write_bytes(CONTENT[:-1] + b"x")
     with pytest.raises(InputError, match=r"model\.safetensors"):
-        find_file(VOICE.name)
+        VOICE.locate()
 
 
 @pytest.mark.slow
 def test_a_repository_with_other_weights_is_refused(server: Server, models: Path) -> None:
-    serve_repository(server, CONTENT, hashlib.sha256(b"other").hexdigest())
+    right = hashlib.sha256(b"other").hexdigest()
+    serve_repository(server, CONTENT, right)
     done = run_command(server, "fetch", VOICE.name, "--accept-licence", VOICE.name)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("failed: ") and "sha256" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("failed: ") and right in done.stderr
     assert "Traceback" not in done.stderr
-    assert not destination(VOICE).exists()
+    assert not VOICE.path.exists()
 
 
 @pytest.mark.slow
@@ -334,17 +309,17 @@ def test_a_hub_that_cannot_be_reached(server: Server, models: Path) -> None:
     server.close()
     done = run_command(server, "fetch", VOICE.name, "--accept-licence", VOICE.name)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert str(destination(VOICE)) in done.stderr
+    assert str(VOICE.path) in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
 def test_list_shows_licences_scores_and_how_to_get(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.models.main(["list"]) == 0
     shown = capsys.readouterr().out
-    for name in entries():
-        assert name in shown and how_to_get(name) in shown
-    for model in packaged().values():
-        assert all(text in shown for text in (model.name, model.what, model.scores, model.weights_licence))
+    for entry in entries().values():
+        assert entry.how_to_get() in shown
+    for model in (*packaged().values(), *entries().values()):
+        assert all(text in shown for text in (model.name, model.gives, model.scores, model.licence))
     assert "voice_relative" in shown and "relative to the recording" in shown
     assert not models.exists()
 
@@ -363,7 +338,7 @@ def test_check_without_models_and_of_a_missing_one(capsys: pytest.CaptureFixture
     assert cli.models.main(["check"]) == 0
     assert "rcma-models list" in capsys.readouterr().out
     assert cli.models.main(["check", FACE.name]) == 1
-    assert how_to_get(FACE.name) in capsys.readouterr().err
+    assert FACE.how_to_get() in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("valence", "passed"), [(0.4, True), (-0.4, False), (np.nan, False)])
@@ -371,7 +346,7 @@ def test_check_tells_whether_a_smile_is_pleasant(models: Path, valence: float, p
     models.mkdir()
     outputs = np.zeros(10, np.float32)
     outputs[8] = valence
-    path = write_face_model(models / FACE.file, FACE.side, np.zeros((3, 10), np.float32), outputs)
+    path = write_face_model(models / FACE_FILE, FACE.side, np.zeros((3, 10), np.float32), outputs)
     entry = face("http://127.0.0.1:9/model.onnx", path.read_bytes())
     picture = np.full((90, 80, 3), 128, np.uint8)
     plain, smile = check_model(entry, (picture, np.array([10.0, 10.0, 60.0, 70.0])))
@@ -383,7 +358,7 @@ def test_a_face_model_put_by_hand_is_listed_and_checked(
     models: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models.mkdir()
-    path = write_face_model(models / FACE.file, FACE.side, np.zeros((3, 10), np.float32), np.full(10, 0.25, np.float32))
+    path = write_face_model(models / FACE_FILE, FACE.side, np.zeros((3, 10), np.float32), np.full(10, 0.25, np.float32))
     monkeypatch.setitem(entries(), FACE.name, face("http://127.0.0.1:9/model.onnx", path.read_bytes()))
     assert cli.models.main(["list"]) == 0
     assert f"yes, {path}" in capsys.readouterr().out
@@ -393,14 +368,14 @@ def test_a_face_model_put_by_hand_is_listed_and_checked(
 
 
 def test_check_runs_a_voice_model(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_model(destination(VOICE))
+    write_model(VOICE.path)
     assert cli.models.main(["check"]) == 1
-    assert how_to_get(VOICE.name) in capsys.readouterr().err
-    accept_licence(VOICE)
+    assert VOICE.how_to_get() in capsys.readouterr().err
+    VOICE.accept_licence()
     assert cli.models.main(["check"]) == 0
     shown, told = capsys.readouterr()
     assert told == ""
-    assert shown.count(f" {VOICE.name} ") == 2 and "finite" in shown
+    assert shown.count(f" {VOICE.name} ") == 1 and "finite" in shown
 
 
 def test_a_smile_is_found_in_a_picture_or_a_video(demo_clips: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The face expert: preprocessing against a transcription in PyTorch, boxes of a recording, values between looks."""
+"""The face expert: preprocessing against a transcription, boxes of a recording, values between looks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from made_features import make_meta
 from made_onnx import write_face_model
 from numpy.typing import NDArray
@@ -15,19 +14,28 @@ from numpy.typing import NDArray
 from preprocessing.errors import InputError
 from preprocessing.features import Features
 from preprocessing.media import Video
-from rcma.experts import FaceEntry, FaceExpert, entries
-from rcma.experts.face import cut_box, frames_to_look_at, prepare
+from rcma.experts.face import FaceExpert, cut_box, frames_to_look_at, prepare
+from rcma.experts.registry import FaceEntry, entries
 
 RATE = 25
 FACE_MODELS = [entry for entry in entries().values() if isinstance(entry, FaceEntry)]
 
 
 def transcription(face: NDArray[np.uint8], entry: FaceEntry) -> NDArray[np.float64]:
-    """What EmotiEffLib does: bilinear to a square without smoothing, to [0,1], mean and deviation, channels first."""
-    picture = torch.from_numpy(face.copy()).double().permute(2, 0, 1)[None]
-    square = torch.nn.functional.interpolate(picture, size=(entry.side, entry.side), mode="bilinear")[0] / 255
-    channels = [(square[c] - entry.mean[c]) / entry.std[c] for c in range(3)]
-    return torch.stack(channels).numpy()
+    """Preprocessing of EmotiEffLib: bilinear to a square, without smoothing; [0,1]; mean and deviation; channels first.
+
+    The centres of the outer pixels are half a pixel inside the edges; outside them, the outer pixel is repeated.
+    """
+    height, width = face.shape[:2]
+    picture = face / 255.0
+    square = np.empty((3, entry.side, entry.side))
+    for row in range(entry.side):
+        y = min(max((row + 0.5) * height / entry.side - 0.5, 0.0), height - 1.0)
+        top, bottom = int(y), min(int(y) + 1, height - 1)
+        line = (1 - (y - top)) * picture[top] + (y - top) * picture[bottom]
+        x = (np.arange(entry.side) + 0.5) * width / entry.side - 0.5
+        square[:, row] = [np.interp(x, np.arange(width), line[:, c]) for c in range(3)]
+    return (square - np.reshape(entry.mean, (3, 1, 1))) / np.reshape(entry.std, (3, 1, 1))
 
 
 @pytest.mark.parametrize("entry", FACE_MODELS, ids=lambda entry: entry.name)
@@ -142,10 +150,10 @@ def expected_values(recording: Path, features: Features, entry: FaceEntry, model
 
 def test_values_of_a_recording(tmp_path: Path, recording: Path, features: Features, entry: FaceEntry, model) -> None:
     expert = FaceExpert(write_face_model(tmp_path / "model.onnx", entry.side, *model), entry)
-    values, logits = expert(recording, features)
+    found = expert(recording, features)
+    assert found.dtype == np.float32 and found.shape == (100, 10)
+    values, logits = found[:, :2], found[:, 2:]
     expected = expected_values(recording, features, entry, model)
-    assert values.dtype == logits.dtype == np.float32
-    assert values.shape == (100, 2) and logits.shape == (100, 8)
     np.testing.assert_allclose(logits, expected[:, :8], atol=1e-4)
     np.testing.assert_allclose(values, np.clip(expected[:, 8:], -1, 1), atol=1e-4)
     assert np.abs(expected[:, 8:][np.isfinite(expected[:, 8:])]).max() > 1  # something was there to clip
@@ -156,8 +164,8 @@ def test_values_of_a_recording(tmp_path: Path, recording: Path, features: Featur
 def test_no_face_needs_no_recording(tmp_path: Path, features: Features, entry: FaceEntry, model) -> None:
     features.face_box[:] = np.nan
     expert = FaceExpert(write_face_model(tmp_path / "model.onnx", entry.side, *model), entry)
-    values, logits = expert(tmp_path / "gone.mp4", features)
-    assert values.shape == (100, 2) and np.isnan(values).all() and np.isnan(logits).all()
+    values = expert(tmp_path / "gone.mp4", features)
+    assert values.shape == (100, 10) and np.isnan(values).all()
 
 
 def test_a_recording_with_fewer_frames_is_refused(

@@ -176,7 +176,6 @@ def test_without_a_network_the_answer_comes_quickly(load, name, key, no_network,
     message = one_line(error)
     assert message.startswith(f"{key}: ")
     assert f"'{name}'" in message
-    assert "could not be fetched" in message
     assert "'packaged'" in message
     assert socket.getdefaulttimeout() is None
 
@@ -232,8 +231,6 @@ def test_paths_of_the_wrong_kind_are_named(tmp_path):
             models.load_openai_whisper(path, device="cpu")
         assert one_line(error).startswith("speech.model: ")
         assert str(tmp_path) in str(error.value)
-    with pytest.raises(InputError, match=r"words\.model: .*config\.json"):
-        models.word_model_folder(str(tmp_path))
 
 
 @needs_faster

@@ -16,13 +16,17 @@ from test_vocal_activation import rising
 
 from preprocessing.config import AudioSettings, PreprocessConfig
 from preprocessing.features import Features, Word, frame_word, save_features
+from preprocessing.files import sha256
 from preprocessing.media.audio import HOP_LENGTH, log_mel
 from preprocessing.speech import detect_speech
 from rcma import cli
 from rcma.config import MODALITIES, TARGETS
-from rcma.experts import FUSION_WEIGHTS, NOT_RCMA, FaceEntry, PublicModels, TextAffect, entries, fuse
-from rcma.experts.public_models import at_frames
-from rcma.experts.registry import hash_file
+from rcma.experts.fuse import WEIGHTS as FUSION_WEIGHTS
+from rcma.experts.fuse import fuse
+from rcma.experts.public_models import NOT_RCMA, PublicModels
+from rcma.experts.registry import FaceEntry, entries
+from rcma.experts.voice import at_frames
+from rcma.experts.words import TextAffect
 from rcma.output.table import open_table
 from rcma.prediction import Prediction, finish
 from rcma.predictor import Predictor
@@ -326,8 +330,9 @@ def test_a_fetched_face_model_joins_the_others(
     weight, bias = np.zeros((3, 10), np.float32), np.zeros(10, np.float32)
     weight[0, 8], weight[2, 9] = 1.0, 1.0
     given = next(entry for entry in entries().values() if isinstance(entry, FaceEntry) and entry.mean == (0.5,) * 3)
-    path = write_face_model(models_folder / given.file, given.side, weight, bias)
-    entry = given.model_copy(update={"sha256": hash_file(path), "bytes": None})
+    (file,) = given.files
+    path = write_face_model(models_folder / file, given.side, weight, bias)
+    entry = given.model_copy(update={"files": {file: sha256(path)}})
     monkeypatch.setitem(entries(), entry.name, entry)
     red = np.zeros((64, 64, 3), np.uint8)
     red[..., 0] = 255

@@ -205,8 +205,10 @@ def test_a_byte_level_tokenizer_of_the_roberta_family_works(tmp_path):
     assert np.abs(vectors - expected).max() < 2e-3 * np.abs(expected).max()
 
 
-def test_models_that_cannot_be_used_are_named(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
+@pytest.mark.parametrize("config", ["{}", None])
+def test_models_that_cannot_be_used_are_named(tmp_path, config):
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
     with pytest.raises(InputError, match=r"words\.model: ") as error:
         WordEncoder(WordSettings(model=str(tmp_path)), device="cpu")
     assert str(tmp_path) in str(error.value)

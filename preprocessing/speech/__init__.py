@@ -1,9 +1,15 @@
 """In: sound, or a transcript file.
-Out: words with times, and one vector a word.
+Out: words with times, and a vector for each word.
 """
 
 from preprocessing.speech.activity import detect_speech
-from preprocessing.speech.models import has_packaged_whisper, load_openai_whisper, quiet_transformers, word_model_folder
+from preprocessing.speech.models import (
+    has_packaged_whisper,
+    load_openai_whisper,
+    load_text_encoder,
+    quiet_transformers,
+    socket_timeout,
+)
 from preprocessing.speech.recognise import SpeechRecogniser, Transcript
 from preprocessing.speech.transcripts import find_transcript, read_transcript
 from preprocessing.speech.words import WordEncoder, sentences
@@ -16,8 +22,9 @@ __all__ = [
     "find_transcript",
     "has_packaged_whisper",
     "load_openai_whisper",
+    "load_text_encoder",
     "quiet_transformers",
     "read_transcript",
     "sentences",
-    "word_model_folder",
+    "socket_timeout",
 ]

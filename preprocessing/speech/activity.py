@@ -1,4 +1,4 @@
-"""Where somebody speaks, by silero-vad."""
+"""Voice activity detection by silero-vad."""
 
 from __future__ import annotations
 
@@ -19,31 +19,30 @@ if TYPE_CHECKING:
     from preprocessing.media import Samples
 
 VAD_SAMPLES = 512
-"""Samples that silero-vad judges at a time: 32 ms."""
+"""Samples of one prediction of silero-vad: 32 ms."""
 _VAD_BLOCK = 2000 * VAD_SAMPLES
-"""Samples read at a time: about a minute."""
+"""Samples prepared at a time: about a minute."""
 
 
 class SpeechDetector:
-    """silero-vad, on the CPU; loaded once for any number of recordings."""
+    """silero-vad on the CPU; the model comes with its package."""
 
     def __init__(self) -> None:
-        """Load the model, which its package contains."""
+        """Load the model."""
         with threads_kept(), warnings.catch_warnings():
             import silero_vad
 
-            warnings.simplefilter(
-                "ignore", FutureWarning
-            )  # torch.jit.load is deprecated; the wheel has no other format.
+            # torch.jit.load is deprecated, but the wheel has no other format.
+            warnings.simplefilter("ignore", FutureWarning)
             self._model: torch.jit.ScriptModule = silero_vad.load_silero_vad()
 
     def probabilities(self, samples: Samples) -> npt.NDArray[np.float64]:
-        """Probability of speech for each 512 samples (N,) of mono sound at 16 kHz: (ceil(N / 512),)."""
+        """Return the probability of speech (ceil(N / 512),) of every 512 samples (N,) of mono sound at 16 kHz."""
         import torch
 
         self._model.reset_states()
         found: list[float] = []
-        # One thread: handing silero-vad's tiny layers to several costs far more than it saves.
+        # One thread: silero-vad's layers are too small for several.
         with torch.no_grad(), threads_kept(inside=1):
             for first in range(0, len(samples), _VAD_BLOCK):
                 block = samples[first : first + _VAD_BLOCK]
@@ -55,16 +54,13 @@ class SpeechDetector:
 def speech_spans(
     probabilities: npt.NDArray[np.float64], n_samples: int, *, threshold: float, longest_s: float = math.inf
 ) -> list[tuple[float, float]]:
-    """Stretches of speech.
+    """Return the start and end of each stretch of speech, in order, in seconds from the first sample.
 
     Args:
         probabilities: see :meth:`SpeechDetector.probabilities`.
         n_samples: length of the sound.
-        threshold: least probability at which speech begins, in (0,1).
-        longest_s: a longer stretch is cut, at a pause if it has one, seconds.
-
-    Returns:
-        (start, end) of each in seconds from the first sample, in order.
+        threshold: lowest probability at which speech starts, in (0,1).
+        longest_s: longer stretches are cut, at a pause if possible, seconds.
     """
     from silero_vad.utils_vad import get_speech_timestamps_from_probs
 
@@ -81,14 +77,11 @@ def speech_spans(
 
 
 def detect_speech(samples: Samples, threshold: float = 0.5) -> list[tuple[float, float]]:
-    """Find where somebody speaks.
+    """Return the start and end of each stretch of speech, in order, in seconds from the first sample.
 
     Args:
-        samples: (N,) float32 mono sound at 16 kHz; faint sound is levelled first.
-        threshold: least probability of speech, in (0,1).
-
-    Returns:
-        (start, end) of each stretch of speech in seconds from the first sample, in order.
+        samples: (N,) float32 mono sound at 16 kHz; faint sound is amplified first.
+        threshold: lowest probability of speech, in (0,1).
     """
     probabilities = SpeechDetector().probabilities(level_for_speech(samples))
     return speech_spans(probabilities, len(samples), threshold=threshold)
@@ -96,13 +89,13 @@ def detect_speech(samples: Samples, threshold: float = 0.5) -> list[tuple[float,
 
 @contextmanager
 def threads_kept(*, inside: int | None = None) -> Iterator[None]:
-    """Leave PyTorch's number of threads as it was; the libraries used here change it for the whole process.
+    """Restore PyTorch's number of threads, which the libraries used here change for the whole process.
 
-    Importing silero_vad sets it to 1. What Numba compiles for openai-whisper sets it to the number of cores, through
-    the OpenMP library that it shares with PyTorch: several workers on a machine would then slow each other down.
+    Importing silero_vad sets it to 1. Code that Numba compiles for openai-whisper sets it to the number of cores,
+    through the OpenMP library shared with PyTorch: several workers would then slow each other down.
 
     Args:
-        inside: number of threads meanwhile; None changes nothing.
+        inside: number of threads inside the block; None keeps it.
     """
     import torch
 

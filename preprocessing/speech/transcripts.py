@@ -1,4 +1,4 @@
-"""Words from transcripts that exist already: subtitles (.srt, .vtt) and the JSON of speech recognition."""
+"""Words from existing transcripts: subtitles (.srt, .vtt) and the JSON of speech recognition."""
 
 from __future__ import annotations
 
@@ -9,78 +9,68 @@ import re
 import unicodedata
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from difflib import SequenceMatcher
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AliasChoices, AliasPath, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from preprocessing.errors import InputError
 from preprocessing.features import Word
 from preprocessing.speech.captions import Segment, parse_time, read_captions, repair_times
 from preprocessing.speech.recognise import Transcript
 from preprocessing.speech.spoken import (
+    find_sounds,
     find_speakers,
     is_spoken,
     remove_markup,
     remove_unspoken,
-    sounds_among,
     split_words,
 )
 from preprocessing.speech.word_times import WRITTEN_WITHOUT_SPACES, in_order, join_pieces
 
 SUFFIXES = (".srt", ".vtt", ".json")
-"""What a transcript may be, in small letters or capitals; before it, its name is the video_id, or that and a language
-code: ``talk.srt``, ``talk.en.vtt``."""
+"""Of transcripts, in lower or upper case. The rest of the name is the video_id, or the video_id and a language code:
+``talk.srt``, ``talk.en.vtt``."""
 
 _SECONDS_PER_CHARACTER = 0.07
-"""Of speech, where a transcript does not say when it ends: about 170 English words a minute."""
+"""Of speech, where a transcript gives no end: about 170 English words a minute."""
 _TAG = re.compile(r"[a-z]{2,3}(?:[-_][a-z0-9]+)*")
 """A language code in a file's name, such as ``en`` or ``pt-BR``."""
 _SPECIAL = re.compile(r"\[_[^\]]*\]|<\|[^|]*\|>")
-"""Tokens that are no text: ``[_BEG_]`` of whisper.cpp, ``<|0.00|>``."""
-_BARE = re.compile(r"[.,;:!?…。，、；：？！]$")
-"""Punctuation at the end of a word."""
-_BYTE_ORDER_MARKS = (
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
+"""Tokens without text: ``[_BEG_]`` of whisper.cpp, ``<|0.00|>``."""
+_EXPECTED_JSON = "Whisper writes segments with start, end, text and words, each with word, start and end"
+_FINAL_PUNCTUATION = re.compile(r"[.,;:!?…。，、；：？！]$")
 
 
 def find_transcript(folder: Path, video_id: str, *, language: str | None = None) -> Path | None:
-    """The transcript of a video; None where there is none.
+    """Find the transcript of a video; None if there is none.
 
-    Names are compared as people see them: composed and decomposed letters are the same. A file that is named after the
-    video alone comes before those with a language code.
-
-    Args:
-        folder: where transcripts lie, see :data:`SUFFIXES`.
-        video_id: of the video.
-        language: code of the language wanted, for a video that has transcripts in several.
+    A file named after the video alone takes precedence over those with a language code, of which ``language`` selects
+    one. Names in composed and decomposed Unicode are equal. See :data:`SUFFIXES`.
 
     Raises:
-        InputError: more than one file could be meant, or none is in that language.
+        InputError: several files match, or none is in that language.
     """
-    plain, tagged = [], []
+    tags: dict[Path, str | None] = {}
     wanted = unicodedata.normalize("NFC", video_id)
     for path in sorted(folder.iterdir()):
-        stem, suffix = unicodedata.normalize("NFC", path.stem), path.suffix.lower()
-        if suffix not in SUFFIXES or not stem.startswith(wanted) or not path.is_file():
-            continue
-        if stem == wanted:
-            plain.append(path)
-        elif stem[: stem.rfind(".")] == wanted and _tag(path) is not None:
-            tagged.append(path)
-    spoken = [path for path in tagged if language in (None, _tag(path))]
-    if tagged and not spoken and not plain:
-        names = " and ".join(path.name for path in tagged)
+        stem = unicodedata.normalize("NFC", path.stem)
+        if path.suffix.lower() in SUFFIXES and path.is_file():
+            if stem == wanted:
+                tags[path] = None
+            elif stem.rpartition(".")[0] == wanted and (tag := _tag(path)):
+                tags[path] = tag
+    plain = [path for path, tag in tags.items() if tag is None]
+    found = plain or [path for path, tag in tags.items() if language in (None, tag)]
+    names = " and ".join(path.name for path in found or tags)
+    if tags and not found:
         raise InputError(f"{folder}: {names}: not in {language}, which speech.language asks for")
-    found = plain or spoken
     if len(found) > 1:
-        names = " and ".join(path.name for path in found)
-        choice = "keep one" if found is plain else "keep one, or set speech.language"
+        choice = "keep one" if plain else "keep one, or set speech.language"
         raise InputError(f"{folder}: {names} are transcripts of the same video; {choice}")
     return found[0] if found else None
 
@@ -88,34 +78,31 @@ def find_transcript(folder: Path, video_id: str, *, language: str | None = None)
 def read_transcript(path: Path, *, offset_s: float) -> Transcript:
     """Read the words of a transcript.
 
-    Words without times of their own share the time between those that have, in proportion to their length in
-    characters. Names of speakers and descriptions of sounds are no words. Languages written without spaces are cut into
-    characters, as Whisper cuts them.
+    Words without times share the time between their neighbours, in proportion to their number of characters. Names of
+    speakers and descriptions of sounds are left out. Scripts without spaces are split into characters, as by Whisper.
 
     Args:
-        path: ``.srt``, ``.vtt`` or ``.json``; UTF-8, or UTF-16 with its byte order mark. JSON may be what
-            openai-whisper, faster-whisper, WhisperX, whisper.cpp or OpenAI's interface (``verbose_json``) write.
-        offset_s: added to every time. Words that then end at or before 0 are dropped; one that lasts over 0 starts
-            there.
+        path: ``.srt``, ``.vtt`` or ``.json``; UTF-8, or UTF-16 with a byte order mark. JSON of openai-whisper,
+            faster-whisper, WhisperX, whisper.cpp or OpenAI's API (``verbose_json``).
+        offset_s: added to every time, seconds. Words that then end at or before 0 are dropped.
 
     Returns:
-        Words in order of time, none overlapping the next: where the file says otherwise, times are cut short. Their
-        probability is NaN where the file has none. What was repaired or left out is counted in a warning.
+        Words in order of time, without overlap. Their probability is NaN where the file has none. A warning counts what
+        was repaired or left out.
 
     Raises:
-        InputError: the file cannot be read, or is not what its name says.
+        InputError: the file cannot be read, or has another format than its suffix.
     """
     suffix = path.suffix.lower()
+    repairs: Counter[str] = Counter()
     if suffix not in SUFFIXES:
         raise InputError(f"{path}: a transcript is one of {', '.join(SUFFIXES)}")
-    repairs: Counter[str] = Counter()
-    if suffix == ".json":
-        segments, language = _read_json(path, repairs)
-    else:
-        try:
-            segments, language = read_captions(_read_text(path), repairs)
-        except ValueError as error:
-            raise InputError(f"{path}: {error}; is it a {suffix} file?") from None
+    try:
+        segments, language = (_read_json if suffix == ".json" else read_captions)(_read_text(path), repairs)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
     words = [word for segment in _with_edges(segments, repairs) for word in _timed(segment, path, repairs)]
     words.sort(key=lambda word: word.start_s)
     shifted = [
@@ -126,46 +113,32 @@ def read_transcript(path: Path, *, offset_s: float) -> Transcript:
     repairs["words before the first frame left out"] += len(words) - len(shifted)
     ordered = in_order(shifted, end_s=math.inf)
     repairs["words left out for which there is no time"] += len(shifted) - len(ordered)
-    language = _language_code(language or _tag(path), repairs)
+    code = _language_code(language) if language else _tag(path)
+    if language and code is None:
+        repairs[f"unknown language {language!r}"] += 1
     remarks = "; ".join(f"{what}: {n}" for what, n in repairs.items() if n)
-    return Transcript(tuple(ordered), language, (f"{path.name}: {remarks}",) if remarks else ())
+    return Transcript(tuple(ordered), code, (f"{path.name}: {remarks}",) if remarks else ())
 
 
 def _tag(path: Path) -> str | None:
-    """Language code in the name of a file, without its region; None where there is none."""
-    tag = path.stem.rpartition(".")[2].lower() if "." in path.stem else ""
-    code = re.split("[-_]", tag)[0]
-    return code if _TAG.fullmatch(tag) and code in _languages() else None
+    """Code of the language in the name of a file; None if there is none."""
+    _, dot, tag = path.stem.rpartition(".")
+    return _language_code(tag) if dot and _TAG.fullmatch(tag.lower()) else None
 
 
-def _languages() -> Mapping[str, str]:
-    """Code of each language that Whisper knows, by its names and by the code itself."""
+def _language_code(name: str) -> str | None:
+    """ISO 639-1 code of ``English``, ``en`` or ``en-GB``; None if Whisper does not know the language."""
     from whisper.tokenizer import LANGUAGES, TO_LANGUAGE_CODE
 
-    return {**TO_LANGUAGE_CODE, **{code: code for code in LANGUAGES}}
-
-
-def _language_code(name: str | None, repairs: Counter[str]) -> str | None:
-    """ISO 639-1 code of ``English``, ``en`` or ``en-GB``."""
-    if not name:
-        return None
-    known = _languages()
-    code = known.get(name.lower()) or known.get(re.split("[-_]", name.lower())[0])
-    if code is None:
-        repairs[f"unknown language {name!r}"] += 1
-    return code
+    known = {**TO_LANGUAGE_CODE, **{code: code for code in LANGUAGES}}
+    return known.get(name.lower()) or known.get(re.split("[-_]", name.lower())[0])
 
 
 def _read_text(path: Path) -> str:
+    data = path.read_bytes()
+    is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    encoding = next((name for mark, name in _BYTE_ORDER_MARKS if data.startswith(mark)), "utf-8")
-    try:
-        return data.decode(encoding)
+        return data.decode("utf-16" if is_utf16 else "utf-8-sig")
     except UnicodeDecodeError:
         raise InputError(f"{path}: the text is not UTF-8; save it as UTF-8") from None
 
@@ -174,148 +147,151 @@ def _read_text(path: Path) -> str:
 
 
 def _with_edges(segments: Sequence[Segment], repairs: Counter[str]) -> Iterator[Segment]:
-    """Segments with a start, where it can be known, and with an end where the next segment or the words tell it."""
+    """Add missing starts and ends of segments, where the next segment or the words tell them."""
     earliest = math.nan
     for number, segment in enumerate(segments):
         start, end = repair_times(segment.start_s, segment.end_s, repairs)
         if math.isnan(start) and not math.isnan(earliest):
             start = earliest if math.isnan(end) else min(earliest, end)
         if math.isnan(end):
-            following = (
-                segments[later].start_s for later in range(number + 1, len(segments)) if segments[later].start_s > start
-            )
-            repairs["segments without an end, taken from the length of the text"] += not _has_last_end(segment)
-            end = min(start + _SECONDS_PER_CHARACTER * _length(segment.words), next(following, math.inf))
+            repairs["segments without an end, taken from the length of the text"] += math.isnan(segment.words[-1].end_s)
+            n_characters = sum(map(len, segment.texts))
+            following = (later.start_s for later in segments[number + 1 :] if later.start_s > start)
+            end = min(start + _SECONDS_PER_CHARACTER * n_characters, next(following, math.inf))
         earliest = end
         yield replace(segment, start_s=start, end_s=end)
 
 
-def _has_last_end(segment: Segment) -> bool:
-    return bool(segment.words) and not math.isnan(segment.words[-1].end_s)
-
-
-def _length(words: Sequence[Word]) -> int:
-    return sum(len(word.text) for word in words)
-
-
 def _timed(segment: Segment, path: Path, repairs: Counter[str]) -> Iterator[Word]:
     """Words of a segment, each after the one before."""
-    words = list(segment.words)
-    for index, word in enumerate(words):
-        if word.end_s < word.start_s:
-            repairs["words that end before they start, end unknown"] += 1
-            words[index] = replace(word, end_s=math.nan)
-    earliest = -math.inf
-    for word in _between_neighbours(words, segment.start_s, segment.end_s):
-        if math.isnan(word.start_s):
-            raise InputError(f"{path}: {word.text!r} has no time, and nothing around it has one")
-        start = max(word.start_s, earliest)
-        yield Word(word.text, start, max(word.end_s, start), word.probability)
-        earliest = start
-
-
-def _between_neighbours(words: Sequence[Word], start_s: float, end_s: float) -> Iterator[Word]:
-    """Give unknown times (NaN) their place between the nearest known ones, in proportion to characters.
-
-    Args:
-        words: of one segment, in order.
-        start_s: of the segment, seconds; NaN when unknown, as ``end_s``.
-    """
-    stops = [0, *accumulate(len(word.text) for word in words)]
-    # Edges of the segment and its words in order, each with the number of characters before it.
+    stops = [0, *accumulate(map(len, segment.texts))]
+    # The edges of the segment and of its words, in order, each with the number of characters before it.
     places = [0, *(stop for pair in pairwise(stops) for stop in pair), stops[-1]]
-    times = [start_s, *(time for word in words for time in (word.start_s, word.end_s)), end_s]
+    times = [segment.start_s]
+    for word in segment.words:
+        goes_back = word.end_s < word.start_s
+        repairs["words that end before they start, end unknown"] += goes_back
+        times += [word.start_s, math.nan if goes_back else word.end_s]
+    times = _fill([*times, segment.end_s], places)
+    earliest = -math.inf
+    for word, start_s, end_s in zip(segment.words, times[1:-1:2], times[2:-1:2], strict=True):
+        if math.isnan(start_s):
+            raise InputError(f"{path}: {word.text!r} has no time, and nothing around it has one")
+        earliest = max(start_s, earliest)
+        yield replace(word, start_s=earliest, end_s=max(end_s, earliest))
+
+
+def _fill(times: list[float], places: Sequence[int]) -> list[float]:
+    """Replace unknown times (NaN) by times between the known ones, in proportion to the characters before each."""
     known = [index for index, time in enumerate(times) if not math.isnan(time)]
-
-    def place(index: int) -> float:
-        if not known:
-            return math.nan
+    if not known:
+        return times
+    filled = []
+    for index, time in enumerate(times):
         rank = bisect_left(known, index)
-        if rank == len(known):
-            return times[known[-1]] + _SECONDS_PER_CHARACTER * (places[index] - places[known[-1]])
-        after = known[rank]
-        if after == index or rank == 0:
-            return times[after] - _SECONDS_PER_CHARACTER * (places[after] - places[index])
-        before = known[rank - 1]
-        share = (places[index] - places[before]) / max(1, places[after] - places[before])
-        return times[before] + share * (times[after] - times[before])
-
-    for index, word in enumerate(words):
-        yield replace(word, start_s=place(2 * index + 1), end_s=place(2 * index + 2))
+        before, after = known[max(rank - 1, 0)], known[min(rank, len(known) - 1)]
+        if not math.isnan(time):
+            filled.append(time)
+        elif before == after:
+            filled.append(times[before] + _SECONDS_PER_CHARACTER * (places[index] - places[before]))
+        else:
+            share = (places[index] - places[before]) / max(1, places[after] - places[before])
+            filled.append(times[before] + share * (times[after] - times[before]))
+    return filled
 
 
 # ---- JSON
 
 
-def _read_json(path: Path, repairs: Counter[str]) -> tuple[list[Segment], str | None]:
-    """Segments of what a library for speech recognition wrote, and the language as it names it."""
+def _alias(*names: str | AliasPath) -> Any:
+    return Field(validation_alias=AliasChoices(*names))
+
+
+def _parse_number(value: Any) -> Any:
+    if isinstance(value, str):
+        value = parse_time(value)
+    return math.nan if value is None or value in (math.inf, -math.inf) else value
+
+
+_Number = Annotated[float, BeforeValidator(_parse_number)]
+"""A number, or seconds as ``hours:minutes:seconds``; NaN if unknown."""
+
+
+class _Timed(BaseModel):
+    """Start and end of a segment or word, seconds. whisper.cpp has them below ``timestamps``."""
+
+    model_config = ConfigDict(coerce_numbers_to_str=True)
+
+    start: Annotated[_Number, _alias("start", AliasPath("timestamps", "from"))] = math.nan
+    end: Annotated[_Number, _alias("end", AliasPath("timestamps", "to"))] = math.nan
+
+
+class _Word(_Timed):
+    """A word or token of openai-whisper, WhisperX, whisper-timestamped or whisper.cpp."""
+
+    text: Annotated[str, _alias("word", "text")]
+    probability: Annotated[_Number, _alias("probability", "score", "confidence", "p")] = math.nan
+
+
+class _Entry(_Timed):
+    """A segment. Whisper's tokens are numbers; those of whisper.cpp are words or parts of words with times."""
+
+    text: str | None = None
+    words: list[_Word] | None = None
+    tokens: list[_Word | Any] | None = None
+
+
+class _Document(BaseModel):
+    """A transcript; whisper.cpp calls the segments ``transcription``."""
+
+    segments: Annotated[list[_Entry] | None, _alias("segments", "transcription")] = None
+    words: list[_Word] | None = None
+    text: str | None = None
+    language: Annotated[str | None, _alias("language", AliasPath("result", "language"))] = None
+
+
+def _read_json(text: str, repairs: Counter[str]) -> tuple[list[Segment], str | None]:
+    """Segments of a file of speech recognition, and the language as the file names it."""
     try:
-        document = json.loads(_read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read as JSON ({error})") from None
-    if isinstance(document, list):
-        document = {"segments": document}
-    entries = _entries(document) if isinstance(document, dict) else None
+        content = json.loads(text)
+        document = _Document.model_validate({"segments": content} if isinstance(content, list) else content)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(map(str, problem["loc"]))
+        raise ValueError(f"{key}: {problem['msg']}; {_EXPECTED_JSON}") from None
+    except RecursionError as error:
+        raise ValueError(str(error)) from None
+    entries = document.segments
+    if document.words and not any(entry.words for entry in entries or ()):
+        # The words of OpenAI's verbose_json are in one list beside its segments, and without punctuation.
+        entries = [_Entry(words=document.words, text=document.text)]
     if entries is None:
-        raise InputError(f"{path}: not a transcript as Whisper writes it: an object with a list 'segments' is right")
-    result = document.get("result")  # whisper.cpp
-    language = document.get("language") or (result.get("language") if isinstance(result, dict) else None)
-    if language is not None and not isinstance(language, str):
-        raise InputError(f"{path}: language is {language!r}; a code such as en would be right")
-    spoken_in = _languages().get(language.lower()) if language else None
-    segments: list[Segment] = []
-    try:
-        speakers = find_speakers(remove_markup(str(entry.get("text", ""))) for entry in entries)
-        for entry in entries:
-            words = _words_with_times(entry, spoken_in, repairs) or [
-                Word(word, math.nan, math.nan, math.nan)
-                for word in split_words(remove_unspoken(remove_markup(str(entry.get("text", ""))), speakers, repairs))
-            ]
-            segments.append(Segment(_time(entry, "start"), _time(entry, "end"), tuple(words)))
-    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
-        wrong = f"lacks {error}" if isinstance(error, KeyError) else f"cannot be read ({error})"
-        raise InputError(
-            f"{path}: segment {len(segments)} {wrong}; Whisper writes start, end, text and words with word, start, end"
-        ) from None
-    return [segment for segment in segments if segment.words], language
+        raise ValueError(f"it has no segments; {_EXPECTED_JSON}")
+    code = _language_code(document.language) if document.language else None
+    texts = [remove_markup(entry.text or "") for entry in entries]
+    speakers = find_speakers(texts)
+    segments = []
+    for entry, shown in zip(entries, texts, strict=True):
+        words = _words_with_times(entry, code, repairs) or [
+            Word(word, math.nan, math.nan, math.nan) for word in split_words(remove_unspoken(shown, speakers, repairs))
+        ]
+        segments.append(Segment(entry.start, entry.end, tuple(words)))
+    return [segment for segment in segments if segment.words], document.language
 
 
-def _entries(document: Mapping[str, Any]) -> list[Any] | None:
-    """The segments of a document; None where it has none."""
-    segments: list[Any] = next(
-        (document[key] for key in ("segments", "transcription") if isinstance(document.get(key), list)), []
-    )
-    words = document.get("words")
-    if isinstance(words, list) and words and not any(isinstance(s, dict) and s.get("words") for s in segments):
-        # OpenAI's verbose_json has them beside its segments, all in one list and without punctuation.
-        return [{"words": words, "text": document.get("text")}]
-    return segments if segments or "segments" in document or "transcription" in document else None
-
-
-def _time(entry: Mapping[str, Any], edge: str) -> float:
-    """Seconds at which something starts or ends; NaN where that is not said, or no finite number."""
-    value = entry.get(edge)
-    if value is None:  # whisper.cpp, which has milliseconds, hours:minutes:seconds, or both
-        edge = {"start": "from", "end": "to"}[edge]
-        offsets, stamps = entry.get("offsets"), entry.get("timestamps")
-        if isinstance(offsets, dict) and edge in offsets:
-            value = offsets[edge] / 1000.0
-        elif isinstance(stamps, dict) and edge in stamps:
-            value = parse_time(stamps[edge])
-    time = math.nan if value is None else float(value)
-    return time if math.isfinite(time) else math.nan
-
-
-def _words_with_times(entry: Mapping[str, Any], language: str | None, repairs: Counter[str]) -> list[Word]:
-    """The words of a segment that has them one by one; none where it has not."""
-    tokens = [token for token in entry.get("tokens") or () if isinstance(token, dict)]  # whisper.cpp
-    given = [_word(word) for word in entry.get("words") or tokens]
+def _words_with_times(entry: _Entry, language: str | None, repairs: Counter[str]) -> list[Word]:
+    """Words of a segment that lists them; empty if it has only text."""
+    tokens = [token for token in entry.tokens or () if isinstance(token, _Word)]
+    given = [
+        Word("" if _SPECIAL.fullmatch(word.text) else word.text, word.start, word.end, word.probability)
+        for word in entry.words or tokens
+    ]
     if any(word.text.startswith(" ") for word in given) or language in WRITTEN_WITHOUT_SPACES:
         given = join_pieces([word for word in given if word.text], language)
     words = [replace(word, text=word.text.strip()) for word in given]
-    if words and not tokens and entry.get("text") and not any(_BARE.search(word.text) for word in words):
-        words = _punctuated(words, str(entry["text"]))
-    sounds = sounds_among([word.text for word in words])
+    if words and not tokens and entry.text and not any(_FINAL_PUNCTUATION.search(word.text) for word in words):
+        words = _punctuated(words, entry.text)
+    sounds = find_sounds([word.text for word in words])
     repairs["words that describe sounds left out"] += sum(is_spoken(words[index].text) for index in sounds)
     words = [word for index, word in enumerate(words) if index not in sounds and is_spoken(word.text)]
     repairs["words without times, placed between their neighbours"] += sum(
@@ -324,20 +300,8 @@ def _words_with_times(entry: Mapping[str, Any], language: str | None, repairs: C
     return words
 
 
-def _word(entry: Mapping[str, Any]) -> Word:
-    """One word, by the names that openai-whisper, WhisperX, whisper-timestamped and whisper.cpp give to its values."""
-    text = str(entry["word"] if "word" in entry else entry["text"])
-    probability = next((entry[key] for key in ("probability", "score", "confidence", "p") if key in entry), None)
-    return Word(
-        "" if _SPECIAL.fullmatch(text) else text,
-        _time(entry, "start"),
-        _time(entry, "end"),
-        math.nan if probability is None else float(probability),
-    )
-
-
 def _punctuated(words: Sequence[Word], text: str) -> list[Word]:
-    """Words as they are written in the text, with punctuation, where the text has the same ones."""
+    """Words as the text writes them, with punctuation, where the text has the same words."""
 
     def bare(word: str) -> str:
         return re.sub(r"\W", "", word).casefold()

@@ -1,59 +1,44 @@
-"""One vector per word from a BERT-like encoder, read sentence by sentence."""
+"""Word vectors from a BERT-like encoder, computed sentence by sentence."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
-from preprocessing.config import PACKAGED, WordSettings
+from preprocessing.config import WordSettings
 from preprocessing.errors import InputError
-from preprocessing.speech.models import quiet_transformers, word_model_folder
+from preprocessing.speech.models import load_text_encoder
 
 _SENTENCE_ENDS = (".", "?", "!", "…", "。", "？", "！", "｡", "．", "؟", "।", "۔")
 _CLOSING = "\"'”’»)]}」』）】》〉"
-"""Marks that may follow the end of a sentence."""
+"""Marks that may follow the punctuation at the end of a sentence."""
 _LAYERS = 4
-"""Last hidden layers that are summed."""
+"""Number of hidden layers that are summed, from the last."""
 _BATCH = 32
 """Sentences encoded at a time."""
 
 
 class WordEncoder:
-    """Turns the words of a transcript into contextual vectors; the model is loaded once.
+    """Turns the words of a transcript into contextual vectors.
 
-    Source: the text features of arXiv 2403.13659: per sentence the sum of the last four hidden layers of
-    bert-base-uncased, sub-words averaged to words.
+    Source: the text features of arXiv 2403.13659: for each sentence, the sum of the last four hidden layers of
+    bert-base-uncased, averaged over the sub-words of each word.
     """
 
     width: int
-    """D, values in a vector: the model's hidden size."""
+    """D, the model's hidden size."""
 
     def __init__(self, settings: WordSettings, *, device: str) -> None:
-        """Load the encoder and its tokenizer.
-
-        Args:
-            settings: names the model.
-            device: a torch device such as ``cpu`` or ``cuda``.
+        """Load the encoder and its tokenizer on a torch device.
 
         Raises:
-            InputError: (naming ``words.model``) it is not available, or is no text encoder with a fast tokenizer.
+            InputError: (naming ``words.model``) it is not available, or not a text encoder with a fast tokenizer.
         """
-        from transformers import AutoModel, AutoTokenizer
-
-        folder = word_model_folder(settings.model)
+        self._tokenizer, self._model = load_text_encoder(settings.model)
         problem = f"words.model: {settings.model} cannot be used"
-        try:
-            # The name may come with a trained model: code that lies beside an encoder is never run, nor asked about.
-            local = {"local_files_only": True, "trust_remote_code": False}
-            with quiet_transformers():
-                # Byte-level tokenizers take words only with this option, a space before each; others ignore it.
-                self._tokenizer = AutoTokenizer.from_pretrained(folder, add_prefix_space=True, **local)
-                self._model = AutoModel.from_pretrained(folder, dtype="float32", **local)
-        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise InputError(f"{problem}: {reason[:200]}; give a BERT-like encoder, or {PACKAGED!r}") from error
         if not self._tokenizer.is_fast or self._tokenizer.unk_token is None:
             raise InputError(f"{problem}: it needs a fast tokenizer with an unknown token, such as BERT's")
         if getattr(self._model.config, "is_encoder_decoder", False):
@@ -61,20 +46,18 @@ class WordEncoder:
         self._model.to(device).eval()
         self._device = device
         self.width = int(self._model.config.hidden_size)
-        self._longest = self._longest_input()
+        self._longest = int(self._tokenizer.model_max_length)
+        positions = getattr(self._model.config, "max_position_embeddings", None)
+        if positions is not None:
+            # Models of the RoBERTa family number positions from the index of the padding token plus one.
+            self._longest = min(self._longest, positions - (self._tokenizer.pad_token_id or 0) - 1)
         self._piece_length = self._longest - self._tokenizer.num_special_tokens_to_add()
 
     def encode(self, words: Sequence[str]) -> npt.NDArray[np.float16]:
-        """Vectors of the words of one transcript.
+        """Return vectors, finite float16 (W, D), of the words of one transcript, given with their punctuation.
 
-        Sentences end with the words' own final punctuation; one that is too long for the model is divided.
-        A word of which the tokenizer leaves nothing gets the vector of the unknown token in its place.
-
-        Args:
-            words: in order, with their punctuation.
-
-        Returns:
-            float16 (W, D), finite.
+        A sentence that is too long for the model is divided. A word that the tokenizer drops gets the vector of the
+        unknown token.
 
         Raises:
             InputError: (naming ``words.model``) a value is too large for float16.
@@ -84,7 +67,7 @@ class WordEncoder:
             return vectors.astype(np.float16)
         known, lengths = self._known_words(words)
         pieces = [piece for sentence in sentences(words) for piece in self._pieces(lengths, sentence)]
-        # Neighbours in length share a batch, so that little of it is padding.
+        # Pieces of similar length share a batch, to avoid padding.
         pieces.sort(key=len)
         for first in range(0, len(pieces), _BATCH):
             batch = pieces[first : first + _BATCH]
@@ -94,15 +77,6 @@ class WordEncoder:
         if not np.all(np.abs(vectors) <= np.finfo(np.float16).max):
             raise InputError("words.model: its vectors are too large for float16 or not finite; give another model")
         return vectors.astype(np.float16)
-
-    def _longest_input(self) -> int:
-        """Tokens that the model takes, special ones included."""
-        positions = getattr(self._model.config, "max_position_embeddings", None)
-        if positions is None:
-            return int(self._tokenizer.model_max_length)
-        # Models of the RoBERTa family number positions from the padding token's number plus one.
-        reserved = (self._tokenizer.pad_token_id or 0) + 1
-        return int(min(self._tokenizer.model_max_length, positions - reserved))
 
     def _pieces(self, lengths: Sequence[int], sentence: range) -> Iterator[range]:
         """Cut a sentence so that each piece fits the model; a longer single word is left to truncation."""
@@ -115,7 +89,7 @@ class WordEncoder:
         yield range(first, sentence.stop)
 
     def _known_words(self, words: Sequence[str]) -> tuple[list[str], list[int]]:
-        """Words with the unknown token for those that the tokenizer drops, and the number of sub-words of each."""
+        """Words, the unknown token in place of those that the tokenizer drops, and the number of sub-words of each."""
         encoding = self._tokenizer(list(words), is_split_into_words=True, add_special_tokens=False, verbose=False)
         lengths = [0] * len(words)
         for word in encoding.word_ids():
@@ -145,16 +119,6 @@ class WordEncoder:
 
 
 def sentences(words: Sequence[str]) -> list[range]:
-    """Split a transcript after each word that ends a sentence; what is left at the end is a sentence too.
-
-    Returns:
-        Indices of the words of each sentence; together they are all indices, in order.
-    """
-    found, first = [], 0
-    for index, word in enumerate(words):
-        if word.rstrip(_CLOSING).endswith(_SENTENCE_ENDS):
-            found.append(range(first, index + 1))
-            first = index + 1
-    if first < len(words):
-        found.append(range(first, len(words)))
-    return found
+    """Return the indices of the words of each sentence, in order; the last one needs no final punctuation."""
+    ends = [index for index, word in enumerate(words, 1) if word.rstrip(_CLOSING).endswith(_SENTENCE_ENDS)]
+    return [range(first, stop) for first, stop in pairwise(sorted({0, *ends, len(words)}))]

@@ -24,8 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run ``rcma-calibrate``; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="rcma-calibrate",
-        description="Fit the public models of rcma-predict to a few labelled videos of yours: a ridge regression for "
-        "each target over what the models say. Prints CCC before and after, on videos that were held out.",
+        description="Fit the public models of rcma-predict to a few labelled videos: a ridge regression for each "
+        "target over the outputs of the models. Prints CCC before and after, on held-out videos.",
         epilog="example:\n  rcma-predict my_videos/ --out predictions\n"
         "  rcma-calibrate --predictions predictions --annotations labels --out calibration.safetensors\n"
         "  rcma-predict more_videos/ --calibration calibration.safetensors --out calibrated",
@@ -41,10 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--annotations",
         required=True,
         metavar="ANNOTATIONS",
-        help="labels of at least three videos: a folder of VIDEO_ID.txt, or tables with times of their own",
+        help="labels of at least three videos: a folder of VIDEO_ID.txt, or tables with their own times",
     )
     parser.add_argument(
-        "--out", required=True, metavar="FILE", help="file to write; that of an earlier run is replaced, others never"
+        "--out", required=True, metavar="FILE", help="file to write; only a file of rcma-calibrate is replaced"
     )
     add_label_arguments(parser)
     add_common_arguments(parser, device=False)
@@ -83,14 +83,11 @@ def _print_scores(calibration: Calibration) -> None:
         rows.append([target, f"{before:.3f}", f"{after:.3f}", str(s.n_videos), str(s.n_frames), str(s.n_folds)])
         if not after > before:
             worse.append(target)
-    print_table(
-        "CCC over labelled frames of videos that were held out when what predicts them was fitted",
-        ["", "before", "after", "videos", "frames", "folds"],
-        rows,
-    )
+    title = "CCC over labelled frames, each video held out from the fit that predicts it"
+    print_table(title, ["", "before", "after", "videos", "frames", "folds"], rows)
     print(
-        "The figure depends on how many videos there are, not frames. Two videos of one person count as two: expect "
+        "These figures depend on the number of videos, not of frames. Two videos of one person count as two: expect "
         "less on new people."
     )
     if worse:
-        log.warning(f"{' and '.join(worse)}: not better than without calibration, on videos that were held out")
+        log.warning(f"{' and '.join(worse)}: not better than without calibration on held-out videos")

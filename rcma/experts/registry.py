@@ -1,132 +1,234 @@
-"""The public models: what ``registry.yaml`` says of them, and where the files of those that are fetched lie.
+"""The public models of ``registry.yaml``; downloads and checks the files of those that are not part of the package.
 
-Nothing is downloaded here; see :mod:`rcma.experts.fetch`. Files lie in one folder, :func:`models_folder`, and may be
-put there by hand. A file whose sha256 is not the registered one is never used.
+Files are downloaded completely and with the right sha256, or not at all. Users may copy them by hand. A file with the
+wrong sha256 is never used.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import os
-from functools import cache, lru_cache
+import sys
+from abc import abstractmethod
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from safetensors import safe_open
 
 from preprocessing.errors import InputError
-from preprocessing.files import refuse_to_overwrite, replace_own, sha256
+from preprocessing.files import replace_own, replace_when_whole, sha256, whole_or_nothing
+from preprocessing.speech import socket_timeout
+from rcma.config import Modality
+from rcma.experts.words import WEIGHTS
 
 REGISTRY = Path(__file__).with_name("registry.yaml")
 FOLDER_VARIABLE = "RCMA_MODELS"
-"""Environment variable that names the folder of the models."""
+"""Environment variable with the folder of the models."""
 CHECKSUMS_FILE = "sha256.json"
-"""In the folder of a model of several files: the sha256 that each had when it was fetched."""
+"""In the folder of a model of several files: the sha256 of each when it was downloaded."""
 LICENCES_FILE = "accepted-licences.json"
-"""In the folder of the models: the licence texts that the user has accepted, by the name of the model."""
+"""In the folder of the models: the text of each licence that the user has accepted, by the name of the model."""
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
-log = logging.getLogger("rcma")
 
+class Entry(BaseModel):
+    """Description of a public model."""
 
-class _Described(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
-    weights_licence: str
+    modality: Modality
+    gives: str
+    """Meaning of its values, in a few words."""
     trained_on: str
     scores: str
-    """Says whose figures they are."""
+    """Figures, and who measured them."""
     source: str
-    """Where the model, or what it was trained on, is described."""
+    """Where the model, or its training data, is described."""
+    weights_licence: str
+    code_licence: str | None = None
+    """None for models that come with the package."""
+
+    @property
+    def licence(self) -> str:
+        """Licences of code and weights."""
+        code = f"code {self.code_licence}; weights " if self.code_licence else ""
+        return code + self.weights_licence
+
+    def __str__(self) -> str:
+        """Return the description in one line."""
+        return (
+            f"{self.name}: {self.gives}. Trained on: {self.trained_on}. Scores: {self.scores}. Licence: {self.licence}."
+        )
 
 
-class PackagedEntry(_Described):
-    """A model that comes with the package."""
+class DownloadedEntry(Entry):
+    """Description of a model whose files are downloaded."""
 
-    modality: Literal["text", "audio"]
-    what: str
-    """What its values are, in a few words."""
-
-
-class _Entry(_Described):
-    code_licence: str
+    files: Annotated[dict[str, Sha256 | None], Field(min_length=1)]
+    """Path below the folder of models, and sha256, of each file; None where it is known only after the download."""
     must_accept: bool = False
     """Whether the user has to accept the licence of the weights before they are used."""
-    input: str
-    output: str
+
+    @property
+    def path(self) -> Path:
+        """Where the file of a model of one file, or the folder of the others, belongs."""
+        return models_folder() / Path(next(iter(self.files))).parts[0]
+
+    def is_here(self) -> bool:
+        """Whether all files are there, right or wrong."""
+        return all((models_folder() / name).is_file() for name in self.files)
+
+    def is_accepted(self) -> bool:
+        """Whether the licence needs no acceptance, or the user has accepted its present text."""
+        return not self.must_accept or _accepted_licences().get(self.name) == self.weights_licence
+
+    def accept_licence(self) -> None:
+        """Record that the user accepts the licence of the weights.
+
+        Raises:
+            InputError: another file is in the place of the record.
+            OSError: the record cannot be written.
+        """
+        accepted = {**_accepted_licences(), self.name: self.weights_licence}
+        with replace_own(models_folder() / LICENCES_FILE) as new:
+            new.write_text(json.dumps(accepted, indent=1) + "\n", encoding="utf-8")
+
+    def locate(self) -> Path:
+        """Check the files and return :attr:`path`.
+
+        Raises:
+            InputError: a file is missing or has the wrong sha256, or the licence is not accepted.
+            OSError: a file cannot be read.
+        """
+        if not self.is_here() or not self.is_accepted():
+            raise InputError(self.how_to_get())
+        record = self.path / CHECKSUMS_FILE
+        recorded = _read_record(record) if record.is_file() else {}
+        for name, registered in self.files.items():
+            path = models_folder() / name
+            # The checksums of files copied by hand are unknown unless they are registered.
+            right = registered or recorded.get(path.name)
+            if right is not None and sha256(path) != right:
+                raise InputError(
+                    f"{path}: wrong checksum, so it is not used (sha256 {right} is right); remove it, then "
+                    f"rcma-models fetch {self.name}"
+                )
+        return self.path
+
+    def fetch(self) -> Path:
+        """Download the files unless they are here, with a progress bar on a terminal, and return :attr:`path`.
+
+        Raises:
+            InputError: the licence is not accepted, a file cannot be downloaded or has the wrong sha256, or another
+                folder is in their place.
+            OSError: the folder of models cannot be written.
+        """
+        if not self.is_accepted():
+            raise InputError(
+                f"{self.name}: the licence of its weights is {self.weights_licence}; read {self.source} and, "
+                f"if you agree, add --accept-licence {self.name}"
+            )
+        if not self.is_here():
+            self._download()
+        return self.locate()
+
+    @abstractmethod
+    def _download(self) -> None:
+        """Download the files to where they belong."""
+
+    def _download_file(self, url: str, path: Path, sha256: str | None) -> None:
+        from torch.hub import download_url_to_file
+
+        print(f"downloading {url}", file=sys.stderr)
+        try:
+            with socket_timeout():
+                download_url_to_file(url, str(path), sha256, progress=sys.stderr.isatty())
+        except Exception as error:  # Of the network, or a RuntimeError if the checksum is wrong.
+            raise self._not_downloaded(url, error) from error
+
+    def _not_downloaded(self, url: str, error: Exception) -> InputError:
+        reason = str(error).strip().partition("\n")[0].rstrip(".;: ") or type(error).__name__
+        return InputError(f"{self.name}: {url} cannot be downloaded ({reason}); {self.by_hand()}")
+
+    def how_to_get(self) -> str:
+        """Return one line on how to get the model, with the licence of the weights."""
+        accept = f" --accept-licence {self.name}" if self.must_accept else ""
+        return f"rcma-models fetch {self.name}{accept}; licence: {self.weights_licence}; {self.by_hand()}"
+
+    def by_hand(self) -> str:
+        """Return an instruction for machines without a network."""
+        return f"without a network, put a copy at {' and '.join(str(models_folder() / name) for name in self.files)}"
 
 
-class FaceEntry(_Entry):
+class FaceEntry(DownloadedEntry):
     """A face model: one ONNX file, from a cut-out face to eight logits, valence and arousal."""
 
     modality: Literal["face"]
-    file: str
     url: str
-    bytes: int | None = None
-    """Size of the file, where it is known."""
-    sha256: Sha256
     side: int = Field(gt=0)
     """Of the square input, pixels."""
     mean: tuple[float, float, float]
     """Subtracted from RGB in [0,1]."""
     std: tuple[float, float, float]
-    """What the difference is divided by."""
+    """Divides the difference."""
+
+    def _download(self) -> None:
+        with replace_when_whole(self.path) as new:
+            self._download_file(self.url, new, *self.files.values())
 
 
-class VoiceEntry(_Entry):
-    """A voice model: a repository on the Hugging Face Hub."""
+class VoiceEntry(DownloadedEntry):
+    """A voice model: files of a repository on the Hugging Face Hub."""
 
     modality: Literal["audio"]
     hub: str
-    files: tuple[str, ...] = Field(min_length=1)
-    """What is needed of the repository."""
 
+    def _download(self) -> None:
+        import huggingface_hub
 
-Entry = Annotated[FaceEntry | VoiceEntry, Field(discriminator="modality")]
+        try:
+            info = huggingface_hub.HfApi().model_info(self.hub, files_metadata=True, timeout=20.0)
+        except Exception as error:  # The client of the Hub raises errors of three libraries.
+            raise self._not_downloaded(self.source, error) from error
+        # The Hub knows the sha256 of large files only.
+        known = {sibling.rfilename: sibling.lfs.sha256 for sibling in info.siblings or () if sibling.lfs is not None}
+        with whole_or_nothing(self.path) as folder:
+            checksums = {}
+            for name in (Path(file).name for file in self.files):
+                url = huggingface_hub.hf_hub_url(self.hub, name, revision=info.sha)
+                self._download_file(url, folder / name, known.get(name))
+                checksums[name] = sha256(folder / name)
+            (folder / CHECKSUMS_FILE).write_text(json.dumps(checksums, indent=1) + "\n", encoding="utf-8")
 
 
 @cache
 def entries() -> dict[str, FaceEntry | VoiceEntry]:
-    """The models that can be fetched, by name, whether they are on this machine or not."""
-    return TypeAdapter(dict[str, Entry]).validate_python(_read("fetched"))
+    """Return the models that can be downloaded, by name, whether or not they are on this machine."""
+    entry = Annotated[FaceEntry | VoiceEntry, Field(discriminator="modality")]
+    return TypeAdapter(dict[str, entry]).validate_python(_read_registry("downloaded"))
 
 
 @cache
-def packaged() -> dict[str, PackagedEntry]:
-    """The models that come with the package, by name."""
-    from safetensors import safe_open
-
-    given = _read("packaged")
-    for values in given.values():
-        if "weights" in values:
-            with safe_open(REGISTRY.with_name(values.pop("weights")), framework="np") as file:
-                values |= file.metadata()
-    return TypeAdapter(dict[str, PackagedEntry]).validate_python(given)
+def packaged() -> dict[str, Entry]:
+    """Return the models that come with the package, by name."""
+    given = _read_registry("packaged")
+    with safe_open(WEIGHTS, framework="np") as file:
+        given["words"] |= file.metadata()
+    return TypeAdapter(dict[str, Entry]).validate_python(given)
 
 
-def _read(section: str) -> dict[str, dict[str, Any]]:
+def _read_registry(section: str) -> dict[str, dict[str, Any]]:
     given = yaml.safe_load(REGISTRY.read_text(encoding="utf-8"))[section]
     return {name: {"name": name, **values} for name, values in given.items()}
 
 
-def available() -> dict[str, FaceEntry | VoiceEntry]:
-    """The models that were fetched and can be used now; one with a wrong checksum is left out with a warning."""
-    usable = {}
-    for name, entry in entries().items():
-        try:
-            if locate(entry) is not None:
-                usable[name] = entry
-        except InputError as error:
-            log.warning("%s", error)
-    return usable
-
-
 def find_entry(name: str) -> FaceEntry | VoiceEntry:
-    """The model of that name among those that can be fetched.
+    """Return the model of that name among those that can be downloaded.
 
     Raises:
         InputError: there is none.
@@ -136,129 +238,20 @@ def find_entry(name: str) -> FaceEntry | VoiceEntry:
     return entries()[name]
 
 
-def find_file(name: str) -> Path | None:
-    """Where a model lies: a file for a face model, a folder for a voice model; None if it cannot be used yet.
-
-    Raises:
-        InputError: there is no model of that name, or its checksum is wrong.
-    """
-    return locate(find_entry(name))
-
-
-def how_to_get(name: str) -> str:
-    """One line that says how a model gets onto this machine, with its licence.
-
-    Raises:
-        InputError: there is no model of that name.
-    """
-    entry = find_entry(name)
-    accept = f" --accept-licence {name}" if entry.must_accept else ""
-    return (
-        f"rcma-models fetch {name}{accept}; licence: {entry.weights_licence}; without a network, {put_by_hand(entry)}"
-    )
-
-
-def put_by_hand(entry: FaceEntry | VoiceEntry) -> str:
-    """Say where files go that the user has from elsewhere."""
-    if isinstance(entry, FaceEntry):
-        return f"put a copy of the file at {destination(entry)}"
-    return f"put copies of {' and '.join(entry.files)} into {destination(entry)}"
-
-
 def models_folder() -> Path:
-    """``RCMA_MODELS`` if it is set, else ``rcma`` in the user's folder of caches (``XDG_CACHE_HOME``, ``~/.cache``)."""
-    given = os.environ.get(FOLDER_VARIABLE)
-    if given:
+    """``RCMA_MODELS`` if it is set, else ``rcma`` in the user's cache folder (``XDG_CACHE_HOME``, ``~/.cache``)."""
+    if given := os.environ.get(FOLDER_VARIABLE):
         return Path(given).expanduser().absolute()
-    caches = os.environ.get("XDG_CACHE_HOME")
-    return (Path(caches) if caches and Path(caches).is_absolute() else Path.home() / ".cache") / "rcma"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rcma"
 
 
-def destination(entry: FaceEntry | VoiceEntry) -> Path:
-    """Where the file of a face model, or the folder of a voice model, belongs."""
-    return models_folder() / (entry.file if isinstance(entry, FaceEntry) else entry.name)
-
-
-def locate(entry: FaceEntry | VoiceEntry) -> Path | None:
-    """As :func:`find_file`, for an entry."""
-    path = destination(entry)
-    if not is_here(entry) or not is_accepted(entry):
-        return None
-    for file, expected in _checksums(entry, path).items():
-        found = hash_file(file)
-        if found != expected:
-            raise InputError(
-                f"{file}: sha256 {found}, but {expected} is right; it is not used: remove it, "
-                f"then rcma-models fetch {entry.name}"
-            )
-    return path
-
-
-def is_here(entry: FaceEntry | VoiceEntry) -> bool:
-    """Whether the files of a model are there, right or wrong."""
-    path = destination(entry)
-    return path.is_file() if isinstance(entry, FaceEntry) else all((path / name).is_file() for name in entry.files)
-
-
-def _checksums(entry: FaceEntry | VoiceEntry, path: Path) -> dict[Path, str]:
-    """The sha256 that each file should have; none are known of a repository's files that were put there by hand."""
-    if isinstance(entry, FaceEntry):
-        return {path: entry.sha256}
-    record = path / CHECKSUMS_FILE
-    if not record.is_file():
-        return {}
-    try:
-        known = TypeAdapter(dict[str, Sha256]).validate_json(record.read_bytes())
-    except ValueError:
-        raise InputError(f"{record}: damaged; remove {path}, then rcma-models fetch {entry.name}") from None
-    return {path / name: known[name] for name in entry.files if name in known}
-
-
-def hash_file(path: Path) -> str:
-    """The sha256 of a file; one that has not changed is read once in a process.
-
-    Raises:
-        InputError: it cannot be read.
-    """
-    try:
-        status = path.stat()
-        return _hash(path, status.st_size, status.st_mtime_ns, status.st_ino)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-@lru_cache(maxsize=64)
-def _hash(path: Path, size: int, modified_ns: int, inode: int) -> str:
-    return sha256(path)
-
-
-def is_accepted(entry: FaceEntry | VoiceEntry) -> bool:
-    """Whether the licence needs no acceptance, or was accepted as it reads now."""
-    return not entry.must_accept or _accepted().get(entry.name) == entry.weights_licence
-
-
-def accept_licence(entry: FaceEntry | VoiceEntry) -> None:
-    """Remember that the user accepts the licence of the weights.
-
-    Raises:
-        InputError: something else is in the place of the list.
-        OSError: it cannot be written.
-    """
-    if is_accepted(entry):
-        return
+def _accepted_licences() -> dict[str, str]:
     path = models_folder() / LICENCES_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    refuse_to_overwrite([path])
-    accepted = {**_accepted(), entry.name: entry.weights_licence}
-    with replace_own(path) as new:
-        new.write_text(json.dumps(accepted, indent=1) + "\n", encoding="utf-8")
+    return _read_record(path) if path.is_file() else {}
 
 
-def _accepted() -> dict[str, str]:
-    path = models_folder() / LICENCES_FILE
-    if not path.is_file():
-        return {}
+def _read_record(path: Path) -> dict[str, str]:
     try:
         return TypeAdapter(dict[str, str]).validate_json(path.read_bytes())
     except ValueError:
-        raise InputError(f"{path}: not a list of accepted licences; remove it and accept them again") from None
+        raise InputError(f"{path}: not a file of rcma-models, or damaged; remove it, then fetch again") from None

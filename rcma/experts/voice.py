@@ -1,16 +1,16 @@
-"""Vocal activation relative to the same recording: how activated a voice is, without a trained model.
+"""Vocal activation relative to the recording: how activated a voice is, without a trained model.
 
 Pitch, brightness and level rise with activation (after Bone, Lee and Narayanan, "Robust unsupervised arousal rating",
-IEEE Transactions on Affective Computing, 2014). Each is taken relative to the recording's own median, on fixed scales,
-so that a calm recording stays near 0. Zero means this recording's median: a recording that is angry throughout is at 0
-as well. Nothing is said of valence.
+IEEE Transactions on Affective Computing, 2014). Each is taken relative to its median over the recording, on a fixed
+scale, so that a calm recording stays near 0. A recording that is angry throughout is near 0 too. Valence is not
+predicted.
 
 For x one of pitch P (semitones), brightness H (dB) and level L (dB), each the median over the voiced frames of a window
 of 3 s:
 
     z_x = tanh((x - median of the recording) / 6)
     w   = clip(Spearman(z_L, (z_P + z_H) / 2), 0, 1)      over the windows of the recording
-    A   = (z_P + z_H + w z_L) / (2 + w)                   level counts only as far as it agrees with the others
+    A   = (z_P + z_H + w z_L) / (2 + w)                   level counts as far as it agrees with the others
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ HOP_S = 0.5
 _LEAST_VOICED_S = 0.3
 """A window with less voiced sound has no value."""
 _SCALE = 6.0
-"""Semitones, or dB, from the recording's median to tanh(1)."""
+"""Semitones, or dB, from the median of the recording to tanh(1)."""
 _FRAME = SAMPLE_RATE * 40 // 1000
 _N_FFT = 1024
 _LOWEST_HZ, _HIGHEST_HZ = 65.0, 600.0
 _OCTAVE_COST = 0.02
-"""Taken off a peak of the autocorrelation for each octave that its lag is above the shortest one."""
+"""Subtracted from a peak of the autocorrelation for each octave of its lag above the shortest lag."""
 _LEAST_CORRELATION = 0.5
 _DYNAMIC_RANGE_DB = 45.0
-"""Frames that far below the recording's loud ones (95th percentile of the level) are not voiced."""
+"""Frames this far below the 95th percentile of the level are not voiced."""
 _BRIGHT_HZ = 1000.0
 _REFERENCE_HZ = 55.0
 _LOG_OFFSET = 0.01
@@ -49,7 +49,7 @@ _ROWS_AT_ONCE = 60 * MEL_RATE
 
 @dataclass(frozen=True)
 class VoiceFrames:
-    """What is measured every 10 ms; M rows, row m at m/100 s on the video's clock."""
+    """Measurements every 10 ms; M rows, row m at m/100 s on the video's clock."""
 
     pitch: NDArray[np.float64]
     """(M,) semitones above 55 Hz; NaN where no pitch is found."""
@@ -88,11 +88,11 @@ def measure_voice(samples: Samples, start_s: float, log_mel: NDArray[np.float16]
 def vocal_activation(
     frames: VoiceFrames, speech: Sequence[tuple[float, float]]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Activation of the voice in windows of 3 s, relative to the recording.
+    """Compute the activation of the voice in windows of 3 s, relative to the recording.
 
     Args:
         frames: see :func:`measure_voice`.
-        speech: (start, end) of detected speech, seconds on the video's clock: a chord of music would pass as voiced.
+        speech: (start, end) of detected speech, seconds on the video's clock. Music would pass as voiced.
 
     Returns:
         Centres of the windows (K,), seconds, and activation (K,) in [-1,1]; NaN in windows with less than 0.3 s voiced.
@@ -117,14 +117,27 @@ def vocal_activation(
     return centres_s, activation
 
 
+def at_frames(
+    centres_s: NDArray[np.float64], values: NDArray[np.float64], time_s: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Interpolate values (K,) of windows with rising centres (K,) to frames (T,), all times in seconds.
+
+    The result is NaN outside the nearest window, and where that has no value (NaN).
+    """
+    valid = np.isfinite(values)
+    if not valid.any():
+        return np.full(len(time_s), np.nan)
+    nearest = np.searchsorted((centres_s[1:] + centres_s[:-1]) / 2, time_s)
+    reached = valid[nearest] & (np.abs(time_s - centres_s[nearest]) <= WINDOW_S / 2)
+    return np.where(reached, np.interp(time_s, centres_s[valid], values[valid]), np.nan)
+
+
 def _is_voiced(frames: VoiceFrames, speech: Sequence[tuple[float, float]]) -> NDArray[np.bool_]:
     spoken = np.zeros(len(frames.pitch), np.bool_)
     for start_s, end_s in speech:
         spoken[max(0, round(start_s * MEL_RATE)) : max(0, round(end_s * MEL_RATE))] = True
     finite = frames.level_db[np.isfinite(frames.level_db)]
-    if not len(finite):
-        return spoken & False
-    loud_db = np.percentile(finite, 95)
+    loud_db = np.percentile(finite, 95) if len(finite) else np.inf
     return (
         spoken
         & np.isfinite(frames.pitch)
@@ -134,7 +147,7 @@ def _is_voiced(frames: VoiceFrames, speech: Sequence[tuple[float, float]]) -> ND
 
 
 def _frames(samples: Samples, start_s: float, rows: slice) -> NDArray[np.float64]:
-    """(m,640) samples around the middle of each row's 25 ms; zeros where there is no sound."""
+    """(m,640) samples around the middle of each row's 25 ms; zeros outside the sound."""
     # Row m covers the samples [160 m, 160 m + 400): both frames have the same middle.
     begin = rows.start * HOP_LENGTH + (400 - _FRAME) // 2 - round(start_s * SAMPLE_RATE)
     n = (rows.stop - rows.start - 1) * HOP_LENGTH + _FRAME
@@ -146,7 +159,7 @@ def _frames(samples: Samples, start_s: float, rows: slice) -> NDArray[np.float64
 
 
 def _pitch(frames: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Semitones above 55 Hz (NaN where there is no peak), and the correlation at the period, both (m,)."""
+    """Semitones above 55 Hz (NaN without a peak), and the correlation at the period, both (m,)."""
     window = np.hanning(_FRAME + 2)[1:-1]
     of_window = _autocorrelation(window[None])[0]
     correlation = _autocorrelation((frames - frames.mean(axis=1, keepdims=True)) * window)
@@ -168,12 +181,12 @@ def _pitch(frames: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np
 
 
 def _autocorrelation(frames: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(m,n) -> (m,513), lags 0 to 512; the lags that are used are free of wrap-around."""
+    """(m,n) -> (m,513), lags 0 to 512; the lags that are used have no wrap-around."""
     return np.fft.irfft(np.abs(np.fft.rfft(frames, _N_FFT)) ** 2, _N_FFT)[:, : _N_FFT // 2 + 1]
 
 
 def _spearman(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
-    """Rank correlation; 0 where it is not defined."""
+    """Rank correlation; 0 where it is undefined."""
     if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return 0.0
     return float(spearmanr(x, y).statistic)

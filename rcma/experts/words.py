@@ -1,13 +1,14 @@
 """Valence and arousal of spoken sentences, by a small network on sentence embeddings of all-MiniLM-L6-v2.
 
 The network was trained on EmoBank (Buechel and Hahn, EACL 2017; CC BY-SA 4.0), written English sentences rated by about
-five readers; ``benchmarks/train_text_affect.py`` trains and scores it. A value holds over its sentence: nothing is said
-of single words or frames.
+five readers; ``benchmarks/train_text_affect.py`` trains and scores it. A value holds for a whole sentence, not for
+single words or frames.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +16,12 @@ from numpy.typing import NDArray
 
 from preprocessing.config import PACKAGED
 from preprocessing.features import Word
-from preprocessing.speech import quiet_transformers, sentences, word_model_folder
+from preprocessing.speech import load_text_encoder, sentences
 
 WEIGHTS = Path(__file__).with_name("text_affect.safetensors")
-"""Their metadata say what they were trained on, their scores and their licence."""
+"""Weights, with their training data, scores and licence as metadata."""
 _LAYERS = (6, 3)
-"""Hidden layers whose mean over tokens describes a sentence: the last one, and a middle one that keeps more of the
-words."""
+"""Hidden layers whose means over tokens describe a sentence: the last one, and a middle one, closer to the words."""
 _LONGEST = 256
 """Tokens of a sentence that are read."""
 _BATCH = 32
@@ -29,7 +29,7 @@ _LONGEST_PAUSE_S = 1.0
 
 
 class SentenceEncoder:
-    """Describes sentences by vectors of all-MiniLM-L6-v2."""
+    """Turns sentences into vectors of all-MiniLM-L6-v2."""
 
     width = 768
 
@@ -39,21 +39,15 @@ class SentenceEncoder:
         Raises:
             InputError: the extra ``offline-models`` is not installed, or its files are not the official ones.
         """
-        from transformers import AutoModel, AutoTokenizer
-
-        folder = word_model_folder(PACKAGED)
-        local = {"local_files_only": True, "trust_remote_code": False}
-        with quiet_transformers():
-            self._tokenizer = AutoTokenizer.from_pretrained(folder, **local)
-            self._model = AutoModel.from_pretrained(folder, dtype="float32", **local)
+        self._tokenizer, self._model = load_text_encoder(PACKAGED)
         self._model.eval()
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """float32 (N,768): for each text, the mean over its tokens of two hidden layers."""
+        """Return float32 (N,768): for each text, the means over its tokens of two hidden layers."""
         import torch
 
         vectors = np.zeros((len(texts), self.width), np.float32)
-        # Neighbours in length share a batch, so that little of it is padding.
+        # Texts of similar length share a batch, to avoid padding.
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
         for first in range(0, len(order), _BATCH):
             batch = order[first : first + _BATCH]
@@ -75,8 +69,8 @@ class SentenceEncoder:
 class TextAffect:
     """Valence and arousal of sentences."""
 
-    def __init__(self, weights: Path = WEIGHTS) -> None:
-        """Load the encoder and the network on top of it.
+    def __init__(self) -> None:
+        """Load the encoder and the network.
 
         Raises:
             InputError: see :class:`SentenceEncoder`.
@@ -84,15 +78,15 @@ class TextAffect:
         from safetensors.numpy import load_file
 
         self._encoder = SentenceEncoder()
-        self._weights = {name: value.astype(np.float32) for name, value in load_file(weights).items()}
+        self._weights = {name: value.astype(np.float32) for name, value in load_file(WEIGHTS).items()}
 
     def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """(N,2) valence and arousal of each sentence, in [-1,1]; 0 is the middle of EmoBank's scale."""
+        """Return (N,2) valence and arousal of each sentence in [-1,1]; 0 is the middle of EmoBank's scale."""
         return regress(self._weights, self._encoder.encode(texts))
 
 
 def regress(weights: dict[str, NDArray[np.float32]], vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """One hidden layer with GELU: (N,768) sentence vectors to (N,2) valence and arousal in [-1,1]."""
+    """Apply the network, one hidden layer with GELU: (N,768) vectors to (N,2) valence and arousal in [-1,1]."""
     from scipy.special import erf
 
     hidden = vectors @ weights["hidden.weight"].T + weights["hidden.bias"]
@@ -102,30 +96,18 @@ def regress(weights: dict[str, NDArray[np.float32]], vectors: NDArray[np.float32
 
 
 def spoken_sentences(words: Sequence[Word]) -> list[range]:
-    """Indices of the words of each sentence: it ends with its punctuation, or before a pause of more than a second."""
+    """Return the indices of the words of each sentence; a pause of more than a second ends a sentence too."""
     found = []
     for sentence in sentences([word.text for word in words]):
-        first = sentence.start
-        for index in sentence[1:]:
-            if words[index].start_s - words[index - 1].end_s > _LONGEST_PAUSE_S:
-                found.append(range(first, index))
-                first = index
-        found.append(range(first, sentence.stop))
+        pauses = [k for k in sentence[1:] if words[k].start_s - words[k - 1].end_s > _LONGEST_PAUSE_S]
+        found += [range(first, stop) for first, stop in pairwise([sentence.start, *pauses, sentence.stop])]
     return found
 
 
 def sentence_values(affect: TextAffect, words: Sequence[Word], time_s: NDArray[np.float64]) -> NDArray[np.float32]:
-    """(T,2) valence and arousal at each frame: those of the sentence being spoken, NaN between sentences.
-
-    Args:
-        affect: the model.
-        words: of the video, in order.
-        time_s: (T,) seconds.
-    """
+    """Return (T,2) valence and arousal of the sentence spoken at each frame (T,), seconds; NaN between sentences."""
     values = np.full((len(time_s), 2), np.nan, np.float32)
     spans = spoken_sentences(words)
-    if not spans:
-        return values
     predicted = affect([" ".join(words[index].text for index in span) for span in spans])
     for span, value in zip(spans, predicted, strict=True):
         inside = (time_s >= words[span.start].start_s) & (time_s <= words[span.stop - 1].end_s)
