@@ -18,26 +18,26 @@ if TYPE_CHECKING:
     from preprocessing.media import Samples
 
 SPEECH_PAD_S = 0.1
-"""Added to both ends of what silero-vad calls speech: it cuts soft consonants off."""
+"""Added to both ends of detected speech: silero-vad cuts soft consonants off."""
 CHUNK_S = 28.0
 """Longest chunk handed to Whisper, whose window is 30 s."""
 CHUNK_PAD_S = 0.5
-"""More sound around the speech of a chunk: Whisper misses words at its edges. Measured on six GRID clips: 12 of 36
-words wrong with 0.2 s, 8 with 0.3 and more."""
+"""Additional sound around the speech of a chunk: Whisper misses words at the edges of its input. Measured on six GRID
+clips: 12 of 36 words wrong with 0.2 s, 8 with 0.3 s and more."""
 _LONGEST_PAUSE_S = 2.0
-"""Longer pauses end a chunk: Whisper fills them with words and stretches the times of the words around them."""
+"""A longer pause ends a chunk: Whisper fills it with words and stretches the times of the words around it."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A stretch of sound that fits Whisper's window; all in seconds from the first sample."""
+    """A stretch of sound that fits Whisper's window; times in seconds from the first sample."""
 
     start_s: float
     end_s: float
     speech: tuple[tuple[float, float], ...]
     """(start, end) of each stretch of speech inside."""
     probability: float
-    """Mean of silero-vad's probability of speech where it passes the threshold."""
+    """Mean probability of speech where it passes the threshold."""
 
     @property
     def speech_s(self) -> float:
@@ -52,13 +52,13 @@ def gather(
     threshold: float,
     duration_s: float,
 ) -> list[Chunk]:
-    """Gather neighbouring stretches of speech and add what surrounds them.
+    """Gather neighbouring stretches of speech into chunks, and add some sound around each.
 
     Args:
         speech: (start, end) in seconds, in order.
         probabilities: of speech, one per 512 samples.
-        threshold: what a probability must reach to count in a chunk's mean.
-        duration_s: of all the sound.
+        threshold: least probability that counts in the mean of a chunk.
+        duration_s: duration of the sound.
     """
     padded = _pad(speech, SPEECH_PAD_S, duration_s=duration_s)
     groups: list[list[int]] = []
@@ -82,9 +82,9 @@ def gather(
 def mean_probability(
     probabilities: npt.NDArray[np.float64], spans: Sequence[tuple[float, float]], threshold: float
 ) -> float:
-    """Mean over the given seconds of what passes the threshold, 0 where nothing does.
+    """Mean, over the given seconds, of the probabilities that pass the threshold; 0 if none does.
 
-    Only of that: the fading of a short cry would weigh as much as the cry.
+    The others are ignored because the fading of a short cry would weigh as much as the cry.
     """
     rate = SAMPLE_RATE / VAD_SAMPLES
     judged = np.concatenate([probabilities[round(start * rate) : math.ceil(end * rate)] for start, end in spans])
@@ -93,7 +93,7 @@ def mean_probability(
 
 
 def _pad(spans: Sequence[tuple[float, float]], by_s: float, *, duration_s: float) -> list[tuple[float, float]]:
-    """Lengthen each span at both ends, but not beyond the sound or the middle of the gap to its neighbour."""
+    """Lengthen each span at both ends, up to the ends of the sound and the middle of the gaps between spans."""
     middles = [(before[1] + after[0]) / 2 for before, after in pairwise(spans)]
     return [
         (max(start - by_s, earliest), min(end + by_s, latest))

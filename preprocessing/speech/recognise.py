@@ -1,9 +1,9 @@
-"""Words and their times from sound: voice activity detection first, then Whisper on what is speech.
+"""Words and their times from sound: voice activity detection, then Whisper on the detected speech.
 
-Whisper invents words where nobody speaks, so it never hears those parts: silero-vad finds the speech, its segments are
-gathered into chunks that fit Whisper's window of 30 s, and each chunk is decoded at temperature 0, so that the same
-sound always gives the same words. Whisper also passes over speech, or stops before its end: where silero-vad hears
-speech that no word covers, that stretch is decoded separately.
+Whisper invents words where nobody speaks, so it only gets detected speech: silero-vad finds it, neighbouring stretches
+are gathered into chunks that fit Whisper's window of 30 s, and each chunk is decoded at temperature 0, so that the same
+sound always gives the same words. Whisper also skips speech, or stops before its end: detected speech that no word
+covers is decoded again separately.
 """
 
 from __future__ import annotations
@@ -36,19 +36,18 @@ if TYPE_CHECKING:
     from preprocessing.media import Audio, Samples
 
 _CLEARLY_SPEECH = 0.5
-"""How far the mean probability of speech of a chunk must lie above ``vad_threshold``, as a part of what lies above it:
-half way to certainty, 0.75 for the default threshold. Measured: 0.97 and more on clean speech, from 0.88 with music or
-noise as loud as the speech; 0.63 on music that passes the threshold, 0.62 on a telephone's wind and handling."""
+"""Where the least mean probability of speech of a chunk lies between ``vad_threshold`` (0) and certainty (1): at 0.75
+for the default threshold. Measured: 0.97 and more on clean speech, from 0.88 with music or noise as loud as the speech;
+0.63 on music that passes the threshold, 0.62 on a telephone's wind and handling."""
 _LEAD_S = 0.55
-"""Silence before speech: Whisper misses a word that begins with its sound. Where the sound of the video begins with
-speech, and where Whisper passed over a stretch in the middle of it, that is decoded without silence and with it."""
+"""Silence added before speech in a second attempt, because Whisper may skip a word at the very start of its input."""
 
 _LEAST_MISSED_S = 0.6
-"""Speech between two words that is decoded separately: shorter stretches are breath and the end of words."""
+"""Least speech between two words that is decoded again: shorter stretches are breath and the ends of words."""
 _PASSES = 2
-"""How often what is still missing is decoded separately: Whisper may stop early there, too."""
+"""How often speech without words is decoded again: Whisper may stop early in the second attempt, too."""
 _REPORTED_S = 1.0
-"""Speech without words that is worth a warning."""
+"""Least speech without words that gives a warning."""
 _SURE_OF_LANGUAGE = 0.5
 """Least probability of a detected language that needs no warning. Measured: 0.7 and more on 5 s of speech or more,
 0.3 on 1.2 s of it that came out wrong."""
@@ -62,7 +61,7 @@ class Transcript:
     language: str | None
     """ISO 639-1 code, given or detected in speech; None when unknown."""
     warnings: tuple[str, ...] = ()
-    """What was left out and why."""
+    """Speech without words, and the reasons."""
 
 
 class SpeechRecogniser:
@@ -111,8 +110,8 @@ class SpeechRecogniser:
         words: list[Word] = []
         for number, chunk in enumerate(chunks):
             progress(number / len(chunks))
-            at_once = chunk.speech[0][0] < _LEAD_S / 2
-            found, reason = self._decode(audio.samples, chunk, language, at_once=at_once)
+            retry = self._whisper.drops_first_words and chunk.speech[0][0] < _LEAD_S / 2
+            found, reason = self._decode(audio.samples, chunk, language, retry=retry)
             if reason is not None:
                 notes.append(_left_out(chunk, audio, reason))
                 continue
@@ -125,17 +124,17 @@ class SpeechRecogniser:
         ordered = in_order(words, end_s=len(audio.samples) / SAMPLE_RATE)
         return Transcript(tuple(shift(ordered, audio.start_s)), language, tuple(notes))
 
-    def _decode(self, samples: Samples, chunk: Chunk, language: str, *, at_once: bool) -> tuple[list[Word], str | None]:
-        """Words of a chunk, inside its speech; or none, and the reason to disbelieve what Whisper heard.
+    def _decode(self, samples: Samples, chunk: Chunk, language: str, *, retry: bool) -> tuple[list[Word], str | None]:
+        """Return the words of a chunk, inside its speech; or no words, and the reason to reject Whisper's output.
 
         Args:
-            samples: of the video.
-            chunk: of them.
+            samples: all samples of the video.
+            chunk: the part to decode.
             language: of the speech.
-            at_once: whether the sound begins with speech; then it is decoded with silence before it as well.
+            retry: whether to decode the chunk a second time, with silence before it, and take the better result.
         """
         heard = self._recognise(samples, chunk, language)
-        if at_once:
+        if retry:
             later = self._recognise(samples, chunk, language, lead_s=_LEAD_S)
             if is_better(later, heard):
                 heard = later
@@ -145,7 +144,7 @@ class SpeechRecogniser:
         return clamp_to_speech(join_pieces(heard.words, language), chunk.speech), None
 
     def _recognise(self, samples: Samples, chunk: Chunk, language: str, *, lead_s: float = 0.0) -> Decoding:
-        """What Whisper makes of a chunk with so many seconds of silence before it; times from the first sample."""
+        """Run Whisper on a chunk with ``lead_s`` seconds of silence before it; times from the first sample."""
         sound = np.pad(cut(samples, chunk), (round(lead_s * SAMPLE_RATE), 0))
         with threads_kept():
             heard = self._whisper.recognise(sound, language)
@@ -159,21 +158,21 @@ class SpeechRecogniser:
         language: str,
         probabilities: npt.NDArray[np.float64],
     ) -> list[Word]:
-        """Words of a chunk, with those that are heard where Whisper passed over speech."""
+        """Decode speech that no word covers, and return the words of the chunk with those found there."""
         tried = {(chunk.start_s, chunk.end_s)}
         for _ in range(_PASSES):
             for gap in self._gaps(words, chunk, probabilities):
                 if (gap.start_s, gap.end_s) in tried or not self._is_clear(gap):
                     continue
                 tried.add((gap.start_s, gap.end_s))
-                found, _ = self._decode(samples, gap, language, at_once=True)
+                found, _ = self._decode(samples, gap, language, retry=True)
                 before = [word for word in words if word.start_s < gap.start_s]
                 after = words[len(before) :]
                 words = [*before, *without_echo(found, before, after, gap), *after]
         return words
 
     def _gaps(self, words: Sequence[Word], chunk: Chunk, probabilities: npt.NDArray[np.float64]) -> list[Chunk]:
-        """Stretches between the words of a chunk with speech that no word covers."""
+        """Find the stretches of a chunk whose speech no word covers."""
         gaps = []
         edges = [chunk.start_s, *(edge for word in words for edge in (word.start_s, word.end_s)), chunk.end_s]
         for first, last in zip(edges[::2], edges[1::2], strict=True):
@@ -191,7 +190,7 @@ class SpeechRecogniser:
         return chunk.probability >= threshold + _CLEARLY_SPEECH * (1.0 - threshold)
 
     def _find_speech(self, probabilities: npt.NDArray[np.float64], n_samples: int) -> list[Chunk]:
-        """Chunks of what passes the threshold."""
+        """Gather the speech that passes the threshold into chunks."""
         threshold = self._settings.vad_threshold
         longest_s = CHUNK_S - 2 * (SPEECH_PAD_S + CHUNK_PAD_S)
         speech = speech_spans(probabilities, n_samples, threshold=threshold, longest_s=longest_s)
