@@ -16,7 +16,6 @@ import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
@@ -25,21 +24,18 @@ from urllib.parse import quote
 
 import av
 import numpy as np
-from av.audio.stream import AudioStream
-from av.container.output import OutputContainer
-from av.video.reformatter import VideoReformatter
-from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from PIL import Image
 
 from preprocessing.errors import InputError
 from preprocessing.features import Features, load_features
 from preprocessing.files import replace_own
-from preprocessing.media import SAMPLE_RATE, Audio, Frame, Video, read_audio
+from preprocessing.media import Video
 from preprocessing.run import Status, separate_process
 from rcma.config import TARGETS, Target
 from rcma.metrics import ccc
-from rcma.output.drawing import letterbox
+from rcma.output.drawing import fit
+from rcma.output.movie import MovieQuality, write_movie
 from rcma.prediction import Prediction
 
 PREVIEW_BYTES = 64 * 2**20
@@ -48,11 +44,10 @@ such a page in a second or two."""
 
 _PREVIEW_WIDTH, _PREVIEW_HEIGHT = 640, 320
 """Pixels that a preview has at most."""
-_PICTURES = {"preset": "veryfast", "profile": "baseline", "crf": "28", "g": "50"}
+_PREVIEW = MovieQuality(
+    {"preset": "veryfast", "profile": "baseline", "crf": "28", "g": "50"}, audio_bits_per_s=48_000, audio_rate=16_000
+)
 """H.264 that every browser plays, small, with a key frame about every two seconds so that seeking is quick."""
-_SOUND = {"b": "32000"}
-_TICKS = 90_000
-"""Of the preview's clock, Hz: fine enough that frames keep the times and the order they have."""
 
 _MOST_POINTS = 6000
 """Frames that are drawn of a video; of longer ones, those with the extremes."""
@@ -392,61 +387,23 @@ def _shown_start_s(recording: Path, streams: Sequence[int], *, status: Status) -
 
 
 def _encode(recording: Path, preview: Path, streams: Sequence[int], most_bytes: int, *, status: Status) -> bool:
-    """Write a small MP4 whose frames, upright, have the times of the recording's; its sound is on the same clock.
+    """Write a small, upright MP4 with the times of the recording.
 
     Returns:
-        Whether it is there: False if it would be larger than ``most_bytes``.
+        False if it would be larger than ``most_bytes``.
 
     Raises:
         InputError: the recording cannot be read.
     """
-    with Video(recording, streams=streams) as video, av.open(f"file:{preview}", "w", format="mp4") as container:
-        sound = read_audio(recording, origin_s=video.start_s, streams=streams, clock=video.clock)
-        pictures = _add_pictures(container, video)
-        heard = None if sound is None else container.add_stream("aac", SAMPLE_RATE, options=_SOUND, layout="mono")
-        reformatter = VideoReformatter()
-        size, times_s = 0, [0.0, 0.0]
-        for frame in video.frames():
-            times_s = [times_s[-1], frame.time_s]
-            for packet in pictures.encode(_picture(frame, video, pictures, reformatter)):
-                size += packet.size
-                container.mux(packet)
-            status(f"preview: {video.share_read:.0%}")
-            if size > most_bytes:
-                return False
-        container.mux(pictures.encode())
-        if sound is not None and heard is not None:
-            _encode_sound(container, heard, sound, end_s=2 * times_s[-1] - times_s[0])
-    return preview.stat().st_size <= most_bytes
+    with Video(recording, streams=streams) as video:
+        scale = min(1.0, _PREVIEW_WIDTH / video.width, _PREVIEW_HEIGHT / video.height)
+        size = round(video.width * scale), round(video.height * scale)
 
+        def pictures() -> Iterator[tuple[NDArray[np.uint8], float]]:
+            for frame in video.frames():
+                yield np.asarray(fit(frame.image, video.width, video.height)), frame.time_s
+                status(f"preview: {video.share_read:.0%}")
 
-def _add_pictures(container: OutputContainer, video: Video) -> VideoStream:
-    scale = min(1.0, _PREVIEW_WIDTH / video.width, _PREVIEW_HEIGHT / video.height)
-    stream = container.add_stream("libx264", 25, options=_PICTURES)
-    # Colour has half the resolution: sides are even.
-    stream.width, stream.height = (max(2, 2 * round(side * scale / 2)) for side in (video.width, video.height))
-    stream.pix_fmt = "yuv420p"
-    stream.codec_context.time_base = Fraction(1, _TICKS)
-    return stream
-
-
-def _picture(frame: Frame, video: Video, stream: VideoStream, reformatter: VideoReformatter) -> av.VideoFrame:
-    image, _, _ = letterbox(frame.image, video.width, video.height)
-    picture = av.VideoFrame.from_ndarray(image, format="rgb24")
-    picture = reformatter.reformat(picture, stream.width, stream.height, stream.pix_fmt)
-    picture.pts, picture.time_base = round(frame.time_s * _TICKS), Fraction(1, _TICKS)
-    return picture
-
-
-def _encode_sound(container: OutputContainer, stream: AudioStream, sound: Audio, *, end_s: float) -> None:
-    """From time zero, with silence where there is none yet, up to the end of the pictures."""
-    first, stop = round(sound.start_s * SAMPLE_RATE), round(end_s * SAMPLE_RATE)
-    for start in range(0, min(stop, first + len(sound.samples)), SAMPLE_RATE):
-        end = min(start + SAMPLE_RATE, stop, first + len(sound.samples))
-        samples = np.zeros((1, end - start), np.float32)
-        heard = sound.samples[max(0, start - first) : max(0, end - first)]
-        samples[0, len(samples[0]) - len(heard) :] = heard
-        frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
-        frame.sample_rate, frame.pts, frame.time_base = SAMPLE_RATE, start, Fraction(1, SAMPLE_RATE)
-        container.mux(stream.encode(frame))
-    container.mux(stream.encode())
+        return write_movie(
+            preview, pictures(), size, video, recording, streams=streams, quality=_PREVIEW, most_bytes=most_bytes
+        )
