@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from preprocessing.errors import InputError
@@ -74,3 +76,25 @@ def parse_columns(text: str | None) -> dict[str, str]:
             raise InputError(f"--columns {text}: write NAME=COLUMN,..., such as time=timestamp,valence=val")
         columns[name] = column.strip()
     return columns
+
+
+def split_checkpoints(given: Sequence[Sequence[str]], inputs: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separate checkpoints from inputs: argparse gives ``--checkpoint`` the inputs that follow it as well.
+
+    Args:
+        given: the values of each ``--checkpoint``: a checkpoint, then checkpoints and inputs.
+        inputs: the other inputs.
+
+    Raises:
+        InputError: there are no inputs.
+    """
+    from rcma.model import is_run
+
+    checkpoints, others = [], []
+    for first, *more in given:
+        checkpoints += [first, *(text for text in more if is_run(Path(text)))]
+        others += [text for text in more if text not in checkpoints]
+    others += inputs
+    if not others:
+        raise InputError("give INPUT...: feature folders, folders of them, or raw videos")
+    return checkpoints, others

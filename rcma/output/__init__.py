@@ -6,10 +6,9 @@ from rcma.output.overlay import write_overlay
 from rcma.output.report import ReportedVideo, write_report
 from rcma.output.score_tables import print_disagreement, print_scores, print_videos
 from rcma.output.table import PredictedFrames, read_experts, read_frames
-from rcma.output.writer import SINGLE_FILE, OutputSettings, write_outputs
+from rcma.output.writer import OutputSettings, write_outputs
 
 __all__ = [
-    "SINGLE_FILE",
     "OutputSettings",
     "PredictedFrames",
     "ReportedVideo",
