@@ -80,6 +80,7 @@ def _add_output_arguments(parser: argparse.ArgumentParser) -> None:
         "--out",
         required=True,
         metavar="PREDICTIONS",
+        type=Path,
         help="folder for the predictions; those of an earlier run are replaced, other files never",
     )
     parser.add_argument(
@@ -144,13 +145,13 @@ def _add_raw_video_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _predict(args: argparse.Namespace) -> int:
-    settings = _output_settings(args)
     from preprocessing.inputs import sort_inputs
     from rcma.abaw import reconcile
     from rcma.data import open_labels
     from rcma.output import write_outputs
     from rcma.predictor import Predictor
 
+    settings = _output_settings(args)
     failures: list[object] = []
 
     def on_failure(problem: object) -> None:
@@ -202,6 +203,20 @@ def _predict(args: argparse.Namespace) -> int:
     return EXIT_SOME_FAILED if failures else EXIT_DONE
 
 
+def _output_settings(args: argparse.Namespace) -> OutputSettings:
+    from rcma.output import OutputSettings
+
+    table_kind = None if args.table == "none" else args.table
+    settings = OutputSettings(
+        args.out, args.format, args.edition, args.template, table_kind, has_report=args.report, overlay=args.overlay
+    )
+    if args.fill == "nan" and settings.format != "none":
+        raise InputError("--fill nan: the challenge's files hold a number for each frame; add --format none")
+    if args.annotations and not args.report:
+        raise InputError("--annotations: labels are shown in the report; add --report")
+    return settings
+
+
 def _report_each(
     predicted: Iterable[tuple[PreparedVideo, Prediction]], reporter: Reporter
 ) -> Iterator[tuple[PreparedVideo, Prediction]]:
@@ -230,25 +245,6 @@ def _raw_video_settings(args: argparse.Namespace) -> dict[str, object]:
         raise InputError(f"--workers {args.workers}: at least 1 is needed")
     language = {"speech.language": args.language} if args.language else {}
     return dict(map(parse_override, args.overrides)) | language
-
-
-def _output_settings(args: argparse.Namespace) -> OutputSettings:
-    from rcma.output import OutputSettings
-
-    settings = OutputSettings.from_options(
-        Path(args.out),
-        format=args.format,
-        edition=args.edition,
-        template=args.template,
-        table_kind=None if args.table == "none" else args.table,
-        has_report=args.report,
-        overlay=args.overlay,
-    )
-    if args.fill == "nan" and settings.format is not None:
-        raise InputError("--fill nan: the challenge's files hold a number for each frame; add --format none")
-    if args.annotations and not args.report:
-        raise InputError("--annotations: labels are shown in the report; add --report")
-    return settings
 
 
 def _parse_smoothing(text: str | None) -> Any:

@@ -16,15 +16,7 @@ from preprocessing.errors import InputError
 from preprocessing.features import load_features
 from preprocessing.files import refuse_to_overwrite
 from preprocessing.run import Status, separate_process
-from rcma.abaw import (
-    EDITIONS,
-    Format,
-    Location,
-    per_video_file,
-    read_template,
-    require_writable_ids,
-    write_single_file,
-)
+from rcma.abaw import EDITIONS, Format, per_video_file, read_template, require_writable_ids, write_single_file
 from rcma.config import TARGETS, Target
 from rcma.data import Labels
 from rcma.output.overlay import write_overlay
@@ -36,62 +28,51 @@ from rcma.predictor import PreparedVideo
 log = logging.getLogger("rcma")
 
 
-@dataclass(frozen=True)
+@dataclass
 class OutputSettings:
-    """What is requested, and where it goes."""
+    """What is requested, and where it goes.
+
+    Raises:
+        InputError: options contradict each other, or the template cannot be read.
+    """
 
     folder: Path
     """Receives everything but overlays."""
-    format: Format | None
-    """Of the challenge's files; None: there are none."""
-    single_file: Path
-    """The file with all videos, for that format."""
-    template: Sequence[Location] | None
-    """Rows of the single file; None: every frame of every video."""
-    table_kind: TableKind | None
-    has_report: bool
-    overlay: Path | None
+    format: Format | Literal["none"] | None = None
+    """Of the challenge's files; None: that of the edition, or ``per-video``."""
+    edition: int | None = None
+    """Of the challenge: gives the format, and the name of the single file."""
+    template_file: Path | None = None
+    """Sample file with the rows of the single file; None: every frame of every video."""
+    table_kind: TableKind | None = "csv"
+    has_report: bool = False
+    overlay: Path | None = None
     """A ``.mp4`` file for the only video, or a folder for ``<video_id>.mp4`` of each."""
 
-    @classmethod
-    def from_options(
-        cls,
-        folder: Path,
-        *,
-        format: Format | Literal["none"] | None,
-        edition: int | None,
-        template: Path | None,
-        table_kind: TableKind | None,
-        has_report: bool,
-        overlay: Path | None,
-    ) -> OutputSettings:
-        """Check the options of ``rcma-predict``, and read the template.
-
-        Raises:
-            InputError: options contradict each other, or the template cannot be read.
-        """
-        if edition is not None:
-            if edition not in EDITIONS:
+    def __post_init__(self) -> None:
+        """Check the options, and read the template."""
+        if self.edition is not None:
+            if self.edition not in EDITIONS:
                 known = ", ".join(map(str, EDITIONS))
-                raise InputError(f"--edition {edition}: had no valence-arousal track of its own; these had: {known}")
-            if format not in (None, EDITIONS[edition]):
-                raise InputError(f"--format {format}: edition {edition} takes {EDITIONS[edition]}")
-            format = EDITIONS[edition]
-        if template is not None and format != "single-file":
+                raise InputError(
+                    f"--edition {self.edition}: had no valence-arousal track of its own; these had: {known}"
+                )
+            if self.format not in (None, EDITIONS[self.edition]):
+                raise InputError(f"--format {self.format}: edition {self.edition} takes {EDITIONS[self.edition]}")
+            self.format = EDITIONS[self.edition]
+        self.format = self.format or "per-video"
+        if self.template_file is not None and self.format != "single-file":
             raise InputError("--template: goes with --format single-file")
-        if folder.exists() and not folder.is_dir():
-            raise InputError(f"--out {folder}: is a file; give a folder")
-        if overlay is not None and overlay.suffix not in ("", ".mp4"):
-            raise InputError(f"--overlay {overlay}: must end in .mp4, or be a folder")
-        return cls(
-            folder=folder,
-            format=None if format == "none" else format or "per-video",
-            single_file=folder / ("predictions.txt" if edition is None else f"ABAW{edition}_VA.txt"),
-            template=None if template is None else read_template(template),
-            table_kind=table_kind,
-            has_report=has_report,
-            overlay=overlay,
-        )
+        if self.folder.exists() and not self.folder.is_dir():
+            raise InputError(f"--out {self.folder}: is a file; give a folder")
+        if self.overlay is not None and self.overlay.suffix not in ("", ".mp4"):
+            raise InputError(f"--overlay {self.overlay}: must end in .mp4, or be a folder")
+        self.template = None if self.template_file is None else read_template(self.template_file)
+
+    @property
+    def single_file(self) -> Path:
+        """The file with all videos."""
+        return self.folder / ("predictions.txt" if self.edition is None else f"ABAW{self.edition}_VA.txt")
 
     @property
     def table(self) -> Path:
@@ -114,7 +95,7 @@ class OutputSettings:
         if not missing:
             return
         what = f"the model predicts {', '.join(targets)}, not {missing[0]}"
-        if self.format is not None:
+        if self.format != "none":
             raise InputError(
                 f"--format {self.format}: {what}, but files of the ABAW challenge need both valence and arousal; add "
                 "--format none, or a --checkpoint that predicts the other"
@@ -125,7 +106,8 @@ class OutputSettings:
 
     def check_videos(self, video_ids: Sequence[str]) -> None:
         """Raise InputError if the files of these videos cannot have their names, or would replace other files."""
-        require_writable_ids(video_ids, self.format, has_template=self.template is not None)
+        format = None if self.format == "none" else self.format
+        require_writable_ids(video_ids, format, has_template=self.template is not None)
         if self.overlay is not None and self.overlay.suffix and len(video_ids) > 1:
             raise InputError(f"--overlay {self.overlay}: there are {len(video_ids)} videos; give a folder")
         paths = [self.single_file] if self.format == "single-file" else []
