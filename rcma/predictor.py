@@ -1,4 +1,4 @@
-"""One way in: videos or their features to valence and arousal for each frame, by RCMA or by public models."""
+"""Videos or their features to valence and arousal for each frame, by RCMA or by public models."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class PreparedVideo:
 
 
 class Predictor:
-    """Predicts valence and arousal, or what else a model was trained for, for each decoded frame of videos.
+    """Predicts valence and arousal, or other targets of a model, for each decoded frame of videos.
 
     Models are loaded once. Threads may share a Predictor; they take turns where raw videos are preprocessed.
 
@@ -195,12 +195,12 @@ class Predictor:
         status: Callable[[str], object] = lambda _: None,
         on_failure: Callable[[object], object] = log.error,
     ) -> Iterator[tuple[PreparedVideo, Prediction]]:
-        """Predict videos of :meth:`prepare` one by one; what fails is left out.
+        """Predict videos of :meth:`prepare` one by one.
 
         Args:
-            videos: taken from the iterable when their turn comes.
-            status: called with the video_id of each before the work on it.
-            on_failure: called with one line for each video that fails.
+            videos: see above.
+            status: called with the video_id of each video when its turn comes.
+            on_failure: called with one line for each video that fails and is left out.
         """
         for video in videos:
             status(video.video_id)

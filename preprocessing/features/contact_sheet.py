@@ -125,7 +125,7 @@ def _footer(features: Features) -> list[str]:
     """Lines of the first words, and warnings."""
     words = " ".join(word.text for word in features.words[:200]) or "no words"
     # Chinese and Japanese characters are twice as wide.
-    n_characters = _LINE_CHARACTERS * len(words) // cell_len(words)
+    n_characters = _LINE_CHARACTERS * len(words) // max(1, cell_len(words))
     lines = textwrap.wrap(words, n_characters, max_lines=2)
     return lines + [_cut(f"warning: {warning}", _LINE_CHARACTERS) for warning in warnings_of(features)]
 

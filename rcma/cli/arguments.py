@@ -1,4 +1,4 @@
-"""Options that several commands have: how tables of labels or features are read."""
+"""Options that several commands share, and arguments that argparse alone cannot read."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ def add_column_arguments(parser: argparse.ArgumentParser, *, example: str) -> No
         "--unit",
         choices=("auto", "s", "ms"),
         default="auto",
-        help="of times in tables; auto: what the column's name says, else ms if all are whole and the usual step is "
-        "10 or more",
+        help="unit of times in tables; auto: from the column's name, otherwise ms if all are whole numbers and their "
+        "usual step is 10 or more",
     )
 
 
 def add_label_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say how tables of labels are read; ABAW files need none."""
+    """Add the options for tables of labels; ABAW files need none."""
     add_column_arguments(parser, example="time=timestamp,valence=val")
     parser.add_argument(
         "--scale",
         nargs=2,
         type=float,
         metavar=("LOW", "HIGH"),
-        help="lowest and highest label that raters could give (default: -1 1)",
+        help="lowest and highest possible label (default: -1 1)",
     )
     parser.add_argument(
         "--raters",
@@ -48,7 +48,7 @@ def add_label_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def label_settings(args: argparse.Namespace) -> LabelSettings:
-    """Settings that the options of :func:`add_label_arguments` ask for.
+    """Settings from the options of :func:`add_label_arguments`.
 
     Raises:
         InputError: an option cannot be used.
@@ -66,7 +66,7 @@ def parse_columns(text: str | None) -> dict[str, str]:
     """``time=timestamp,valence=val`` as a dictionary.
 
     Raises:
-        InputError: a part has no ``=``, or a name is there twice.
+        InputError: a part has no ``=``, or a name occurs twice.
     """
     columns: dict[str, str] = {}
     for part in (text or "").split(",") if text else ():

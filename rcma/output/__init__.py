@@ -1,5 +1,5 @@
-"""In: predictions.
-Out: what people look at: table, page, overlay and the challenge's files.
+"""In: predictions and scores.
+Out: the challenge's files, table, report and overlays; scores on the terminal.
 """
 
 from rcma.output.overlay import write_overlay

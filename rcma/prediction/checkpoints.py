@@ -1,4 +1,4 @@
-"""Trained models from the features of a video to one prediction, and what features they can take."""
+"""Predictions of trained models, and the features that they accept."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from rcma.prediction.prediction import Prediction
 from rcma.prediction.sliding_window import predict_video, split_changes
 
 FindRecording = Callable[[], Path]
-"""Gives the recording that features were made from; raises InputError where it is not available."""
+"""Returns the recording from which features were made; raises InputError if it is not available."""
 
 _PUBLISHED_ALIGNMENT: Alignment = "start"
 
 
 class Checkpoints:
-    """Trained models whose predictions are averaged; models of different targets complete each other."""
+    """Trained models whose predictions are averaged, for each target over the models that predict it."""
 
     name = ""
     """Shown with predictions that are not RCMA's."""
@@ -60,7 +60,7 @@ class Checkpoints:
             self._optimised = [optimised_backbones(self.models[0])]
 
     def describe(self) -> list[str]:
-        """Nothing: the runs say how the models were trained."""
+        """No lines: the runs hold how the models were trained."""
         return []
 
     def preprocessing(self) -> PreprocessConfig:
@@ -73,7 +73,7 @@ class Checkpoints:
 
     @property
     def fixed_settings(self) -> tuple[str, ...]:
-        """Keys of :meth:`preprocessing` that must stay as they are."""
+        """Keys of :meth:`preprocessing` that must not be changed."""
         return tuple(dict.fromkeys(key for model in self.models for key in fixed_settings(model.settings)))
 
     def check(self, features: Features) -> None:

@@ -1,4 +1,4 @@
-"""A model over windows of one video: each frame gets the mean of the windows that hold it."""
+"""A model over windows of one video: each frame gets the mean over the windows that contain it."""
 
 from __future__ import annotations
 
