@@ -49,7 +49,7 @@ class Drawing:
             height: of the video, pixels.
             features: of its T frames.
             prediction: of the same frames.
-            predicted_by: shown below the modalities, if it was not RCMA that predicted.
+            predicted_by: shown below the modalities; for models other than RCMA.
         """
         self._factor = math.ceil(_LEAST_SIDE / min(width, height))
         self.width, self.height = width * self._factor, height * self._factor
@@ -78,7 +78,7 @@ class Drawing:
             self._lamps_left, self._plane_left = mirrored
 
     def draw(self, image: NDArray[np.uint8], index: int) -> NDArray[np.uint8]:
-        """Return a picture (H,W,3) RGB with everything that is known of frame ``index``.
+        """Return a picture (H,W,3) RGB with everything drawn over frame ``index``.
 
         A picture of another size than the video's is shown whole, with black bars.
         """
@@ -110,7 +110,7 @@ class Drawing:
             draw.rectangle((x1, y1, x2 - 1, y2 - 1), outline=_FACE, width=line)
 
     def _draw_lamps(self, draw: ImageDraw.ImageDraw, index: int, left: int, top: int) -> None:
-        """Which modalities the frame has, and what predicted."""
+        """Which modalities the frame has, and the name of the models."""
         rows = [
             (f"● {name}", _FACE) if present[index] else (f"○ no {name}", _GREY)
             for name, present in self._present.items()

@@ -35,11 +35,11 @@ from preprocessing.media import Video, audio_stream, decode_stream, open_recordi
 _TICKS_PER_S = 120_000
 """Clock of the file: frames of 24, 25, 30, 50 and 60 Hz, of 1/1.001 of these, and milliseconds are whole ticks."""
 _COPIED_CODECS = ("aac", "mp3", "opus", "flac")
-"""Codecs of sound that browsers play from an .mp4; the container could hold others, which few players then play."""
+"""Codecs of sound that browsers play from an .mp4."""
 _AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)
 _AAC_RATE = 48000
 _WARM_UP_S = 0.1
-"""Copied packets this long before the first frame are kept: decoders need some to be right from the first frame on."""
+"""Packets copied from before the first frame: decoders need some to be right from the first frame on."""
 _GAP_S = 0.04
 """A longer gap of encoded sound is filled with silence; below it is rounding."""
 
@@ -52,8 +52,7 @@ class MovieQuality:
     """Of libx264."""
     audio_bits_per_s: int
     audio_rate: int | None = None
-    """Hz of the sound, which is then always encoded; None: that of the recording, whose sound is copied if browsers
-    play it from an .mp4."""
+    """Sample rate of the encoded sound, Hz. None: that of the recording, whose sound is copied if browsers play it."""
 
 
 def write_movie(
@@ -67,22 +66,20 @@ def write_movie(
     quality: MovieQuality,
     most_bytes: int = sys.maxsize,
 ) -> bool:
-    """Write pictures and the recording's sound; memory does not grow with the recording.
-
-    Each picture keeps its time to 1/120000 s; zero is the first frame of the recording.
+    """Write an .mp4 of pictures and the recording's sound; memory does not grow with the recording.
 
     Args:
-        path: the .mp4 to write.
-        pictures: (H,W,3) RGB, each with its time on the video's clock, seconds.
-        size: width and height of the movie, pixels; odd ones are changed by one.
+        path: the file to write.
+        pictures: (H,W,3) RGB, each with its time on the video's clock, seconds, which it keeps to 1/120000 s.
+        size: width and height, pixels; odd ones are changed by one.
         video: the recording, open.
         recording: its file.
         streams: see :class:`preprocessing.media.Video`.
         quality: of pictures and sound.
-        most_bytes: of pictures and sound; nothing is written beyond.
+        most_bytes: where to stop.
 
     Returns:
-        Whether everything was written.
+        False if it stopped there.
     """
     # The movie's clock places the first sound; its default, milliseconds, would move it.
     options = {"movflags": "+faststart", "movie_timescale": str(_TICKS_PER_S)}

@@ -34,17 +34,17 @@ def write_overlay(
 ) -> None:
     """Write a video again with its prediction drawn in, whole or not at all.
 
-    Drawn are the box of the face, the words around the one being spoken, a plane of valence and arousal with the last
-    two seconds, and which modalities a frame had. Pictures are upright with square pixels, H.264. Each frame keeps its
-    time; zero is the first frame. Sound that browsers play from an .mp4 is copied, other sound encoded as AAC. Memory
-    does not grow with the video.
+    It shows the face box, the words around the one being spoken, the valence-arousal plane with the last two seconds,
+    and which modalities a frame has. Pictures are upright with square pixels, in H.264. Each frame keeps its time; zero
+    is the first frame. Sound that browsers play from an .mp4 is copied, other sound encoded as AAC. Memory does not
+    grow with the video.
 
     Args:
         path: the .mp4 to write; missing folders above it are made.
         video: the recording from which the features were made.
         features: of its T frames.
         prediction: of the same frames.
-        predicted_by: shown in each picture, if it was not RCMA that predicted.
+        predicted_by: shown in each picture; for models other than RCMA.
         on_frame: called after each frame with the number of finished frames, and T.
 
     Raises:

@@ -175,7 +175,7 @@ def _content(video: ReportedVideo, features: Features, source: Mapping[str, obje
     others = [part for part in (prediction.spread, labels) if part is not None]
     experts = [values[:, : len(TARGETS)] for values in prediction.experts.values()]
     columns = [prediction.values, *prediction.changes.values(), *experts, *others]
-    shown = _frames_to_draw(np.concatenate(columns, axis=1), most=_MOST_POINTS)
+    shown = frames_to_draw(np.concatenate(columns, axis=1), most=_MOST_POINTS)
     notes = list(video.notes)
     if len(shown) < len(time_s):
         notes.append(
@@ -194,7 +194,7 @@ def _content(video: ReportedVideo, features: Features, source: Mapping[str, obje
         "spread": None if prediction.spread is None else _by_target(prediction.spread[shown]),
         "experts": {name: _by_target(values[shown]) for name, values in prediction.experts.items()},
         "labels": None if labels is None else _by_target(labels[shown]),
-        "missing": {name: _missing_spans(there, time_s, end_s) for name, there in prediction.present.items()},
+        "missing": {name: missing_spans(there, time_s, end_s) for name, there in prediction.present.items()},
         "words": [
             [_well_formed(word.text), _number(word.start_s), _number(word.end_s), _number(word.probability)]
             for word in features.words
@@ -243,7 +243,7 @@ def _by_target(values: NDArray[np.floating]) -> dict[str, list[float | None]]:
     return {target: _numbers(values[:, k]) for k, target in enumerate(TARGETS)}
 
 
-def _frames_to_draw(columns: NDArray[np.floating], *, most: int) -> NDArray[np.intp]:
+def frames_to_draw(columns: NDArray[np.floating], *, most: int) -> NDArray[np.intp]:
     """Choose frames with which the curves look the same as with all frames.
 
     Args:
@@ -265,7 +265,7 @@ def _frames_to_draw(columns: NDArray[np.floating], *, most: int) -> NDArray[np.i
     return np.unique(np.concatenate(chosen))
 
 
-def _missing_spans(
+def missing_spans(
     there: NDArray[np.bool_], time_s: NDArray[np.float64], end_s: float
 ) -> list[tuple[float | None, float | None]]:
     """Start and end in seconds of each run of frames that lack a modality; a frame lasts until the next one."""

@@ -135,7 +135,7 @@ def write_outputs(
         predicted: from :meth:`rcma.predictor.Predictor.predict_many`.
         settings: what to write.
         labels: of videos, for the report.
-        predicted_by: shown in the report and in overlays, if it was not RCMA that predicted.
+        predicted_by: shown in the report and in overlays; for models other than RCMA.
         about: the report's lines about the models.
         status: called with a few words on the current work.
         on_failure: called with one line for each overlay that cannot be written and for labels that cannot be read.
