@@ -13,7 +13,7 @@ from preprocessing.config import PreprocessConfig
 from preprocessing.features.align import frame_word
 from preprocessing.features.folder import Features, Word, save_features
 from preprocessing.media.audio import HOP_LENGTH
-from rcma.config import TrainConfig
+from rcma.config import DataSettings, TrainConfig
 
 RATE = 25
 WIDTH = 16
@@ -103,6 +103,11 @@ def write_annotation(path: Path, labels: NDArray[np.float32]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [",".join("-5" if math.isnan(value) else f"{value:.4f}" for value in row) for row in labels]
     path.write_text("\n".join(["valence,arousal", *lines]) + "\n", encoding="utf-8")
+
+
+def data_settings(root: Path, **given: object) -> DataSettings:
+    """Settings for the features and annotations below ``root``."""
+    return DataSettings.model_validate({"features": root / "features", "annotations": root / "annotations", **given})
 
 
 def make_data(

@@ -15,8 +15,7 @@ from torch import nn
 
 from preprocessing.errors import InputError
 from rcma.config import ModelSettings, TrainConfig
-from rcma.data.embeddings import Embeddings, embed_videos
-from rcma.data.windows import Video
+from rcma.data import Embeddings, Video, embed_videos
 from rcma.model.backbones import SmallAudioNet, SmallFaceNet
 from rcma.model.network import RCMA
 from rcma.training.loop import train

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from made_features import make_data, small_config
+from made_features import data_settings, make_data, small_config
 from made_onnx import write_face_model
 from numpy.typing import NDArray
 
@@ -164,7 +164,7 @@ def test_embeddings_are_known_by_the_content_of_the_graph_and_its_settings(
     root: Path, graph: Path, tmp_path: Path, layer: tuple
 ) -> None:
     folder = tmp_path / "embeddings"
-    data = open_training_data(root / "features", root / "annotations")
+    data = open_training_data(data_settings(root))
 
     def embed(path: Path, **settings: object) -> Path:
         network = encoder(path, **settings)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from made_features import WIDTH, make_data, make_features, make_labels
+from made_features import WIDTH, data_settings, make_data, make_features, make_labels
 from transformers import (
     AutoModel,
     BertConfig,
@@ -33,9 +33,7 @@ from preprocessing.errors import InputError
 from preprocessing.features.folder import Features, load_features
 from rcma import cli
 from rcma.config import ModelSettings, TrainConfig
-from rcma.data.embeddings import Embeddings, embed_videos
-from rcma.data.training_data import open_training_data
-from rcma.data.windows import WindowDataset, cut_window
+from rcma.data import Embeddings, WindowDataset, check_features, cut_window, embed_videos, open_training_data
 from rcma.model.backbones import HFSpeech, speech_config
 from rcma.model.network import RCMA
 from rcma.prediction import Checkpoints, predict_video
@@ -304,7 +302,7 @@ def test_embeddings_on_disk_are_what_the_encoder_says(root: Path, tmp_path: Path
     config = config_for(root, root / "wav2vec2", data={"embeddings": tmp_path / "embeddings", "views": 2})
     train(config, tmp_path / "run", device="cpu")
     model = rcma.load_model(tmp_path / "run")
-    videos = open_training_data(config.data.features, config.data.annotations).validation
+    videos = open_training_data(config.data).validation
 
     def stored() -> Embeddings:
         folder = tmp_path / "embeddings"
@@ -348,11 +346,11 @@ def test_sound_of_any_kind_is_missing_where_there_is_none(tmp_path: Path, model:
     assert not cut(silent)["audio_mask"].any()
     assert np.isfinite(rcma.Predictor(model)(silent).values).all()
     with pytest.raises(InputError, match="no waveform"):
-        cut(dataclasses.replace(silent, waveform=None))
+        check_features(SPEECH, dataclasses.replace(silent, waveform=None))
 
 
 def test_training_windows_hold_samples(root: Path) -> None:
-    data = open_training_data(root / "features", root / "annotations")
+    data = open_training_data(data_settings(root))
     dataset = WindowDataset(
         data.train,
         model=SPEECH.model_copy(update={"length": LENGTH}),

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from made_features import make_data, make_features, make_labels, small_config, write_annotation
+from made_features import data_settings, make_data, make_features, make_labels, small_config, write_annotation
 from safetensors.torch import load_file
 
 import rcma
@@ -23,17 +23,17 @@ from preprocessing.errors import InputError
 from preprocessing.features.folder import load_features
 from rcma import cli
 from rcma.config import ModelSettings, TrainConfig
-from rcma.data.embeddings import embed_videos
-from rcma.data.labels import labels_at
-from rcma.data.training_data import open_training_data
-from rcma.data.windows import (
-    EMPTY_WINDOW,
+from rcma.data import (
     SharedBatches,
     WindowDataset,
     cut_window,
     drop_modalities,
+    embed_videos,
     fit_normalisation,
+    labels_at,
+    open_training_data,
 )
+from rcma.data.dataset import EMPTY_WINDOW
 from rcma.metrics import ccc, n_loss_terms, training_loss
 from rcma.model.backbones import IR50, VGGish
 from rcma.model.checkpoint import load_run_config, load_state
@@ -155,7 +155,7 @@ def test_pretrained_vggish_takes_log_mel_as_it_is(root: Path, weight_files: dict
     assert not config.model.standardises_log_mel
     assert changed(config, model={"audio": {"weights": None}}).model.standardises_log_mel
     assert small_config(root).model.standardises_log_mel
-    data = open_training_data(root / "features", root / "annotations")
+    data = open_training_data(data_settings(root))
     statistics = fit_normalisation(data.train, config.model)
     model = RCMA(config.model.model_copy(update={"text_width": 16})).eval()
     model.load_backbones()
@@ -321,8 +321,8 @@ def test_dropped_modalities_are_never_all() -> None:
 
 def test_labels_come_from_later_and_predictions_go_there(root: Path) -> None:
     delay_s = 0.2  # five frames
-    plain = open_training_data(root / "features", root / "annotations")
-    shifted = open_training_data(root / "features", root / "annotations", label_delay_s=delay_s)
+    plain = open_training_data(data_settings(root))
+    shifted = open_training_data(data_settings(root, label_delay_s=delay_s))
     for before, after in zip(plain.train, shifted.train, strict=True):
         np.testing.assert_array_equal(after.labels[:-5], before.labels[5:])
         assert np.isnan(after.labels[-5:]).all()
@@ -382,7 +382,7 @@ def test_embeddings_are_what_the_backbones_say(root: Path, tmp_path: Path) -> No
     # The same network judged on the same views, but for float16 and other random crops in training.
     assert again.n_frames == result.n_frames
     model = rcma.load_model(tmp_path / "cached")
-    data = open_training_data(root / "features", root / "annotations")
+    data = open_training_data(data_settings(root))
     embeddings = embed_videos(
         tmp_path / "embeddings",
         model,
@@ -546,7 +546,7 @@ def test_missing_vision_encoder_is_one_line(root: Path, tmp_path: Path) -> None:
 
 
 def test_processes_share_each_batch(root: Path) -> None:
-    data = open_training_data(root / "features", root / "annotations")
+    data = open_training_data(data_settings(root))
     dataset = WindowDataset(
         data.train, model=ModelSettings(length=32, text_width=16), hop=10, audio_alignment="start", seed=0
     )

@@ -113,8 +113,8 @@ def test_an_array_that_a_folder_should_hold_is_missed(tmp_path: Path) -> None:
 
 def test_windows_hold_the_vectors_of_their_frames(tmp_path: Path) -> None:
     made = make_vectors(tmp_path / "v", make_labels(N, 0), seed=0)
-    reader = Video(tmp_path / "v", make_labels(N, 0)).reader
-    for features in (reader.features(), reader.features(), pickle.loads(pickle.dumps(reader)).features()):
+    video = Video(tmp_path / "v", make_labels(N, 0))
+    for features in (video.features(), video.features(), pickle.loads(pickle.dumps(video)).features()):
         for start in (0, 50):
             window = cut_window(features, start, model=MODEL, length=32, audio_alignment="start")
             n = min(32, N - start)

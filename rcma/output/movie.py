@@ -101,7 +101,7 @@ def write_movie(
 
 def _add_video(output: OutputContainer, size: tuple[int, int], video: Video, quality: MovieQuality) -> VideoStream:
     # For the encoder's decisions only: the times of the frames are on the clock below.
-    rate = Fraction(1 / video.clock.pictures.spacing_s).limit_denominator(1001)
+    rate = Fraction(1 / video.clock.video.spacing_s).limit_denominator(1001)
     stream = output.add_stream(
         "libx264", min(max(rate, Fraction(1)), Fraction(240)), options=dict(quality.video_options)
     )
@@ -149,7 +149,7 @@ def _sound(
 ) -> Iterator[tuple[float, Packet]]:
     """Packets of the sound that was listened to, each with its time; none where there is no sound."""
     # Problems of the stream were reported when the features were computed.
-    stream, clock = audio_stream(source, streams, []), video.clock.sound
+    stream, clock = audio_stream(source, streams, []), video.clock.audio
     if stream is None:
         return iter(())
     if quality.audio_rate is None and stream.codec_context.codec.canonical_name in _COPIED_CODECS:

@@ -33,8 +33,7 @@ from rcma.data import (
     TrainingData,
     Video,
     WindowDataset,
-    check_face_size,
-    check_sound,
+    check_features,
     embed_videos,
     fit_normalisation,
     open_training_data,
@@ -148,17 +147,7 @@ def train(
     accelerator = _start_accelerator(device)
     if not accelerator.is_main_process:
         on_warning = on_embedded = on_batch = on_epoch = _say_nothing
-    data = open_training_data(
-        config.data.features,
-        config.data.annotations,
-        targets=config.model.targets,
-        labels=config.data.labels,
-        fold=config.data.fold,
-        folds=config.data.folds,
-        subjects=config.data.subjects,
-        split=config.data.split,
-        label_delay_s=config.data.label_delay_s,
-    )
+    data = open_training_data(config.data, config.model.targets)
     for warning in data.warnings:
         on_warning(warning)
     config = _resolve(config, data)
@@ -407,11 +396,9 @@ def _start_accelerator(device: str) -> Accelerator:
 
 def _resolve(config: TrainConfig, data: TrainingData) -> TrainConfig:
     """Fill in what the features decide; refuse what contradicts them."""
-    check_face_size(config.model, data.preprocessing.faces.size)
-    if config.model.audio_input == "waveform":
-        for video in (*data.train, *data.validation):
-            check_sound(config.model, video.features())
     model = _with_widths(config.model, data)
+    for video in (*data.train, *data.validation):
+        check_features(model, video.features())
     if model.face.hf is not None and "face" in model.modalities:
         face = model.face.model_copy(update={"hf_config": vision_config(model.face.hf)})
         model = model.model_copy(update={"face": face})
