@@ -171,7 +171,7 @@ def test_what_predicted_is_named_where_it_was_not_rcma(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [(64, 48), (121, 91), (1920, 1080)])
-def test_any_size_is_drawn(tmp_path: Path, make_video: Callable[..., Path], size: tuple[int, int]) -> None:
+def test_any_size_is_drawn(tmp_path: Path, size: tuple[int, int]) -> None:
     features = make_features(tmp_path / "clip", make_labels(N_FRAMES, seed=2), seed=2)
     drawing = Drawing(*size, features, predicted(features))
     picture = drawing.draw(np.zeros((size[1], size[0], 3), np.uint8), 3)
