@@ -1,4 +1,4 @@
-"""One way in: videos or their features to valence and arousal for each frame, by RCMA or by public models."""
+"""Videos or their features to valence and arousal for each frame, by RCMA or by public models."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, get_args
+from typing import Any, get_args
 
-from preprocessing.config import PreprocessConfig
 from preprocessing.device import resolve_device
 from preprocessing.errors import InputError
 from preprocessing.features import Features, RecordingFinder, load_features
 from preprocessing.inputs import Inputs, sort_inputs
 from preprocessing.run import Engine, Preprocessor, preprocess_with_progress
 from preprocessing.threads import n_cores
-from rcma.config import FaceSource, Target
+from rcma.config import Target
 from rcma.data import change_raw_video_settings, face_source
 from rcma.experts import PublicModels
 from rcma.model import RCMA, load_model
@@ -26,57 +25,22 @@ from rcma.prediction import Checkpoints, FillKind, FindRecording, Prediction, Sm
 log = logging.getLogger("rcma")
 
 Checkpoint = str | Path | RCMA
-
-
-class Models(Protocol):
-    """What predicts from features: :class:`rcma.prediction.Checkpoints` or :class:`rcma.experts.PublicModels`."""
-
-    @property
-    def name(self) -> str:
-        """How the predictions are called; empty for RCMA."""
-
-    @property
-    def missing(self) -> Sequence[str]:
-        """Models that are not on this machine, a line each with how to get it."""
-
-    @property
-    def targets(self) -> tuple[Target, ...]:
-        """What is predicted."""
-
-    @property
-    def fixed_settings(self) -> tuple[str, ...]:
-        """Keys of :meth:`preprocessing` that must stay as they are."""
-
-    def describe(self) -> list[str]:
-        """Remarks about the models wherever their predictions are shown, a line each."""
-
-    def preprocessing(self) -> PreprocessConfig:
-        """Settings for raw videos."""
-
-    def check(self, features: Features) -> None:
-        """Raise InputError for features that cannot be used."""
-
-    def remarks(self, sources: Mapping[str, FaceSource]) -> Iterable[str]:
-        """Remarks about videos together, by the source of their faces."""
-
-    def predict(self, features: Features, find_recording: FindRecording) -> Prediction:
-        """Predict every frame, neither smoothed nor filled."""
+Models = Checkpoints | PublicModels
 
 
 @dataclass(frozen=True)
 class PreparedVideo:
-    """A video whose features are there and can be used."""
+    """A video with features that the models can use."""
 
     video_id: str
     folder: Path
-    """Its feature folder."""
+    """Of its features."""
     n_frames: int
     find_recording: FindRecording
-    """Gives its recording, which is read to make sure that it is the one; raises InputError where it is gone."""
 
 
 class Predictor:
-    """Predicts valence and arousal, or what else a model was trained for, for each decoded frame of videos.
+    """Predicts valence and arousal, or other targets of a model, for each decoded frame of videos.
 
     Models are loaded once. Threads may share a Predictor; they take turns where raw videos are preprocessed.
 
@@ -98,13 +62,13 @@ class Predictor:
         """Load the models.
 
         Args:
-            checkpoint: a run folder, its ``best.safetensors``, a name on the Hugging Face Hub, or a model; predictions
-                of several are averaged. A model stays on the device where it is. None: the public models that can be
-                had on this machine, which are not RCMA.
+            checkpoint: a run folder, its ``best.safetensors``, a name on the Hugging Face Hub, or a model, which stays
+                on its device; predictions of several are averaged. None: the public models that are on this machine,
+                which are not RCMA.
             device: ``cpu``, ``cuda`` or ``auto``, which takes a GPU if there is one.
             settings: changes of the preprocessing of raw videos by dotted key, such as ``{"speech.language": "en"}``;
-                without, they are preprocessed as the videos of the training.
-            fill: what is put where nothing is known, see :func:`rcma.prediction.finish`.
+                without, they are preprocessed as in training.
+            fill: values where nothing is predicted, see :func:`rcma.prediction.finish`.
             smooth: kind and extent in seconds, such as ``("median", 0.5)``; see there.
             changes: also measure how far each fusion step moves its features, see :attr:`Prediction.changes`.
             calibration: file of ``rcma-calibrate``, which fits the public models to labels; not with a checkpoint.
@@ -150,17 +114,22 @@ class Predictor:
         """
         if isinstance(video, PreparedVideo):
             return self._predict(load_features(video.folder), video.find_recording)
-        if isinstance(video, Features):
-            return self._check_and_predict(video)
-        path = Path(video)
-        if path.is_dir():
-            return self._check_and_predict(load_features(path))
-        if not path.exists():
-            raise InputError(f"{path}: no such video or feature folder")
+        find_recording: FindRecording | None = None
         with tempfile.TemporaryDirectory() as temporary:
-            # Of several people, should the settings ask for all, the first.
-            features = self._preprocessor(path, temporary)[0]
-            return self._check_and_predict(features, lambda: path)
+            if isinstance(video, Features):
+                features = video
+            elif (path := Path(video)).is_dir():
+                features = load_features(path)
+            elif path.exists():
+                # Of several people, should the settings ask for all, the first.
+                features = self._preprocessor(path, temporary)[0]
+                find_recording = partial(Path, path)
+            else:
+                raise InputError(f"{path}: no such video or feature folder")
+            self.models.check(features)
+            for remark in self.models.remarks({features.video_id: face_source(features.meta)}):
+                log.warning(remark)
+            return self._predict(features, find_recording or partial(RecordingFinder().find, features.meta))
 
     def prepare(
         self,
@@ -171,22 +140,22 @@ class Predictor:
         progress: bool = False,
         on_failure: Callable[[object], object] = log.error,
     ) -> list[PreparedVideo]:
-        """Preprocess raw videos in worker processes and check the features of all; what fails is left out.
+        """Preprocess raw videos in worker processes and check the features of all videos.
 
         Args:
             inputs: video files, folders of them, ``.txt`` files with one path a line, feature folders and folders of
                 them, mixed.
-            features: folder that receives the features of raw videos; those that are there already are used.
-            workers: raw videos that are worked on at the same time; None: one for two cores, at most 8.
-            progress: show on stderr how far the preprocessing is, and a closing table on stdout.
-            on_failure: called with one line for each video that fails.
+            features: folder for the features of raw videos; those that are there already are used.
+            workers: raw videos at the same time; None: one for two cores, at most 8.
+            progress: show progress on stderr, and a closing table on stdout.
+            on_failure: called with one line for each video that fails and is left out.
 
         Returns:
             The videos that :meth:`predict_many` can predict; a raw video may give several, one for each person.
 
         Raises:
-            InputError: the request as a whole cannot be carried out: no input can be used, two would have the same
-                video_id, or a model of the preprocessing is not available.
+            InputError: no input can be used, two would have the same video_id, or a model of the preprocessing is not
+                available.
         """
         if not isinstance(inputs, Inputs):
             inputs = sort_inputs([Path(given) for given in inputs])
@@ -199,9 +168,8 @@ class Predictor:
                 )
             else:
                 outcomes = list(self._preprocessor.many(inputs.sources, out, engine=engine))
-                for outcome in outcomes:
-                    if not outcome.done:
-                        on_failure(outcome.problem)
+                for failed in (outcome for outcome in outcomes if not outcome.done):
+                    on_failure(failed.problem)
             path_of = {source.video_id: source.path for source in inputs.sources}
             given |= {out / name: path_of[outcome.video_id] for outcome in outcomes for name in outcome.folders}
         videos, sources = [], {}
@@ -227,12 +195,12 @@ class Predictor:
         status: Callable[[str], object] = lambda _: None,
         on_failure: Callable[[object], object] = log.error,
     ) -> Iterator[tuple[PreparedVideo, Prediction]]:
-        """Predict videos of :meth:`prepare` one by one; what fails is left out.
+        """Predict videos of :meth:`prepare` one by one.
 
         Args:
-            videos: taken from the iterable when their turn comes.
-            status: called with the video_id of each before the work on it.
-            on_failure: called with one line for each video that fails.
+            videos: see above.
+            status: called with the video_id of each video when its turn comes.
+            on_failure: called with one line for each video that fails and is left out.
         """
         for video in videos:
             status(video.video_id)
@@ -242,12 +210,6 @@ class Predictor:
                 on_failure(error)
                 continue
             yield video, prediction
-
-    def _check_and_predict(self, features: Features, find_recording: FindRecording | None = None) -> Prediction:
-        self.models.check(features)
-        for remark in self.models.remarks({features.video_id: face_source(features.meta)}):
-            log.warning(remark)
-        return self._predict(features, find_recording or partial(RecordingFinder().find, features.meta))
 
     def _predict(self, features: Features, find_recording: FindRecording) -> Prediction:
         # In a new thread, before anything is computed: the number of cores decides the last digits.

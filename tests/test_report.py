@@ -201,8 +201,9 @@ def test_preview_has_the_times_and_the_sound_of_the_recording(one: Path, recordi
 
 
 def test_preview_keeps_a_variable_frame_rate(media: Path, tmp_path: Path) -> None:
-    recording = media / "streamio_awesome_vfr.mov"
-    assert report._encode(recording, tmp_path / "preview.mp4", streams=(), most_bytes=10**8, status=lambda _: None)
+    recording, page = media / "streamio_awesome_vfr.mov", tmp_path / "report.html"
+    write_report(page, [reported(tmp_path / "clip", recording)], title="", on_video=ignore)
+    (tmp_path / "preview.mp4").write_bytes(base64.b64decode(blocks(page, "preview-")["preview-0"]))
     times = []
     for path in (recording, tmp_path / "preview.mp4"):
         with Video(path) as video:
@@ -311,7 +312,7 @@ def test_notes_on_a_video_are_on_its_page(tmp_path: Path) -> None:
 def test_fewer_points_keep_the_extremes(n_frames: int) -> None:
     curves = np.random.default_rng(n_frames).normal(size=(n_frames, 3))
     curves[1::7, 1] = np.nan
-    shown = report._frames_to_draw(curves, most=200)
+    shown = report.frames_to_draw(curves, most=200)
     assert len(shown) <= max(200, min(n_frames, 200)) and (np.diff(shown) > 0).all()
     assert shown[0] == 0 and shown[-1] == n_frames - 1
     np.testing.assert_array_equal(np.nanmax(curves[shown], axis=0), np.nanmax(curves, axis=0))
@@ -322,7 +323,7 @@ def test_spans_cover_exactly_the_frames_that_lack_something() -> None:
     random = np.random.default_rng(0)
     there = random.random(50) < 0.6
     time_s = np.cumsum(random.uniform(0.01, 0.1, 50))
-    spans = report._missing_spans(there, time_s, time_s[-1] + 0.04)
+    spans = report.missing_spans(there, time_s, time_s[-1] + 0.04)
     covered = [any(low - 1e-4 <= time < high - 1e-4 for low, high in spans) for time in time_s]
     assert covered == list(~there)
 

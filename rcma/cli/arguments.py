@@ -1,8 +1,10 @@
-"""Options that several commands have: how tables of labels or features are read."""
+"""Options that several commands share, and arguments that argparse alone cannot read."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from preprocessing.errors import InputError
@@ -22,20 +24,20 @@ def add_column_arguments(parser: argparse.ArgumentParser, *, example: str) -> No
         "--unit",
         choices=("auto", "s", "ms"),
         default="auto",
-        help="of times in tables; auto: what the column's name says, else ms if all are whole and the usual step is "
-        "10 or more",
+        help="unit of times in tables; auto: from the column's name, otherwise ms if all are whole numbers and their "
+        "usual step is 10 or more",
     )
 
 
 def add_label_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say how tables of labels are read; ABAW files need none."""
+    """Add the options for tables of labels; ABAW files need none."""
     add_column_arguments(parser, example="time=timestamp,valence=val")
     parser.add_argument(
         "--scale",
         nargs=2,
         type=float,
         metavar=("LOW", "HIGH"),
-        help="lowest and highest label that raters could give (default: -1 1)",
+        help="lowest and highest possible label (default: -1 1)",
     )
     parser.add_argument(
         "--raters",
@@ -46,7 +48,7 @@ def add_label_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def label_settings(args: argparse.Namespace) -> LabelSettings:
-    """Settings that the options of :func:`add_label_arguments` ask for.
+    """Settings from the options of :func:`add_label_arguments`.
 
     Raises:
         InputError: an option cannot be used.
@@ -64,7 +66,7 @@ def parse_columns(text: str | None) -> dict[str, str]:
     """``time=timestamp,valence=val`` as a dictionary.
 
     Raises:
-        InputError: a part has no ``=``, or a name is there twice.
+        InputError: a part has no ``=``, or a name occurs twice.
     """
     columns: dict[str, str] = {}
     for part in (text or "").split(",") if text else ():
@@ -74,3 +76,25 @@ def parse_columns(text: str | None) -> dict[str, str]:
             raise InputError(f"--columns {text}: write NAME=COLUMN,..., such as time=timestamp,valence=val")
         columns[name] = column.strip()
     return columns
+
+
+def split_checkpoints(given: Sequence[Sequence[str]], inputs: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separate checkpoints from inputs: argparse gives ``--checkpoint`` the inputs that follow it as well.
+
+    Args:
+        given: the values of each ``--checkpoint``: a checkpoint, then checkpoints and inputs.
+        inputs: the other inputs.
+
+    Raises:
+        InputError: there are no inputs.
+    """
+    from rcma.model import is_run
+
+    checkpoints, others = [], []
+    for first, *more in given:
+        checkpoints += [first, *(text for text in more if is_run(Path(text)))]
+        others += [text for text in more if text not in checkpoints]
+    others += inputs
+    if not others:
+        raise InputError("give INPUT...: feature folders, folders of them, or raw videos")
+    return checkpoints, others

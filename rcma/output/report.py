@@ -1,7 +1,7 @@
-"""One self-contained HTML page per run: the videos beside what is predicted of them, from disk and without a network.
+"""One self-contained HTML file per run that shows the videos with their predictions and works offline.
 
-The page is ``page/page.html``, filled in. What belongs to a video stands in script blocks that no browser runs: its
-numbers as JSON, its preview as base64. A browser reads them when the video is chosen, so that many videos stay quick.
+It is ``page/page.html``, filled in. The numbers of a video are JSON and its preview base64, both in script blocks that
+the browser does not run. The page reads them when the video is chosen, so that many videos stay quick.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
@@ -25,42 +24,38 @@ from urllib.parse import quote
 
 import av
 import numpy as np
-from av.audio.stream import AudioStream
-from av.container.output import OutputContainer
-from av.video.reformatter import VideoReformatter
-from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from PIL import Image
 
 from preprocessing.errors import InputError
 from preprocessing.features import Features, load_features
 from preprocessing.files import replace_own
-from preprocessing.media import SAMPLE_RATE, Audio, Frame, Video, read_audio
+from preprocessing.media import Video, open_recording
 from preprocessing.run import Status, separate_process
 from rcma.config import TARGETS, Target
 from rcma.metrics import ccc
-from rcma.output.drawing import letterbox
+from rcma.output.drawing import fit
+from rcma.output.movie import MovieQuality, write_movie
 from rcma.prediction import Prediction
 
 PREVIEW_BYTES = 64 * 2**20
-"""Most bytes of all previews of a page, as base64; half an hour of video takes about that much. A browser still opens
-such a page in a second or two."""
+"""Most bytes of all previews of a page, as base64: about half an hour of video. A browser opens such a page in a second
+or two."""
 
 _PREVIEW_WIDTH, _PREVIEW_HEIGHT = 640, 320
 """Pixels that a preview has at most."""
-_PICTURES = {"preset": "veryfast", "profile": "baseline", "crf": "28", "g": "50"}
+_PREVIEW = MovieQuality(
+    {"preset": "veryfast", "profile": "baseline", "crf": "28", "g": "50"}, audio_bits_per_s=48_000, audio_rate=16_000
+)
 """H.264 that every browser plays, small, with a key frame about every two seconds so that seeking is quick."""
-_SOUND = {"b": "32000"}
-_TICKS = 90_000
-"""Of the preview's clock, Hz: fine enough that frames keep the times and the order they have."""
 
 _MOST_POINTS = 6000
-"""Frames that are drawn of a video; of longer ones, those with the extremes."""
+"""Frames of a video that are drawn; of more, those with the extremes."""
 _THUMBNAILS = 40
 _FACES_IN_PLACE_OF_VIDEO = 240
 _FACE_COLUMNS, _MOST_FACE_PIXELS = 20, 64
 _USUAL_FRAME_S = 0.04
-"""How long a lone frame is taken to last."""
+"""Duration of a frame if there is only one."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +64,9 @@ class ReportedVideo:
 
     prediction: Prediction
     features: Path
-    """Its feature folder: faces and words; opened only while this video is worked on."""
+    """Its feature folder; opened only while this video is written."""
     video: Path | None
-    """The recording, see :class:`preprocessing.features.RecordingFinder`: all of it is shown. None: the page shows
-    faces."""
+    """The recording, see :class:`preprocessing.features.RecordingFinder`; None: the page shows faces instead."""
     labels: NDArray[np.float32] | None = None
     """(T,2) valence and arousal, NaN where not annotated."""
     notes: Sequence[str] = ()
@@ -87,27 +81,28 @@ def write_report(
     on_video: Callable[[str], None],
     about: Sequence[str] = (),
 ) -> tuple[str, ...]:
-    """Write the page, whole or not at all; memory does not grow with the number of videos, nor with their length.
+    """Write the page, whole or not at all; memory does not grow with the number or the length of videos.
 
-    Of every video that can be read, a small preview is put into the page, up to :data:`PREVIEW_BYTES` in all. Beyond
-    that the page plays the recording from where it lies, by a path relative to the page.
+    The page holds small previews of the videos, up to :data:`PREVIEW_BYTES` in all. It plays further videos from their
+    own files, by paths relative to the page.
 
     Args:
         path: the file to write.
         videos: in the order of the page; read one by one.
         title: heading of the page.
-        on_video: called with the name of each video when it is in the page.
-        about: what the page says of the models that predicted, a line each.
+        on_video: called with the name of each video when it is written.
+        about: lines about the models that predicted.
 
     Returns:
-        Warnings, one line each: recordings that are gone or cannot be read, previews that were left out.
+        Warnings, one line each, about recordings that are gone or cannot be read, and previews that were left out.
 
     Raises:
-        InputError: plotly is not installed, a feature folder cannot be used, or a file is there that this program did
-            not write.
+        InputError: plotly is not installed, a feature folder cannot be used, or a file of another program is at
+            ``path``.
     """
     plotly = _plotly()
-    page = files("rcma.output") / "page"
+    page = {path.name: path.read_text(encoding="utf-8") for path in (files("rcma.output") / "page").iterdir()}
+    before, after = page["page.html"].split("<!-- videos -->")
     rows: list[dict[str, Any]] = []
     with (
         # Decoding may crash its process.
@@ -116,22 +111,17 @@ def write_report(
         new.open("w", encoding="utf-8") as file,
     ):
         previews = _Previews(path, call)
-        for text, gap in _template((page / "page.html").read_text(encoding="utf-8")):
-            file.write(text)
-            if gap == "title":
-                file.write(html.escape(_well_formed(title)))
-            elif gap == "about":
-                file.write("".join(f"<li>{html.escape(line)}</li>\n" for line in about))
-            elif gap == "style":
-                file.write(f"<style>\n{(page / 'page.css').read_text(encoding='utf-8')}</style>")
-            elif gap == "videos":
-                for number, video in enumerate(videos):
-                    rows.append(_write_video(file, number, video, previews))
-                    on_video(video.prediction.video_id)
-                _write_block(file, "summary", rows)
-            elif gap == "scripts":
-                file.write(f"<script>{plotly}</script>\n<script>\n")
-                file.write(f"{(page / 'page.js').read_text(encoding='utf-8')}</script>")
+        items = "".join(f"<li>{html.escape(line)}</li>\n" for line in about)
+        style = f"<style>\n{page['page.css']}</style>"
+        file.write(_fill(before, title=html.escape(_well_formed(title)), about=items, style=style))
+        for number, video in enumerate(videos):
+            features = load_features(video.features)
+            source = previews.add(file, video, features)
+            _write_block(file, f"video-{number}", _content(video, features, source))
+            rows.append(_row(video.prediction, video.labels))
+            on_video(video.prediction.video_id)
+        _write_block(file, "summary", rows)
+        file.write(_fill(after, scripts=f"<script>{plotly}</script>\n<script>\n{page['page.js']}</script>"))
     return tuple(previews.warnings)
 
 
@@ -145,14 +135,13 @@ def _plotly() -> str:
     return str(get_plotlyjs())
 
 
-def _template(text: str) -> Iterator[tuple[str, str]]:
-    """Pieces of the page, each with the name of the gap ``<!-- name -->`` after it; the last one has none."""
-    pieces = [*re.split(r"<!-- (\w+) -->", text), ""]
-    yield from zip(pieces[::2], pieces[1::2], strict=True)
+def _fill(template: str, **gaps: str) -> str:
+    """Replace each ``<!-- name -->``."""
+    return re.sub(r"<!-- (\w+) -->", lambda gap: gaps[gap[1]], template)
 
 
 def _well_formed(text: str) -> str:
-    """Names of files may hold bytes that are no text; a page may not."""
+    """Replace bytes of file names that are not UTF-8."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
@@ -162,25 +151,15 @@ def _write_block(file: TextIO, name: str, content: object) -> None:
     file.write(f'<script type="application/json" id="{name}">{text}</script>\n')
 
 
-def _write_video(file: TextIO, number: int, video: ReportedVideo, previews: _Previews) -> dict[str, Any]:
-    """Write all blocks of one video; gives its row of the table."""
-    prediction = video.prediction
-    features = load_features(video.features)
-    source = previews.add(file, video, features)
-    _write_block(file, f"video-{number}", _content(video, features, source))
-    return _row(prediction, video.labels)
-
-
 def _row(prediction: Prediction, labels: NDArray[np.float32] | None) -> dict[str, Any]:
-    """What the table says of a video."""
-    values = prediction.values
+    """A video's row of the page's table."""
+    values, not_given = prediction.values, _targets_not_given(prediction)
     return {
         "name": _well_formed(prediction.video_id),
         "duration": _number(_end_s(prediction.time_s)),
         "frames": len(values),
         "mean": {
-            target: None if target in _targets_not_given(prediction) else _number(_mean(values[:, k]))
-            for k, target in enumerate(TARGETS)
+            target: None if target in not_given else _number(_mean(values[:, k])) for k, target in enumerate(TARGETS)
         },
         "present": {name: _number(100 * float(there.mean())) for name, there in prediction.present.items()},
         "ccc": None
@@ -196,7 +175,7 @@ def _content(video: ReportedVideo, features: Features, source: Mapping[str, obje
     others = [part for part in (prediction.spread, labels) if part is not None]
     experts = [values[:, : len(TARGETS)] for values in prediction.experts.values()]
     columns = [prediction.values, *prediction.changes.values(), *experts, *others]
-    shown = _frames_to_draw(np.concatenate(columns, axis=1), most=_MOST_POINTS)
+    shown = frames_to_draw(np.concatenate(columns, axis=1), most=_MOST_POINTS)
     notes = list(video.notes)
     if len(shown) < len(time_s):
         notes.append(
@@ -215,7 +194,7 @@ def _content(video: ReportedVideo, features: Features, source: Mapping[str, obje
         "spread": None if prediction.spread is None else _by_target(prediction.spread[shown]),
         "experts": {name: _by_target(values[shown]) for name, values in prediction.experts.items()},
         "labels": None if labels is None else _by_target(labels[shown]),
-        "missing": {name: _missing_spans(there, time_s, end_s) for name, there in prediction.present.items()},
+        "missing": {name: missing_spans(there, time_s, end_s) for name, there in prediction.present.items()},
         "words": [
             [_well_formed(word.text), _number(word.start_s), _number(word.end_s), _number(word.probability)]
             for word in features.words
@@ -237,12 +216,12 @@ def _content(video: ReportedVideo, features: Features, source: Mapping[str, obje
 
 
 def _targets_not_given(prediction: Prediction) -> list[Target]:
-    """Those of which no public model said anything, so that every frame was filled."""
+    """Targets for which no public model has a value, so that every frame was filled."""
     return [target for k, target in enumerate(TARGETS) if prediction.experts and not prediction.values[:, k].any()]
 
 
 def _end_s(time_s: NDArray[np.float64]) -> float:
-    """When the last frame has been shown as long as frames are, seconds."""
+    """End of the last frame, seconds."""
     spacing_s = float(np.median(np.diff(time_s))) if len(time_s) > 1 else _USUAL_FRAME_S
     return float(time_s[-1]) + spacing_s
 
@@ -264,16 +243,16 @@ def _by_target(values: NDArray[np.floating]) -> dict[str, list[float | None]]:
     return {target: _numbers(values[:, k]) for k, target in enumerate(TARGETS)}
 
 
-def _frames_to_draw(columns: NDArray[np.floating], *, most: int) -> NDArray[np.intp]:
-    """Frames by which the curves look as by all of them.
+def frames_to_draw(columns: NDArray[np.floating], *, most: int) -> NDArray[np.intp]:
+    """Choose frames with which the curves look the same as with all frames.
 
     Args:
-        columns: (T,C) curves over T frames, NaN where there is nothing.
-        most: frames to give.
+        columns: (T,C) curves over T frames, NaN where there is no value.
+        most: frames to choose.
 
     Returns:
-        (n,) indices, rising, n at most ``most``: all T if they are not more; otherwise of each of many stretches of
-        equal length the frames where a curve is highest or lowest, and the ends.
+        (n,) rising indices, n <= ``most``: all T if there are no more; otherwise both ends, and of many stretches of
+        equal length the frames where a curve is highest or lowest.
     """
     n_frames, n_columns = columns.shape
     if n_frames <= most:
@@ -286,10 +265,10 @@ def _frames_to_draw(columns: NDArray[np.floating], *, most: int) -> NDArray[np.i
     return np.unique(np.concatenate(chosen))
 
 
-def _missing_spans(
+def missing_spans(
     there: NDArray[np.bool_], time_s: NDArray[np.float64], end_s: float
 ) -> list[tuple[float | None, float | None]]:
-    """Start and end in seconds of each run of frames without something; a frame lasts until the next one."""
+    """Start and end in seconds of each run of frames that lack a modality; a frame lasts until the next one."""
     bounds = np.flatnonzero(np.diff(np.concatenate([[True], there, [True]])))
     until = np.append(time_s, end_s)
     return [(_number(until[a]), _number(until[b])) for a, b in zip(bounds[::2], bounds[1::2], strict=True)]
@@ -299,7 +278,7 @@ def _missing_spans(
 
 
 def _faces(features: Features, *, most: int) -> dict[str, Any]:
-    """Crops at even distances as one picture, row by row, with their times; none is drawn where there is no face."""
+    """Crops at equal distances as one picture, row by row, with their times; black where there is no face."""
     index = np.unique(np.linspace(0, features.n_frames - 1, min(features.n_frames, most)).round().astype(int))
     there = np.isfinite(features.face_score[index])
     side = min(features.faces.shape[1], _MOST_FACE_PIXELS) or 1  # features made elsewhere have no crops
@@ -324,23 +303,21 @@ def _faces(features: Features, *, most: int) -> dict[str, Any]:
 
 
 class _Previews:
-    """Puts previews into the page as long as there is room."""
-
-    warnings: list[str]
+    """Writes previews into the page as long as there is room."""
 
     def __init__(self, page: Path, call: Callable[..., Any]) -> None:
         """Prepare for a page without previews.
 
         Args:
-            page: where the page will lie; links start from its folder.
-            call: decodes recordings; see :func:`preprocessing.run.processes.separate_process`.
+            page: where the page will be; links start from its folder.
+            call: decodes recordings, see :func:`preprocessing.run.separate_process`.
         """
-        self.warnings = []
+        self.warnings: list[str] = []
         self._call = call
         self._folder = page.absolute().parent
         self._room = PREVIEW_BYTES
         self._sources: dict[Path, dict[str, object]] = {}
-        """What is done already: two people of one recording share its preview."""
+        """By recording: two people of one recording share its preview."""
 
     def add(self, file: TextIO, video: ReportedVideo, features: Features) -> dict[str, object] | None:
         """Where the page finds the recording: ``block``, or ``link`` and ``offset``; None if it cannot be played."""
@@ -351,26 +328,23 @@ class _Previews:
             self.warnings.append(f"{name}: {video.video} is gone; the page shows its faces only")
             return None
         recording = video.video.absolute()
-        if recording not in self._sources:
-            streams = features.meta["settings"].get("streams", ())
-            try:
+        streams = features.meta["settings"].get("streams", ())
+        try:
+            if recording not in self._sources:
                 self._sources[recording] = self._embed(file, recording, streams) or self._link(name, recording, streams)
-            except InputError as error:
-                self.warnings.append(f"{name}: no video in the page: {error}")
-                return None
-        return self._sources[recording]
+            return self._sources[recording]
+        except InputError as error:
+            self.warnings.append(f"{name}: no video in the page: {error}")
+            return None
 
     def _embed(self, file: TextIO, recording: Path, streams: Sequence[int]) -> dict[str, object] | None:
         with tempfile.TemporaryDirectory() as temporary:
             preview = Path(temporary) / "preview.mp4"
             if not self._call(recording, _encode, recording, preview, streams, self._room * 3 // 4):
                 return None
-            block = f"preview-{len(self._sources)}"
-            file.write(f'<script type="text/plain" id="{block}">')
-            with preview.open("rb") as encoded:
-                while piece := encoded.read(3 * 2**18):
-                    self._room -= file.write(base64.b64encode(piece).decode())
-            file.write("</script>\n")
+            block, encoded = f"preview-{len(self._sources)}", base64.b64encode(preview.read_bytes()).decode()
+        self._room -= len(encoded)
+        file.write(f'<script type="text/plain" id="{block}">{encoded}</script>\n')
         return {"block": block}
 
     def _link(self, name: str, recording: Path, streams: Sequence[int]) -> dict[str, object]:
@@ -384,69 +358,29 @@ class _Previews:
 
 
 def _shown_start_s(recording: Path, streams: Sequence[int], *, status: Status) -> float:
-    """Time of the first frame in a browser, whose clock starts with whatever comes first, be it sound; seconds."""
-    with Video(recording, streams=streams) as video:
-        first_s = video.start_s
-    with av.open(f"file:{recording}", metadata_errors="replace", options={"protocol_whitelist": "file"}) as container:
-        return first_s if container.start_time is None else first_s - container.start_time / av.time_base
+    """Time of the first frame on a browser's clock, which starts with the first picture or sound; seconds."""
+    with Video(recording, streams=streams) as video, open_recording(recording) as container:
+        return video.start_s - (container.start_time or 0) / av.time_base
 
 
 def _encode(recording: Path, preview: Path, streams: Sequence[int], most_bytes: int, *, status: Status) -> bool:
-    """Write a small MP4 whose frames, upright, have the times of the recording's; its sound is on the same clock.
+    """Write a small, upright MP4 with the times of the recording.
 
     Returns:
-        Whether it is there: False if it would be larger than ``most_bytes``.
+        False if it would be larger than ``most_bytes``.
 
     Raises:
         InputError: the recording cannot be read.
     """
-    with Video(recording, streams=streams) as video, av.open(f"file:{preview}", "w", format="mp4") as container:
-        sound = read_audio(recording, origin_s=video.start_s, streams=streams, clock=video.clock)
-        pictures = _add_pictures(container, video)
-        heard = None if sound is None else container.add_stream("aac", SAMPLE_RATE, options=_SOUND, layout="mono")
-        reformatter = VideoReformatter()
-        size, times_s = 0, [0.0, 0.0]
-        for frame in video.frames():
-            times_s = [times_s[-1], frame.time_s]
-            for packet in pictures.encode(_picture(frame, video, pictures, reformatter)):
-                size += packet.size
-                container.mux(packet)
-            status(f"preview: {video.share_read:.0%}")
-            if size > most_bytes:
-                return False
-        container.mux(pictures.encode())
-        if sound is not None and heard is not None:
-            _encode_sound(container, heard, sound, end_s=2 * times_s[-1] - times_s[0])
-    return preview.stat().st_size <= most_bytes
+    with Video(recording, streams=streams) as video:
+        scale = min(1.0, _PREVIEW_WIDTH / video.width, _PREVIEW_HEIGHT / video.height)
+        size = round(video.width * scale), round(video.height * scale)
 
+        def pictures() -> Iterator[tuple[NDArray[np.uint8], float]]:
+            for frame in video.frames():
+                yield np.asarray(fit(frame.image, video.width, video.height)), frame.time_s
+                status(f"preview: {video.share_read:.0%}")
 
-def _add_pictures(container: OutputContainer, video: Video) -> VideoStream:
-    scale = min(1.0, _PREVIEW_WIDTH / video.width, _PREVIEW_HEIGHT / video.height)
-    stream = container.add_stream("libx264", 25, options=_PICTURES)
-    # Colour has half the resolution: sides are even.
-    stream.width, stream.height = (max(2, 2 * round(side * scale / 2)) for side in (video.width, video.height))
-    stream.pix_fmt = "yuv420p"
-    stream.codec_context.time_base = Fraction(1, _TICKS)
-    return stream
-
-
-def _picture(frame: Frame, video: Video, stream: VideoStream, reformatter: VideoReformatter) -> av.VideoFrame:
-    image, _, _ = letterbox(frame.image, video.width, video.height)
-    picture = av.VideoFrame.from_ndarray(image, format="rgb24")
-    picture = reformatter.reformat(picture, stream.width, stream.height, stream.pix_fmt)
-    picture.pts, picture.time_base = round(frame.time_s * _TICKS), Fraction(1, _TICKS)
-    return picture
-
-
-def _encode_sound(container: OutputContainer, stream: AudioStream, sound: Audio, *, end_s: float) -> None:
-    """From time zero, with silence where there is none yet, up to the end of the pictures."""
-    first, stop = round(sound.start_s * SAMPLE_RATE), round(end_s * SAMPLE_RATE)
-    for start in range(0, min(stop, first + len(sound.samples)), SAMPLE_RATE):
-        end = min(start + SAMPLE_RATE, stop, first + len(sound.samples))
-        samples = np.zeros((1, end - start), np.float32)
-        heard = sound.samples[max(0, start - first) : max(0, end - first)]
-        samples[0, len(samples[0]) - len(heard) :] = heard
-        frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
-        frame.sample_rate, frame.pts, frame.time_base = SAMPLE_RATE, start, Fraction(1, SAMPLE_RATE)
-        container.mux(stream.encode(frame))
-    container.mux(stream.encode())
+        return write_movie(
+            preview, pictures(), size, video, recording, streams=streams, quality=_PREVIEW, most_bytes=most_bytes
+        )

@@ -1,4 +1,4 @@
-"""Scores as tables on the terminal."""
+"""Tables of scores on the terminal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ N_WORST_SHOWN = 10
 
 
 def print_scores(scores: DetailedScores) -> None:
-    """Print CCC, PCC and RMSE of each target, and what they are taken over."""
+    """Print CCC, PCC and RMSE of each target, and over how many frames and videos."""
     n_other_length = sum(video.n_predicted != video.n_annotation_rows for video in scores.videos)
     over = f"CCC over {scores.n_frames} annotated frames of {len(scores.videos)} videos"
     over += f"; {scores.n_not_annotated} frames are not annotated" if scores.n_not_annotated else ""
@@ -41,11 +41,11 @@ def print_videos(scores: DetailedScores, *, all_are_in: str) -> None:
 
     Args:
         scores: of all videos.
-        all_are_in: name of the file that has all of them, for the title.
+        all_are_in: name of the file with all videos, for the title.
     """
     videos, title = list(scores.videos), "each video separately"
     if len(videos) > MAX_VIDEOS_SHOWN:
-        # Those without any CCC, which tell nothing of the predictions, come last.
+        # Videos without any CCC come last.
         videos.sort(key=lambda video: (math.isnan(video.mean_ccc), video.mean_ccc))
         videos = videos[:N_WORST_SHOWN]
         title = f"the {N_WORST_SHOWN} videos with the lowest mean CCC; {all_are_in} has all {len(scores.videos)}"
@@ -61,7 +61,7 @@ def print_videos(scores: DetailedScores, *, all_are_in: str) -> None:
 
 
 def print_disagreement(compared: Mapping[Target, Disagreement]) -> None:
-    """Print what the standard deviation of several models says of their mean's errors."""
+    """Print how well the standard deviation of several models predicts the errors of their mean."""
     rows = []
     for target, one in compared.items():
         pairs = [(one.all.rmse, one.least.rmse), (one.all.ccc, one.least.ccc)]

@@ -1,12 +1,13 @@
-"""One tidy table for all videos, one row a frame: CSV for everything, Parquet for much.
+"""One table for all videos with a row for each frame: CSV, or Parquet for many videos.
 
-Its columns are those of :meth:`rcma.prediction.Prediction.to_table`. In CSV, numbers have six decimals, what is missing
-is an empty cell, and whether a frame had a modality is 1 or 0.
+Its columns are those of :meth:`rcma.prediction.Prediction.to_table`. In CSV, numbers have six decimals, missing ones
+are empty cells, and whether a frame had a modality is 1 or 0.
 """
 
 from __future__ import annotations
 
 import csv
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -22,21 +23,19 @@ from rcma.config import MODALITIES, TARGETS, Target
 from rcma.prediction import FIRST_COLUMNS, Prediction
 
 TableKind = Literal["csv", "parquet"]
+Append = Callable[[Prediction], None]
 
 TABLE = "frames"
 """Name of the table's file, without its ending."""
 _SPREADS_OF_EXPERTS = tuple(f"{target}_spread" for target in TARGETS)
+_NO_VIDEO = Prediction("", np.zeros(0), np.zeros((0, 0), np.float32), present={}, targets=())
 
 
 @contextmanager
-def open_table(path: Path, kind: TableKind) -> Iterator[Callable[[Prediction], None]]:
+def open_table(path: Path, kind: TableKind) -> Iterator[Append]:
     """Give a function that appends a video's rows; the file is there when the block ends, or not at all.
 
-    All videos have the columns of the first one. Without any video, there are those that every table has.
-
-    Args:
-        path: of the table.
-        kind: of file.
+    All videos have the columns of the first one.
 
     Raises:
         InputError: Parquet without the package that writes it, or a file is there that this program did not write.
@@ -45,9 +44,67 @@ def open_table(path: Path, kind: TableKind) -> Iterator[Callable[[Prediction], N
         yield append
 
 
+@contextmanager
+def _open_csv(path: Path) -> Iterator[Append]:
+    # Without newline="" every row would end twice on Windows.
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+
+        def append(prediction: Prediction) -> None:
+            """Write the rows of a video, after the header if they are the first."""
+            table = prediction.to_table()
+            if file.tell() == 0:
+                writer.writerow(table)
+            writer.writerows(zip(*(map(_cell, column) for column in table.values()), strict=True))
+
+        yield append
+        if file.tell() == 0:
+            append(_NO_VIDEO)
+
+
+def _cell(value: Any) -> str:
+    if value is None or value != value:  # NaN
+        return ""
+    if isinstance(value, np.bool_):
+        return str(int(value))
+    return f"{value:.6f}" if isinstance(value, np.floating) else str(value)
+
+
+@contextmanager
+def _open_parquet(path: Path) -> Iterator[Append]:
+    pa, pq = _pyarrow("--table parquet")
+    with ExitStack() as stack:
+        writers: list[Any] = []
+
+        def append(prediction: Prediction) -> None:
+            """Write the rows of a video."""
+            # from_pandas: NaN is a missing value. An array of None says nothing of its type.
+            arrays = {
+                name: pa.array(column, type=pa.bool_() if name in MODALITIES else None, from_pandas=True)
+                for name, column in prediction.to_table().items()
+            }
+            table = pa.table(arrays)
+            if not writers:
+                writers.append(stack.enter_context(pq.ParquetWriter(path, table.schema)))
+            writers[0].write_table(table)
+
+        yield append
+        if not writers:
+            append(_NO_VIDEO)
+
+
+def _pyarrow(what: str) -> tuple[Any, Any]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise InputError(f'{what}: pyarrow is not installed; pip install "rcma[parquet]"') from None
+    return pa, pq
+
+
 @dataclass(frozen=True)
 class PredictedFrames:
-    """What a table says of the predictions, by video."""
+    """The predictions in a table, by video."""
 
     targets: tuple[Target, ...]
     time_s: Mapping[str, NDArray[np.float64]]
@@ -59,13 +116,13 @@ class PredictedFrames:
 
 
 def read_frames(folder: Path) -> PredictedFrames | None:
-    """Read predictions, their times, and how far several models disagree, from the table in a folder.
+    """Read predictions, and how far several models disagree, from the table in a folder.
 
     Returns:
-        None where there is no table, or another program's.
+        None if there is no table, or only that of another program.
 
     Raises:
-        InputError: the table is damaged, or Parquet and the package that reads it is not installed.
+        InputError: the table is damaged, or the package that reads Parquet is not installed.
     """
     path = next(_tables(folder), None)
     if path is None:
@@ -86,24 +143,24 @@ def read_frames(folder: Path) -> PredictedFrames | None:
 
 
 class SaidByExperts(NamedTuple):
-    """What public models said of a video of T frames."""
+    """Outputs of public models for a video of T frames, NaN where they have none."""
 
     time_s: NDArray[np.float64]
     """(T,) presentation times."""
     values: NDArray[np.float32]
-    """(T,n) what each said, NaN where it said nothing."""
+    """(T,n) outputs."""
     fused: NDArray[np.float32]
-    """(T,2) valence and arousal as they were predicted, NaN where nothing was."""
+    """(T,2) valence and arousal as they were predicted."""
 
 
 def read_experts(path: Path) -> tuple[tuple[str, ...], dict[str, SaidByExperts]]:
-    """Read what public models said from a table, or from the one in a folder.
+    """Read the outputs of public models from a table, or from the one in a folder.
 
     Returns:
-        Names of the n columns of the models; and what they said of each video.
+        Names of the n output columns, and the outputs by video.
 
     Raises:
-        InputError: there is no such table, or it is damaged, or no public models predicted.
+        InputError: there is no such table, it is damaged, or no public models predicted it.
     """
     found = next(_tables(path), None) if path.is_dir() else path
     if found is None or not found.is_file():
@@ -128,6 +185,7 @@ def _tables(folder: Path) -> Iterator[Path]:
 def _table_errors(path: Path) -> Iterator[None]:
     try:
         yield
+    # pyarrow's ArrowInvalid is a ValueError.
     except (OSError, ValueError, IndexError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read as rcma-predict's table: {error}") from None
 
@@ -135,7 +193,7 @@ def _table_errors(path: Path) -> Iterator[None]:
 def _header(path: Path) -> list[str]:
     with _table_errors(path):
         if path.suffix == ".parquet":
-            return list(_reading_parquet(path, lambda pq: pq.read_schema(path)).names)
+            return list(_pyarrow(path.name)[1].read_schema(path).names)
         with path.open(encoding="utf-8", newline="") as file:
             return next(csv.reader(file), [])
 
@@ -144,98 +202,16 @@ def _read_numbers(path: Path, names: Sequence[str]) -> dict[str, NDArray[np.floa
     """(T,n) of each video, the columns of these names; NaN where a cell is empty."""
     wanted = ["video", *names]
     with _table_errors(path):
-        columns = (_read_parquet if path.suffix == ".parquet" else _read_csv)(path, wanted)
-        if not columns["video"]:
-            return {}
-        numbers = np.array([[_number(cell) for cell in columns[name]] for name in names], np.float64)
-    videos, of_rows = np.unique(np.array(columns["video"], dtype=str), return_inverse=True)
-    order = np.argsort(of_rows, kind="stable")
-    parts = np.split(numbers[:, order].T, np.cumsum(np.bincount(of_rows))[:-1])
-    return {str(name): part for name, part in zip(videos, parts, strict=True)}
-
-
-def _read_csv(path: Path, names: Sequence[str]) -> dict[str, list[Any]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = csv.reader(file)
-        header = next(rows, [])
-        places = [header.index(name) for name in names]
-        cells = [[row[place] for place in places] for row in rows if row]
-    return {name: [row[k] for row in cells] for k, name in enumerate(names)}
-
-
-def _read_parquet(path: Path, names: Sequence[str]) -> dict[str, list[Any]]:
-    return dict(_reading_parquet(path, lambda pq: pq.read_table(path, columns=list(names))).to_pydict())
-
-
-def _reading_parquet(path: Path, read: Callable[[Any], Any]) -> Any:
-    pa, pq = _pyarrow(path.name)
-    try:
-        return read(pq)
-    except pa.ArrowInvalid as error:
-        raise ValueError(str(error)) from None
-
-
-def _number(cell: str | float | None) -> float:
-    return float(cell) if cell not in (None, "") else np.nan
-
-
-def _pyarrow(what: str) -> tuple[Any, Any]:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise InputError(f'{what}: pyarrow is not installed; pip install "rcma[parquet]"') from None
-    return pa, pq
-
-
-@contextmanager
-def _open_csv(path: Path) -> Iterator[Callable[[Prediction], None]]:
-    # Without newline="" every row would end twice on Windows.
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        is_new = True
-
-        def append(prediction: Prediction) -> None:
-            nonlocal is_new
-            table = prediction.to_table()
-            if is_new:
-                writer.writerow(table)
-                is_new = False
-            writer.writerows(zip(*(map(_cell, column) for column in table.values()), strict=True))
-
-        yield append
-        if is_new:
-            writer.writerow([*FIRST_COLUMNS, *MODALITIES])
-
-
-def _cell(value: Any) -> str:
-    if value is None or value != value:  # NaN
-        return ""
-    if isinstance(value, np.bool_):
-        return str(int(value))
-    return f"{value:.6f}" if isinstance(value, np.floating) else str(value)
-
-
-@contextmanager
-def _open_parquet(path: Path) -> Iterator[Callable[[Prediction], None]]:
-    pa, pq = _pyarrow("--table parquet")
-    with ExitStack() as stack:
-        writers: list[Any] = []
-
-        def append(prediction: Prediction) -> None:
-            columns = prediction.to_table()
-            # from_pandas: NaN is no value, not a number of its own. An array of None says nothing of its type.
-            arrays = {
-                name: pa.array(column, type=pa.bool_() if name in MODALITIES else None, from_pandas=True)
-                for name, column in columns.items()
-            }
-            table = pa.table(arrays)
-            if not writers:
-                writers.append(stack.enter_context(pq.ParquetWriter(path, table.schema)))
-            writers[0].write_table(table)
-
-        yield append
-        if not writers:
-            kinds = (pa.string(), pa.int32(), pa.float64(), *[pa.bool_()] * len(MODALITIES))
-            schema = pa.schema(zip((*FIRST_COLUMNS, *MODALITIES), kinds, strict=True))
-            stack.enter_context(pq.ParquetWriter(path, schema))
+        if path.suffix == ".parquet":
+            rows = list(zip(*_pyarrow(path.name)[1].read_table(path, columns=wanted).to_pydict().values(), strict=True))
+        else:
+            with path.open(encoding="utf-8", newline="") as file:
+                reader = csv.reader(file)
+                header = next(reader, [])
+                places = [header.index(name) for name in wanted]
+                rows = [tuple(row[place] for place in places) for row in reader if row]
+        numbers = [[np.nan if cell in (None, "") else float(cell) for cell in row[1:]] for row in rows]
+    parts: dict[str, list[list[float]]] = defaultdict(list)
+    for (video, *_), row in zip(rows, numbers, strict=True):
+        parts[video].append(row)
+    return {video: np.array(part, np.float64) for video, part in sorted(parts.items())}

@@ -1,12 +1,13 @@
-"""What ``rcma-predict`` writes: the challenge's files, a tidy table, a page to look at, videos with numbers in them."""
+"""What ``rcma-predict`` writes: the challenge's files, a table, the report and overlays."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,61 +16,76 @@ from preprocessing.errors import InputError
 from preprocessing.features import load_features
 from preprocessing.files import refuse_to_overwrite
 from preprocessing.run import Status, separate_process
-from rcma.abaw import (
-    Format,
-    Location,
-    per_video_file,
-    reconcile,
-    require_writable_ids,
-    write_single_file,
-)
+from rcma.abaw import EDITIONS, Format, per_video_file, read_template, require_writable_ids, write_single_file
 from rcma.config import TARGETS, Target
 from rcma.data import Labels
+from rcma.output.overlay import write_overlay
 from rcma.output.report import ReportedVideo, write_report
 from rcma.output.table import TABLE, TableKind, open_table
 from rcma.prediction import Prediction
 from rcma.predictor import PreparedVideo
 
-SINGLE_FILE = "predictions.txt"
-REPORT = "report.html"
-
 log = logging.getLogger("rcma")
 
 
-@dataclass(frozen=True)
+@dataclass
 class OutputSettings:
-    """What is requested."""
+    """What is requested, and where it goes.
+
+    Raises:
+        InputError: options contradict each other, or the template cannot be read.
+    """
 
     folder: Path
     """Receives everything but overlays."""
-    format: Format | None = "per-video"
-    """None: no files of the challenge."""
-    single_file: str = SINGLE_FILE
-    """Name of the file with all videos."""
-    template: Sequence[Location] | None = None
-    """Rows of the single file; None: every frame of every video."""
-    table: TableKind | None = "csv"
-    report: bool = False
+    format: Format | Literal["none"] | None = None
+    """Of the challenge's files; None: that of the edition, or ``per-video``."""
+    edition: int | None = None
+    """Of the challenge: gives the format, and the name of the single file."""
+    template_file: Path | None = None
+    """Sample file with the rows of the single file; None: every frame of every video."""
+    table_kind: TableKind | None = "csv"
+    has_report: bool = False
     overlay: Path | None = None
     """A ``.mp4`` file for the only video, or a folder for ``<video_id>.mp4`` of each."""
 
-    @property
-    def shows_recordings(self) -> bool:
-        """Whether anything shows pictures of the videos."""
-        return self.report or self.overlay is not None
+    def __post_init__(self) -> None:
+        """Check the options, and read the template."""
+        if self.edition is not None:
+            if self.edition not in EDITIONS:
+                known = ", ".join(map(str, EDITIONS))
+                raise InputError(
+                    f"--edition {self.edition}: had no valence-arousal track of its own; these had: {known}"
+                )
+            if self.format not in (None, EDITIONS[self.edition]):
+                raise InputError(f"--format {self.format}: edition {self.edition} takes {EDITIONS[self.edition]}")
+            self.format = EDITIONS[self.edition]
+        self.format = self.format or "per-video"
+        if self.template_file is not None and self.format != "single-file":
+            raise InputError("--template: goes with --format single-file")
+        if self.folder.exists() and not self.folder.is_dir():
+            raise InputError(f"--out {self.folder}: is a file; give a folder")
+        if self.overlay is not None and self.overlay.suffix not in ("", ".mp4"):
+            raise InputError(f"--overlay {self.overlay}: must end in .mp4, or be a folder")
+        self.template = None if self.template_file is None else read_template(self.template_file)
 
     @property
-    def single_file_path(self) -> Path:
-        """Where the file with all videos goes."""
-        return self.folder / self.single_file
+    def single_file(self) -> Path:
+        """The file with all videos."""
+        return self.folder / ("predictions.txt" if self.edition is None else f"ABAW{self.edition}_VA.txt")
 
     @property
-    def table_path(self) -> Path:
-        """Where the table goes."""
-        return self.folder / f"{TABLE}.{self.table}"
+    def table(self) -> Path:
+        """The table's file."""
+        return self.folder / f"{TABLE}.{self.table_kind}"
 
-    def overlay_path(self, video_id: str) -> Path:
-        """Where the overlay of a video goes."""
+    @property
+    def report(self) -> Path:
+        """The report's file."""
+        return self.folder / "report.html"
+
+    def overlay_of(self, video_id: str) -> Path:
+        """The file for the overlay of a video."""
         assert self.overlay is not None
         return self.overlay if self.overlay.suffix else self.overlay / f"{video_id}.mp4"
 
@@ -79,43 +95,28 @@ class OutputSettings:
         if not missing:
             return
         what = f"the model predicts {', '.join(targets)}, not {missing[0]}"
-        if self.format is not None:
+        if self.format != "none":
             raise InputError(
                 f"--format {self.format}: {what}, but files of the ABAW challenge need both valence and arousal; add "
                 "--format none, or a --checkpoint that predicts the other"
             )
-        if self.shows_recordings:
-            option = "--report" if self.report else "--overlay"
+        if self.has_report or self.overlay:
+            option = "--report" if self.has_report else "--overlay"
             raise InputError(f"{option}: {what}, and shows valence and arousal only; the table has all targets")
 
     def check_videos(self, video_ids: Sequence[str]) -> None:
-        """Raise InputError if files of these videos cannot have their names, or would replace what they must not."""
-        require_writable_ids(video_ids, self.format, has_template=self.template is not None)
-        refuse_to_overwrite(self.paths(video_ids))
-
-    def reconcile(self, n_frames: Mapping[str, int]) -> list[str]:
-        """Compare what will be predicted with what is requested.
-
-        Args:
-            n_frames: of each video_id.
-
-        Returns:
-            A line for each video whose frames are not exactly the template's.
-
-        Raises:
-            InputError: the template is not covered, or there is one overlay for several videos.
-        """
-        if self.overlay is not None and self.overlay.suffix and len(n_frames) > 1:
-            raise InputError(f"--overlay {self.overlay}: there are {len(n_frames)} videos; give a folder")
-        return [] if self.template is None else reconcile(self.template, n_frames)
-
-    def paths(self, video_ids: Sequence[str]) -> list[Path]:
-        """Every file that :func:`write_outputs` will write for these videos."""
-        paths = [per_video_file(self.folder, name) for name in video_ids] if self.format == "per-video" else []
-        paths += [self.single_file_path] if self.format == "single-file" else []
-        paths += [self.table_path] if self.table else []
-        paths += [self.folder / REPORT] if self.report else []
-        return paths + ([self.overlay_path(name) for name in video_ids] if self.overlay else [])
+        """Raise InputError if the files of these videos cannot have their names, or would replace other files."""
+        format = None if self.format == "none" else self.format
+        require_writable_ids(video_ids, format, has_template=self.template is not None)
+        if self.overlay is not None and self.overlay.suffix and len(video_ids) > 1:
+            raise InputError(f"--overlay {self.overlay}: there are {len(video_ids)} videos; give a folder")
+        paths = [self.single_file] if self.format == "single-file" else []
+        paths += [self.table] if self.table_kind else []
+        paths += [self.report] if self.has_report else []
+        for video_id in video_ids:
+            paths += [per_video_file(self.folder, video_id)] if self.format == "per-video" else []
+            paths += [self.overlay_of(video_id)] if self.overlay else []
+        refuse_to_overwrite(paths)
 
 
 def write_outputs(
@@ -126,105 +127,79 @@ def write_outputs(
     predicted_by: str = "",
     about: Sequence[str] = (),
     status: Callable[[str], None],
-    on_failure: Callable[[str], object],
+    on_failure: Callable[[object], object],
 ) -> tuple[int, int]:
-    """Write all that is requested; each video's own files as soon as it comes, the common ones at the end.
-
-    Only files that this function wrote before are replaced. What the page leaves out is a warning.
+    """Write all that is requested: the files of each video at once, those of all videos at the end.
 
     Args:
-        predicted: as :meth:`rcma.predictor.Predictor.predict_many` gives them.
+        predicted: from :meth:`rcma.predictor.Predictor.predict_many`.
         settings: what to write.
-        labels: of videos, for the page.
-        predicted_by: shown on the page and in overlays, if it was not RCMA that predicted.
-        about: what the page says of the models that predicted, a line each.
-        status: called with a few words on what is being done.
+        labels: of videos, for the report.
+        predicted_by: shown in the report and in overlays; for models other than RCMA.
+        about: the report's lines about the models.
+        status: called with a few words on the current work.
         on_failure: called with one line for each overlay that cannot be written and for labels that cannot be read.
 
     Returns:
-        How many videos there were, and how many frames.
+        Numbers of videos and of frames.
 
     Raises:
-        InputError: the template is not covered, a package is missing, or one of :meth:`OutputSettings.paths` is there
-            already and must not be replaced.
+        InputError: the template is not covered, a package is missing, or a file is in the way that this program did
+            not write.
     """
     n_videos = n_frames = 0
-    done: list[ReportedVideo] = []
+    reported: list[ReportedVideo] = []
     of_challenge: dict[str, NDArray[np.float32]] = {}
-    table = open_table(settings.table_path, settings.table) if settings.table else None
-    with table or nullcontext(_write_nothing) as append_to_table, separate_process(status=status) as call:
+    with ExitStack() as stack:
+        append = stack.enter_context(open_table(settings.table, settings.table_kind)) if settings.table_kind else None
+        # Decoding may crash its process.
+        call = stack.enter_context(separate_process(status=status))
         for video, prediction in predicted:
             n_videos, n_frames = n_videos + 1, n_frames + len(prediction.time_s)
             if settings.format == "per-video":
                 prediction.save_abaw(per_video_file(settings.folder, video.video_id))
             elif settings.format == "single-file":
                 of_challenge[video.video_id] = prediction.select(TARGETS).values
-            append_to_table(prediction)
-            if not settings.shows_recordings:
+            if append is not None:
+                append(prediction)
+            if not (settings.has_report or settings.overlay):
                 continue
-            notes: list[str] = []
-            shown = ReportedVideo(
-                prediction.select(TARGETS),
-                video.folder,
-                _find_recording(video),
-                _read_labels(labels, prediction, on_warning=notes.append, on_failure=on_failure),
-                notes,
-            )
-            if settings.overlay is not None:
+            shown = _collect(video, prediction, labels, on_failure)
+            reported.append(shown)
+            if settings.overlay:
                 try:
-                    # Decoding may crash its process.
-                    call(shown.video, _overlay, shown, settings.overlay_path(video.video_id), predicted_by)
+                    call(shown.video, _overlay, shown, settings.overlay_of(video.video_id), predicted_by)
                 except InputError as error:
-                    on_failure(str(error))
-            done.append(shown)
+                    on_failure(error)
     if settings.format == "single-file":
-        write_single_file(settings.single_file_path, of_challenge, template=settings.template)
-    if settings.report:
+        write_single_file(settings.single_file, of_challenge, template=settings.template)
+    if settings.has_report:
         by = f" ({predicted_by})" if predicted_by else ""
-        remarks = write_report(
-            settings.folder / REPORT,
-            done,
-            title=f"Valence and arousal: {settings.folder.resolve().name}{by}",
-            about=about,
-            on_video=lambda name: status(f"{REPORT}: {name}"),
-        )
-        for remark in remarks:
+        title = f"Valence and arousal: {settings.folder.resolve().name}{by}"
+        for remark in write_report(settings.report, reported, title=title, about=about, on_video=status):
             log.warning(remark)
     return n_videos, n_frames
 
 
-def _find_recording(video: PreparedVideo) -> Path | None:
+def _collect(
+    video: PreparedVideo, prediction: Prediction, labels: Labels | None, on_failure: Callable[[object], object]
+) -> ReportedVideo:
+    """The recording and the labels of a video, as far as they can be had."""
+    recording, of_video = None, None
+    notes: list[str] = []
     try:
-        return video.find_recording()
+        recording = video.find_recording()
     except InputError as error:
         log.warning(f"{video.video_id}: no pictures of the video: {error}")
-        return None
-
-
-def _read_labels(
-    labels: Labels | None,
-    prediction: Prediction,
-    *,
-    on_warning: Callable[[str], None],
-    on_failure: Callable[[str], object],
-) -> NDArray[np.float32] | None:
-    if labels is None or prediction.video_id not in labels.videos:
-        return None
-    try:
-        return labels.at(prediction.video_id, prediction.time_s, TARGETS, on_warning=on_warning)
-    except InputError as error:
-        on_failure(str(error))
-        return None
-
-
-def _write_nothing(prediction: Prediction) -> None:
-    pass
+    if labels is not None and video.video_id in labels.videos:
+        try:
+            of_video = labels.at(video.video_id, prediction.time_s, TARGETS, on_warning=notes.append)
+        except InputError as error:
+            on_failure(error)
+    return ReportedVideo(prediction.select(TARGETS), video.folder, recording, of_video, notes)
 
 
 def _overlay(video: ReportedVideo, path: Path, predicted_by: str, *, status: Status) -> None:
-    # Imported here: most predictions are written without.
-    from rcma.output.overlay import write_overlay
-
     name = video.prediction.video_id
     if video.video is None:
         raise InputError(f"{name}: --overlay needs its video file; give that instead of the feature folder")

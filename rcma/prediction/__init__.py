@@ -1,5 +1,5 @@
 """In: models, and the features of a video.
-Out: values a frame, smoothed and filled.
+Out: values for each frame, smoothed and filled.
 """
 
 from rcma.prediction.checkpoints import Checkpoints, FindRecording

@@ -1,4 +1,4 @@
-"""Trained models from the features of a video to one prediction, and what features they can take."""
+"""Predictions of trained models, and the features that they accept."""
 
 from __future__ import annotations
 
@@ -23,23 +23,24 @@ from rcma.fast_cpu import Embed, optimised_backbones
 from rcma.model import RCMA, TrainedRCMA
 from rcma.prediction.postprocess import present_modalities
 from rcma.prediction.prediction import Prediction
-from rcma.prediction.sliding_window import predict_video, predictions_and_changes, split_changes
+from rcma.prediction.sliding_window import predict_video, split_changes
 
 FindRecording = Callable[[], Path]
-"""Gives the recording that features were made from; raises InputError where it is not available."""
+"""Returns the recording from which features were made; raises InputError if it is not available."""
 
 _PUBLISHED_ALIGNMENT: Alignment = "start"
 
 
 class Checkpoints:
-    """Trained models whose predictions are averaged; models of different targets complete each other."""
+    """Trained models whose predictions are averaged, for each target over the models that predict it."""
 
     name = ""
-    """How predictions are called that are not RCMA's."""
+    """Shown with predictions that are not RCMA's."""
     missing: Sequence[str] = ()
+    """Models that are not on this machine, a line each."""
 
     def __init__(self, models: Sequence[RCMA], *, changes: bool = False) -> None:
-        """Take models on the devices where they are.
+        """Prepare models, which stay on their devices.
 
         Args:
             models: at least one, from :func:`rcma.load_model` or :func:`rcma.published.load`; put into evaluation mode.
@@ -48,29 +49,29 @@ class Checkpoints:
         self.models = tuple(model.eval() for model in models)
         of_models = dict.fromkeys(target for model in self.models for target in model.settings.targets)
         first = [target for target in TARGETS if target in of_models]
-        self.targets: tuple[Target, ...] = (*first, *(target for target in of_models if target not in first))
-        """All that any of the models predicts; valence and arousal first."""
+        self.targets: tuple[Target, ...] = tuple(dict.fromkeys([*first, *of_models]))
+        """All targets of the models, valence and arousal first."""
         self._changes = changes
-        # Of several models, they are rebuilt for each video: kept, each would take .8 GB.
+        # Those of several models are rebuilt for each video: each would take .8 GB.
         self._optimised: list[dict[str, Embed] | None] = [None] * len(self.models)
         if len(self.models) == 1:
             self._optimised = [optimised_backbones(self.models[0])]
 
     def describe(self) -> list[str]:
-        """Nothing: the runs say how the models were trained."""
+        """No lines: the runs hold how the models were trained."""
         return []
 
     def preprocessing(self) -> PreprocessConfig:
-        """Settings that give raw videos features as those of the training; the default ones for a published model.
-
-        See :func:`rcma.data.settings_for_raw_videos`. Of several models, those of one that needs the waveform, if there
-        is one; the others are checked against the features.
+        """Settings for raw videos that give features like those of the training, see
+        :func:`rcma.data.settings_for_raw_videos`; the default ones for a published model.
         """
-        return settings_for_raw_videos(*_training_features(max(self.models, key=_needs_waveform)))
+        # One that needs the waveform, if any; the others are checked against the features.
+        model = max(self.models, key=lambda model: model.settings.audio_input == "waveform")
+        return settings_for_raw_videos(*_training_features(model))
 
     @property
     def fixed_settings(self) -> tuple[str, ...]:
-        """Keys of :meth:`preprocessing` that must stay as they are."""
+        """Keys of :meth:`preprocessing` that must not be changed."""
         return tuple(dict.fromkeys(key for model in self.models for key in fixed_settings(model.settings)))
 
     def check(self, features: Features) -> None:
@@ -87,10 +88,10 @@ class Checkpoints:
             check_features(model.settings, features)
 
     def remarks(self, sources: Mapping[str, FaceSource]) -> Iterator[str]:
-        """At most one line for each source of the training's faces, where those of videos have another source.
+        """Warnings about videos whose faces come from another source than those of the training.
 
         Args:
-            sources: of the faces of each video, by video_id; of features that :meth:`check` lets pass.
+            sources: of the faces of each video, by video_id.
         """
         for source in sorted({source for _, source in map(_training_features, self.models) if source is not None}):
             others = [name for name, given in sources.items() if given != source]
@@ -105,19 +106,37 @@ class Checkpoints:
             find_recording: not needed; features are enough.
 
         Returns:
-            Values are the mean over the models that predict a target; the spread is over the same models. Modalities
-            are those that any of the models uses. Changes are the mean over the models that refine the same modalities
-            in as many steps as the first one.
+            Values and spread are over the models that predict a target, modalities those that any of the models uses.
+            Changes are the mean over the models with the modalities and the number of steps of the first one.
 
         Raises:
             InputError: the features are not like those of the training, or the model gives no numbers for them.
         """
         self.check(features)
-        of_models = [self._run(model, features, kept) for model, kept in zip(self.models, self._optimised, strict=True)]
-        columns = np.full((len(of_models), features.n_frames, len(self.targets)), np.nan, np.float32)
-        for number, (model, (values, _)) in enumerate(zip(self.models, of_models, strict=True)):
-            columns[number][:, [self.targets.index(target) for target in model.settings.targets]] = values
-        mean, spread = _mean_and_spread(columns)
+        values = np.full((len(self.models), features.n_frames, len(self.targets)), np.nan, np.float32)
+        changes: list[dict[Modality, NDArray[np.float32]]] = []
+        for number, (model, optimised) in enumerate(zip(self.models, self._optimised, strict=True)):
+            hop, audio_alignment, label_delay_s = _windowing(model)
+            columns = predict_video(
+                model,
+                features,
+                hop=hop,
+                audio_alignment=audio_alignment,
+                label_delay_s=label_delay_s,
+                optimised=optimised,
+                changes=self._changes,
+            )
+            targets = model.settings.targets
+            if not np.isfinite(columns[:, : len(targets)]).all():
+                raise InputError(
+                    f"{features.video_id}: the model gives no numbers for it; its features or the model's weights hold "
+                    "NaN"
+                )
+            values[number][:, [self.targets.index(target) for target in targets]] = columns[:, : len(targets)]
+            first = self.models[0]
+            if self._changes and (model.modalities, model.fusion.depth) == (first.modalities, first.fusion.depth):
+                changes.append(split_changes(model, columns))
+        mean, spread = _mean_and_spread(values)
         present = present_modalities(
             features,
             audio_alignment=_windowing(self.models[0])[1],
@@ -131,40 +150,11 @@ class Checkpoints:
             present={m: there for m, there in present.items() if m in used},
             targets=self.targets,
             spread=spread,
-            changes=self._mean_changes([changes for _, changes in of_models]),
+            changes={
+                m: np.mean([moved[m] for moved in changes], axis=0, dtype=np.float32)
+                for m in (changes[0] if changes else ())
+            },
         )
-
-    def _run(
-        self, model: RCMA, features: Features, optimised: Mapping[str, Embed] | None
-    ) -> tuple[NDArray[np.float32], dict[Modality, NDArray[np.float32]]]:
-        """Predictions (T,n_targets) of one model, and :attr:`Prediction.changes`."""
-        hop, audio_alignment, label_delay_s = _windowing(model)
-        columns = predict_video(
-            model,
-            features,
-            hop=hop,
-            audio_alignment=audio_alignment,
-            label_delay_s=label_delay_s,
-            optimised=optimised,
-            run=predictions_and_changes if self._changes else None,
-        )
-        values = columns[:, : len(model.settings.targets)]
-        if not np.isfinite(values).all():
-            raise InputError(
-                f"{features.video_id}: the model gives no numbers for it; its features or the model's weights hold NaN"
-            )
-        return values, split_changes(model, columns) if self._changes else {}
-
-    def _mean_changes(
-        self, changes: Sequence[Mapping[Modality, NDArray[np.float32]]]
-    ) -> dict[Modality, NDArray[np.float32]]:
-        first = self.models[0]
-        alike = [
-            moved
-            for model, moved in zip(self.models, changes, strict=True)
-            if model.modalities == first.modalities and model.fusion.depth == first.fusion.depth
-        ]
-        return {m: np.mean([moved[m] for moved in alike], axis=0, dtype=np.float32) for m in changes[0]}
 
 
 def _mean_and_spread(columns: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
@@ -186,10 +176,6 @@ def _training_features(model: RCMA) -> tuple[PreprocessConfig, FaceSource | None
     if isinstance(model, TrainedRCMA) and model.config.preprocessing is not None:
         return model.config.preprocessing, model.config.face_source
     return PreprocessConfig(), None
-
-
-def _needs_waveform(model: RCMA) -> bool:
-    return model.settings.audio_input == "waveform"
 
 
 def _windowing(model: RCMA) -> tuple[int, Alignment, float]:

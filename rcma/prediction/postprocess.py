@@ -1,4 +1,4 @@
-"""What is done to a prediction before it is written: smoothing and filling."""
+"""Smoothing and filling of predictions, and which modalities a frame has."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rcma.prediction.prediction import Prediction
 SmoothKind = Literal["median", "gaussian"]
 FillKind = Literal["nearest", "neutral", "nan"]
 
-NEUTRAL = 0.0
+_NEUTRAL = 0.0
 """The middle of both scales."""
 _REACH = 4.0
 """Standard deviations at which the Gaussian ends."""
@@ -34,13 +34,13 @@ def present_modalities(
     Args:
         features: the video, of T frames.
         audio_alignment: where the 0.96 s patch of a frame lies, see :func:`preprocessing.features.patch_start`.
-        vectors: modalities of which the features made elsewhere count.
+        vectors: modalities whose features were made elsewhere.
 
     Returns:
-        (T,) bool of each modality. ``face``: one was found. ``audio``: the sound of the whole patch is there, be it
-        silence. ``text``: a word is being spoken.
+        (T,) bool of each modality. ``face``: one was found. ``audio``: the recording has sound, silent or not, during
+        the whole patch. ``text``: a word is being spoken.
     """
-    # Up to each row; rows are NaN whole.
+    # Number of missing rows before each one.
     n_missing = np.concatenate([[0], np.cumsum(np.isnan(features.log_mel[:, 0]))])
     first = patch_start(features.time_s, audio_alignment)
     inside = (first >= 0) & (first + PATCH_ROWS <= len(features.log_mel))
@@ -55,25 +55,23 @@ def present_modalities(
 
 
 def finish(prediction: Prediction, *, fill: FillKind, smoothing: tuple[SmoothKind, float] | None = None) -> Prediction:
-    """Make a prediction ready to be written.
+    """Smooth and fill a prediction, and clip its values to [-1,1].
 
-    Frames without any modality are guesses: they take no part in smoothing and get what ``fill`` says. So does a target
-    that has no value at a frame. Values are then clipped to [-1,1].
-
-    The spread of several models is smoothed in the same way; of a Gaussian mean that is at least the spread of the
-    models' smoothed predictions. A frame that gets the nearest frame's values gets its spread, too; one that gets 0, or
-    nothing, has none.
+    Frames without any modality, and targets without a value at a frame, take no part in smoothing and are filled. The
+    spread of several models is treated alike; 0 and ``nan`` fill it with NaN. The spread of a Gaussian mean is at least
+    the spread of the models' smoothed predictions.
 
     Args:
-        prediction: left as it is.
-        fill: what is put where there is no value: ``nearest``: that of the nearest frame in time that has one
-            (``neutral`` where no frame has); ``neutral``: 0; ``nan``: none.
-        smoothing: kind and extent, seconds; see :func:`smooth`.
+        prediction: is not changed.
+        fill: ``nearest``: the value of the nearest frame in time that has one (0 if no frame has); ``neutral``: 0;
+            ``nan``: NaN.
+        smoothing: kind and extent in seconds, see :func:`smooth`.
     """
     nothing = ~np.any(list(prediction.present.values()), axis=0)
     empty = nothing[:, None] | np.isnan(prediction.values)  # (T,n_targets)
 
-    def finished(columns: NDArray[np.float32], neutral: float) -> NDArray[np.float32]:
+    def finish_columns(columns: NDArray[np.float32], neutral: float) -> NDArray[np.float32]:
+        """Smooth and fill (T,n)."""
         columns = np.where(empty, np.float32(np.nan), columns)
         if smoothing is not None:
             kind, extent_s = smoothing
@@ -86,8 +84,8 @@ def finish(prediction: Prediction, *, fill: FillKind, smoothing: tuple[SmoothKin
                 column[missing] = neutral
         return columns
 
-    spread = None if prediction.spread is None else finished(prediction.spread, np.nan)
-    return replace(prediction, values=finished(prediction.values, NEUTRAL).clip(-1.0, 1.0), spread=spread)
+    spread = None if prediction.spread is None else finish_columns(prediction.spread, np.nan)
+    return replace(prediction, values=finish_columns(prediction.values, _NEUTRAL).clip(-1.0, 1.0), spread=spread)
 
 
 def smooth(
@@ -98,8 +96,8 @@ def smooth(
     Args:
         values: (T,n); a NaN takes no part and stays.
         time_s: (T,) seconds, rising.
-        kind: ``median``: of the frames at most half of ``extent_s`` away; ``gaussian``: mean weighted by a Gaussian of
-            the distance in time, with ``extent_s`` as its standard deviation, cut off at 4 of them.
+        kind: ``median``: of the frames at most ``extent_s / 2`` away; ``gaussian``: mean, weighted by a Gaussian of
+            the distance in time with ``extent_s`` as its standard deviation, cut off at four of them.
         extent_s: seconds, > 0.
 
     Returns:
@@ -136,9 +134,8 @@ def _neighbours(time_s: NDArray[np.float64], reach_s: float) -> Iterator[tuple[s
 
 
 def _nearest(times_s: NDArray[np.float64], wanted_s: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Index of the nearest of some rising times, the earlier one of two as near."""
-    after = np.searchsorted(times_s, wanted_s).clip(1, max(1, len(times_s) - 1))
-    before = after - 1
-    if len(times_s) == 1:
-        return np.zeros(len(wanted_s), np.int64)
-    return np.where(wanted_s - times_s[before] <= times_s[after] - wanted_s, before, after)
+    """Index of the nearest of some rising times; the earlier one of two at the same distance."""
+    after = np.searchsorted(times_s, wanted_s)
+    before = np.maximum(after - 1, 0)
+    after = np.minimum(after, len(times_s) - 1)
+    return np.where(np.abs(wanted_s - times_s[before]) <= np.abs(times_s[after] - wanted_s), before, after)

@@ -1,4 +1,4 @@
-"""What is predicted of one video, frame by frame, and what from."""
+"""The prediction of one video, frame by frame."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rcma.abaw import write_per_video
 from rcma.config import MODALITIES, TARGETS, Modality, Target
 
 FIRST_COLUMNS = ("video", "frame", "time_s")
-"""Of a table of predictions: video_id, number of the frame counted from 1, presentation time in seconds."""
+"""First columns of a table of predictions: video_id, frame counted from 1, presentation time in seconds."""
 
 
 @dataclass(frozen=True)
@@ -26,24 +26,22 @@ class Prediction:
     time_s: NDArray[np.float64]
     """(T,) presentation time of each frame, seconds."""
     values: NDArray[np.float32]
-    """(T,n_targets) in [-1,1]; NaN where nothing is predicted. Column k is ``targets[k]``."""
+    """(T,n_targets) in [-1,1], a column for each of ``targets``; NaN where nothing is predicted."""
     present: Mapping[Modality, NDArray[np.bool_]]
-    """(T,) of each modality that the model uses: whether the frame had it."""
+    """(T,) whether each frame had the modality, for those that the model uses."""
     targets: tuple[Target, ...] = TARGETS
     spread: NDArray[np.float32] | None = None
-    """(T,n_targets) how much several models disagree: the standard deviation of their predictions (divided by n - 1),
-    >= 0, in the unit of the values. It is not a probability: the truth may lie far outside. NaN for a target that fewer
-    than two models predict; None where that holds for all. Of public models, the weighted standard deviation of
-    :func:`rcma.experts.fuse`, frame by frame."""
+    """(T,n_targets) sample standard deviation of several models' predictions, >= 0; for public models the weighted one
+    of :func:`rcma.experts.fuse`. It is not a probability: the truth may lie far outside. NaN for a target that fewer
+    than two models predict; None if that holds for all."""
     changes: Mapping[Modality, NDArray[np.float32]] = field(default_factory=dict)
-    """(T,S) of each modality: how far each of S fusion steps moved its features X_m, as the norm of the change over the
-    norm of X_m before the step, >= 0. Empty unless requested, and where the model does not refine features step by
-    step."""
+    """(T,S) of each modality: the norm of the change of its features in each of S fusion steps, over their norm before
+    the step. Empty unless requested, and for a model without fusion steps."""
     experts: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
-    """(T,n) of each public model, by its name: what it says by itself of each target, then its further outputs; NaN
-    where it says nothing. Neither smoothed nor filled. Empty for RCMA."""
+    """(T,n) outputs of each public model, by its name: the targets, then further ones; NaN where it has none. Neither
+    smoothed nor filled. Empty for RCMA."""
     outputs: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """Of each public model: the targets that it gives, then the names of its further outputs."""
+    """Names of these outputs: the targets that the model predicts, then the further ones."""
 
     @property
     def valence(self) -> NDArray[np.float32]:
@@ -56,7 +54,7 @@ class Prediction:
         return self.select(("arousal",)).values[:, 0]
 
     def select(self, targets: Sequence[Target]) -> Prediction:
-        """The prediction with these targets only, in this order.
+        """Return the prediction of these targets only, in this order.
 
         Raises:
             InputError: one of them is not predicted.
@@ -69,12 +67,11 @@ class Prediction:
         return replace(self, targets=tuple(targets), values=self.values[:, columns], spread=spread)
 
     def to_table(self) -> dict[str, NDArray[Any]]:
-        """Columns of T rows by their names, the same and in the same order as in ``frames.csv``.
+        """Return the columns of ``frames.csv`` by name, in its order, with T rows.
 
         ``video``, ``frame`` (int32, counted from 1), ``time_s`` (float64), each target (float32), whether the frame had
-        ``face``, ``audio`` and ``text`` (bool; None where the model does not use it), and where several models
-        predicted, ``TARGET_sd`` (float32). Where public models predicted, ``TARGET_spread`` and, with their names in
-        front, what each gives by itself. Missing numbers are NaN.
+        ``face``, ``audio`` and ``text`` (bool; None where the model does not use it), and ``TARGET_sd`` (float32) of
+        several models. Public models add ``TARGET_spread`` and :meth:`columns_of_experts`. Missing numbers are NaN.
         """
         n = len(self.time_s)
         table: dict[str, NDArray[Any]] = {
@@ -90,7 +87,7 @@ class Prediction:
         return table | self.columns_of_experts()
 
     def columns_of_experts(self) -> dict[str, NDArray[np.float32]]:
-        """(T,) of each output of each public model by the name of its column, such as ``words_valence``."""
+        """Return (T,) of each output of each public model, by the name of its column, such as ``words_valence``."""
         columns: dict[str, NDArray[np.float32]] = {}
         for name, outputs in self.outputs.items():
             places = [*self.targets, *(output for output in outputs if output not in self.targets)]
@@ -98,7 +95,7 @@ class Prediction:
         return columns
 
     def save_abaw(self, path: Path | str) -> None:
-        """Write valence and arousal as the ABAW challenge has them for one video: a header, then a line a frame.
+        """Write valence and arousal in the ABAW challenge's format for one video: a header, then a line for each frame.
 
         Args:
             path: ``VIDEO_ID.txt``; a file that this program wrote is replaced.

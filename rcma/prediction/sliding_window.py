@@ -1,8 +1,8 @@
-"""A model over windows of one video: each frame gets the mean of the windows that hold it."""
+"""A model over windows of one video: each frame gets the mean over the windows that contain it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from threading import get_ident
@@ -18,13 +18,10 @@ from preprocessing.features import Alignment, Features
 from rcma.config import Modality
 from rcma.data import cut_window, labels_at, overlap_average, windows
 from rcma.fast_cpu import Embed, optimised_backbones
-from rcma.model import RCMA, Fusion
+from rcma.model import RCMA
 
 _FRAMES_AT_ONCE = 256
 """Frames whose crops and log-mel patches are in memory at once."""
-
-RunModel = Callable[[RCMA, Mapping[str, Tensor]], Tensor]
-"""From a model and a batch of windows to columns (B,L,C)."""
 
 
 def predict_video(
@@ -37,24 +34,24 @@ def predict_video(
     embeddings: Mapping[Modality, NDArray[np.float16]] | None = None,
     optimised: Mapping[str, Embed] | None = None,
     batch_size: int = 4,
-    run: RunModel | None = None,
+    changes: bool = False,
 ) -> NDArray[np.float32]:
     """Predict every frame, with windows of the model's length; memory does not grow with the video.
 
     Args:
-        model: runs on the device where it is, in evaluation mode; its mode is restored.
+        model: runs on its device, in evaluation mode; its mode is restored.
         features: a video of T frames that the model can take, see :meth:`rcma.prediction.Checkpoints.check`.
         hop: frames between the starts of two windows; a frame in several windows gets the mean of their predictions.
         audio_alignment: as in training.
         label_delay_s: as in training: predictions are given that much later; the first one stands before.
-        embeddings: what the backbones say of the video, (T,d) of each modality, where it is known already.
+        embeddings: output of the backbones for the video, (T,d) of each modality, if it is already known.
         optimised: :func:`rcma.fast_cpu.optimised_backbones` of the model, kept between videos; None: made for this
             video, which takes about a second with published layer sizes.
-        batch_size: windows that are in memory at once.
-        run: gives what is averaged, C columns, such as :func:`predictions_and_changes`; None: the predictions.
+        batch_size: windows in memory at once.
+        changes: append the columns that :func:`split_changes` reads.
 
     Returns:
-        float32 (T,C); of the model's own predictions C is n_targets, and they are in [-1,1].
+        float32 (T,n_targets) in [-1,1]; with ``changes``, M * S columns more for M modalities and S fusion steps.
     """
     length, n_frames = model.settings.length, features.n_frames
     starts = windows(n_frames, length, hop)
@@ -67,7 +64,7 @@ def predict_video(
             )
             of_starts = _cut_windows(stretches, starts, length=length)
             batches = iter(lambda: [*islice(of_starts, batch_size)], [])
-            columns = (_run(model, batch, run) for batch in batches)
+            columns = (_run(model, batch, changes=changes) for batch in batches)
             mean = overlap_average(starts, (of_window for batch in columns for of_window in batch), n_frames)
     finally:
         model.train(was_training)
@@ -77,26 +74,22 @@ def predict_video(
     return mean
 
 
-def _run(model: RCMA, windows: Sequence[Mapping[str, Tensor]], run: RunModel | None) -> NDArray[np.float32]:
-    """Columns (B,L,C) of windows."""
-    batch = {name: torch.stack([window[name] for window in windows]) for name in windows[0]}
-    columns: Tensor = model(batch) if run is None else run(model, batch)
-    return np.asarray(columns.float().cpu().numpy())
-
-
-def predictions_and_changes(model: RCMA, batch: Mapping[str, Tensor]) -> Tensor:
-    """The model's predictions, then how far each step moves each modality's features: (B,L,n_targets+M*S)."""
-    with _watch_steps(model.fusion) as changes:
-        output: Tensor = model(batch)
-    return torch.cat([output, *torch.stack(changes, dim=-1).unbind(dim=2)], dim=-1) if changes else output
-
-
 def split_changes(model: RCMA, columns: NDArray[np.float32]) -> dict[Modality, NDArray[np.float32]]:
-    """:attr:`rcma.prediction.Prediction.changes` from averaged columns of :func:`predictions_and_changes`."""
+    """:attr:`rcma.prediction.Prediction.changes` from the columns of :func:`predict_video`."""
     if not model.fusion.depth:
         return {}
     parts = np.split(columns[:, len(model.settings.targets) :], len(model.modalities), axis=1)
     return dict(zip(model.modalities, parts, strict=True))
+
+
+def _run(model: RCMA, windows: Sequence[Mapping[str, Tensor]], *, changes: bool) -> NDArray[np.float32]:
+    """Columns (B,L,C) of windows."""
+    batch = {name: torch.stack([window[name] for window in windows]) for name in windows[0]}
+    with _watch_steps(model.fusion.steps if changes else ()) as moved:
+        columns: Tensor = model(batch)
+    if moved:
+        columns = torch.cat([columns, *torch.stack(moved, dim=-1).unbind(dim=2)], dim=-1)
+    return np.asarray(columns.float().cpu().numpy())
 
 
 def _embed_stretches(
@@ -107,8 +100,9 @@ def _embed_stretches(
     embeddings: Mapping[Modality, NDArray[np.float16]] | None,
     optimised: Mapping[str, Embed] | None,
 ) -> Iterator[dict[str, Tensor]]:
-    """A video in stretches of some hundred frames, each as a batch of :meth:`RCMA.forward` without its dimension B;
-    crops and log-mel have become embeddings, so that a frame in several windows goes through the backbones once.
+    """The inputs of :meth:`RCMA.forward`, without the dimension B, of some hundred frames at a time.
+
+    Crops and log-mel have become embeddings: a frame in several windows goes through the backbones once.
     """
     if optimised is None:
         optimised = optimised_backbones(model) if embeddings is None else {}
@@ -124,12 +118,8 @@ def _embed_stretches(
         )
         stretch = {name: value.to(device) for name, value in cut.items()}
         for m in model.backbone:
-            stretch[m] = model.embed(
-                m,  # type: ignore[arg-type]
-                stretch[m][None],
-                stretch[f"{m}_mask"][None],
-                backbone=optimised.get(m),
-            )[0]
+            raw, mask = stretch[m][None], stretch[f"{m}_mask"][None]
+            stretch[m] = model.embed(m, raw, mask, backbone=optimised.get(m))[0]  # type: ignore[arg-type]
         yield stretch
 
 
@@ -149,19 +139,19 @@ def _cut_windows(
 
 
 @contextmanager
-def _watch_steps(fusion: Fusion) -> Iterator[list[Tensor]]:
-    """Gives a list; each step that this thread runs appends how far it moved its features: (B,L,M), relative."""
+def _watch_steps(steps: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
+    """Give a list to which each step that this thread runs appends the relative change of its features, (B,L,M)."""
     changes: list[Tensor] = []
     thread = get_ident()
 
     def note(_step: nn.Module, given: tuple[Any, ...], refined: Mapping[Modality, Tensor]) -> None:
-        if get_ident() != thread:
-            return
-        before = given[0]
-        moved = [(refined[m] - before[m]).norm(dim=-1) / before[m].norm(dim=-1) for m in before]
-        changes.append(torch.stack(moved, dim=-1))
+        """Hook of a step."""
+        if get_ident() == thread:
+            before = given[0]
+            moved = [(refined[m] - before[m]).norm(dim=-1) / before[m].norm(dim=-1) for m in before]
+            changes.append(torch.stack(moved, dim=-1))
 
-    handles = [step.register_forward_hook(note) for step in fusion.steps]
+    handles = [step.register_forward_hook(note) for step in steps]
     try:
         yield changes
     finally:
