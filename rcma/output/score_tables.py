@@ -8,14 +8,14 @@ from dataclasses import astuple
 
 from preprocessing.console import print_table
 from rcma.config import Target
-from rcma.evaluate import MIN_VIDEOS_FOR_INTERVALS, DetailedScores, Disagreement
+from rcma.evaluate import MIN_VIDEOS_FOR_INTERVALS, Disagreement, Scores
 
 MAX_VIDEOS_SHOWN = 50
 """Of more videos, only the worst are printed."""
 N_WORST_SHOWN = 10
 
 
-def print_scores(scores: DetailedScores) -> None:
+def print_scores(scores: Scores) -> None:
     """Print CCC, PCC and RMSE of each target, and what they are taken over."""
     n_other_length = sum(video.n_predicted != video.n_annotation_rows for video in scores.videos)
     over = f"CCC over {scores.n_frames} annotated frames of {len(scores.videos)} videos"
@@ -36,7 +36,7 @@ def print_scores(scores: DetailedScores) -> None:
         print(f"no intervals: of fewer than {MIN_VIDEOS_FOR_INTERVALS} annotated videos they would mean little")
 
 
-def print_videos(scores: DetailedScores, *, all_are_in: str) -> None:
+def print_videos(scores: Scores, *, all_are_in: str) -> None:
     """Print a row for each video and target, which fits narrow terminals; of many videos, only the worst.
 
     Args:
