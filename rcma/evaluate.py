@@ -262,42 +262,30 @@ def resampled_ccc(
     Returns:
         (R,K); NaN where :func:`rcma.metrics.ccc` is.
     """
-    columns = range(predicted[0].shape[1])
-    return np.stack(
-        [_resampled_ccc([x[:, k] for x in predicted], [y[:, k] for y in annotated], draws) for k in columns], axis=1
-    )
-
-
-def _resampled_ccc(
-    predicted: Sequence[NDArray[np.floating]], annotated: Sequence[NDArray[np.floating]], draws: NDArray[np.integer]
-) -> NDArray[np.float64]:
-    """:func:`resampled_ccc` for one target, (R,)."""
-    labelled = [~np.isnan(values) for values in annotated]
-    x = [values[kept].astype(np.float64) for values, kept in zip(predicted, labelled, strict=True)]
-    y = [values[kept].astype(np.float64) for values, kept in zip(annotated, labelled, strict=True)]
     # Sums of squares about an origin near the mean do not lose digits.
-    x_origin, y_origin = (_finite_mean(np.concatenate(values)) for values in (x, y))
+    x_origin, y_origin = _origin(predicted), _origin(annotated)
+    sums, extremes = [], []
     # A missing or infinite prediction makes the sums of its video, and so the CCC of each draw with it, NaN.
     with np.errstate(divide="ignore", invalid="ignore"):
-        centred = [(a - x_origin, b - y_origin) for a, b in zip(x, y, strict=True)]
-        sums = np.array([[len(a), a.sum(), b.sum(), a @ a, b @ b, a @ b] for a, b in centred])  # (V,6)
-        n, *of_draw = sums[draws].sum(axis=1).T
+        for x, y in zip(predicted, annotated, strict=True):
+            labelled = ~np.isnan(y)
+            extremes.append([np.where(labelled, v, -np.inf).max(axis=0, initial=-np.inf) for v in (x, -x, y, -y)])
+            x, y = np.where(labelled, x - x_origin, 0.0), np.where(labelled, y - y_origin, 0.0)
+            sums.append([values.sum(axis=0) for values in (labelled, x, y, x**2, y**2, x * y)])
+        n, *of_draw = np.moveaxis(np.array(sums)[draws].sum(axis=1), 1, 0)  # (6,R,K)
         x_mean, y_mean, xx, yy, xy = (values / n for values in of_draw)
         shift = (x_mean - y_mean) + (x_origin - y_origin)
         result = 2.0 * (xy - x_mean * y_mean) / (xx - x_mean**2 + yy - y_mean**2 + shift**2)
-    return np.where(_constant(x, draws) | _constant(y, draws), np.nan, result)
+    # Sums are rounded, so they do not show whether all values are the same.
+    x_max, minus_x_min, y_max, minus_y_min = np.moveaxis(np.array(extremes)[draws].max(axis=1), 1, 0)  # (4,R,K)
+    constant = (x_max <= -minus_x_min) | (y_max <= -minus_y_min)
+    return np.where(constant, np.nan, result)
 
 
-def _finite_mean(values: NDArray[np.float64]) -> float:
-    finite = values[np.isfinite(values)]
-    return float(finite.mean()) if len(finite) else 0.0
-
-
-def _constant(values: Sequence[NDArray[np.float64]], draws: NDArray[np.integer]) -> NDArray[np.bool_]:
-    """Whether each draw (R,) has fewer than two different values, which its sums, being rounded, do not show."""
-    highest = np.array([v.max(initial=-np.inf) for v in values])
-    lowest = np.array([v.min(initial=np.inf) for v in values])
-    return np.asarray(highest[draws].max(axis=1) <= lowest[draws].min(axis=1))
+def _origin(values: Sequence[NDArray[np.floating]]) -> NDArray[np.float64]:
+    """(K,) means of all finite values in float64, 0 where there is none."""
+    finite = np.ma.masked_invalid(np.concatenate(values).astype(np.float64))
+    return np.asarray(finite.mean(axis=0).filled(0.0))
 
 
 def _intervals(

@@ -9,8 +9,8 @@ import pytest
 
 from preprocessing.errors import InputError
 from preprocessing.files import WRITTEN
-from rcma.abaw.files import (
-    fill_template,
+from rcma.abaw import (
+    Location,
     find_annotations,
     find_split,
     read_annotation,
@@ -21,7 +21,6 @@ from rcma.abaw.files import (
     write_per_video,
     write_single_file,
 )
-from rcma.abaw.rows import Location
 
 
 def write(path: Path, text: str) -> Path:
@@ -176,15 +175,13 @@ def test_template_that_is_not_covered_names_every_video(tmp_path: Path):
     rows = "video0/00003.jpg\nvideo0/00004.jpg\nvideo1/00001.jpg\nother_left/00001.jpg\nthird/00001.jpg\n"
     template = read_template(write(tmp_path / "sample.txt", rows))
     with pytest.raises(InputError) as error:
-        fill_template(template, predictions(3, 9))
+        write_single_file(tmp_path / "out.txt", predictions(3, 9), template=template)
     for part in ("video0: 3 frames predicted, 4 needed", "other_left: no", "third: no"):
         assert part in str(error.value)
     assert "video1" not in str(error.value)
     reconcile(template[2:3], {"video1": 1})
     with pytest.raises(InputError, match="video1: 0 frames predicted, 1 needed"):
         reconcile(template[2:3], {"video1": 0})
-    with pytest.raises(InputError):
-        write_single_file(tmp_path / "out.txt", predictions(3, 9), template=template)
     assert not (tmp_path / "out.txt").exists()
 
 
@@ -217,10 +214,10 @@ def test_differences_of_length_are_spelled_out(tmp_path: Path):
 
 def test_a_row_or_two_beyond_the_last_frame_repeat_it(tmp_path: Path):
     values = np.linspace(-1, 1, 198 * 2, dtype=np.float32).reshape(198, 2)
-    rows = list(fill_template(sample(tmp_path, "a", 200), {"a": values}))
-    assert [row[0] for row in rows[-2:]] == ["a/00199.jpg", "a/00200.jpg"]
-    assert [row[1:] for row in rows[-3:]] == [tuple(map(float, values[-1]))] * 3
-    np.testing.assert_array_equal([row[1:] for row in rows[:198]], values)
+    write_single_file(tmp_path / "out.txt", {"a": values}, template=sample(tmp_path, "a", 200))
+    read = read_predictions(tmp_path / "out.txt")["a"]
+    np.testing.assert_array_equal(read[197:], [read[197]] * 3)
+    np.testing.assert_allclose(read[:198], values, atol=5e-7)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import scipy.stats
 
 from preprocessing.errors import InputError
 from rcma import cli
-from rcma.abaw.files import write_per_video
+from rcma.abaw import write_per_video
 from rcma.evaluate import (
     MIN_VIDEOS_FOR_INTERVALS,
     Measures,

@@ -11,7 +11,7 @@ import pytest
 
 from preprocessing.errors import InputError
 from rcma import cli
-from rcma.abaw.files import read_predictions, read_template, write_per_video, write_single_file
+from rcma.abaw import read_predictions, read_template, write_per_video, write_single_file
 from rcma.abaw.submission import MAX_CONSTANT_FRAMES, SubmissionReport, check_submission
 
 HEADER = "image_location,valence,arousal\n"
@@ -46,7 +46,7 @@ def check(folder: Path, text: str, sample: Path | None) -> SubmissionReport:
 
 
 def described(report: SubmissionReport) -> dict[str, str]:
-    return {finding.what: f"{finding.count} ({finding.details})" for finding in report.problems}
+    return {finding.what: str(finding).removeprefix(f"{finding.what}: ") for finding in report.problems}
 
 
 def line(number: int, change: Callable[[str], str]) -> Callable[[str], str]:
@@ -204,7 +204,7 @@ BROKEN: dict[str, tuple[Callable[[str], str], dict[str, str]]] = {
     ),
     "blank lines between rows": (
         lambda text: text.replace("video9/00001.jpg", "\n \nvideo9/00001.jpg"),
-        {"blank line before the last row": "2 (line 72)"},
+        {"blank line before the last row": "2 (line 72; line 73)"},
     ),
     "line ends written twice": (
         lambda text: text.replace("\n", "\r\r\n"),
@@ -248,9 +248,9 @@ BROKEN: dict[str, tuple[Callable[[str], str], dict[str, str]]] = {
 
 def test_what_the_project_writes_is_accepted(tmp_path: Path, sample: Path, right: str) -> None:
     report = check(tmp_path, right, sample)
-    assert (report.n_rows, report.n_videos, report.problems, report.remarks) == (N_ROWS, 3, (), ())
+    assert (report.n_rows, report.n_videos, report.problems, report.remarks) == (N_ROWS, 3, [], [])
     write_single_file(tmp_path / "untold.txt", predictions())
-    assert check_submission(tmp_path / "untold.txt").problems == ()
+    assert check_submission(tmp_path / "untold.txt").problems == []
 
 
 @pytest.mark.parametrize("kind", BROKEN)
@@ -299,7 +299,7 @@ def test_command_says_yes(tmp_path: Path, sample: Path, right: str, capsys: pyte
             "header in other letter case: 1 (line 1: 'Image_location,Valence,Arousal', expected "
             "image_location,valence,arousal)",
         ),
-        (lambda text: text + "\n  \n", "blank line after the last row: 2 (line 84)"),
+        (lambda text: text + "\n  \n", "blank line after the last row: 2 (line 84; line 85)"),
         (lambda text: text[:-1], "no line end after the last line: 1 (line 83)"),
         (lambda text: constant(text, "video9", 1), "short video of constant valence: 1 (video9: 0.25 in all 12 rows)"),
         (values(5, "1e-05,-2.5E-1"), None),
@@ -311,7 +311,7 @@ def test_what_is_unusual_but_right_is_accepted(
     tmp_path: Path, sample: Path, right: str, change: Callable[[str], str], remark: str | None
 ) -> None:
     report = check(tmp_path, change(right), sample)
-    assert report.problems == ()
+    assert report.problems == []
     assert [str(finding) for finding in report.remarks] == ([remark] if remark else [])
 
 
@@ -365,7 +365,7 @@ def test_rows_stand_in_the_order_of_the_sample_and_no_other(tmp_path: Path, righ
     header, *rows = right.splitlines(keepends=True)
     shuffled = [rows[k] for k in np.random.default_rng(3).permutation(N_ROWS)]
     sample.write_text(header + "".join(shuffled))
-    assert check(tmp_path, header + "".join(shuffled), sample).problems == ()
+    assert check(tmp_path, header + "".join(shuffled), sample).problems == []
     # A missing row does not put those after it out of order.
     assert described(check(tmp_path, header + "".join(shuffled[1:]), sample)).keys() == {"missing row"}
     assert described(check(tmp_path, right, sample)).keys() == {"row out of order"}
@@ -373,7 +373,7 @@ def test_rows_stand_in_the_order_of_the_sample_and_no_other(tmp_path: Path, righ
 
 def test_names_are_right_as_the_sample_spells_them(tmp_path: Path, sample: Path, right: str) -> None:
     sample.write_text(sample.read_text().replace("/000", "/").replace(".jpg", ".png"))
-    assert check(tmp_path, right.replace("/000", "/").replace(".jpg", ".png"), sample).problems == ()
+    assert check(tmp_path, right.replace("/000", "/").replace(".jpg", ".png"), sample).problems == []
     problems = described(check(tmp_path, right, sample))
     assert list(problems) == ["row not spelled like the sample"]
 
@@ -430,7 +430,7 @@ def folder(tmp_path: Path) -> Path:
 def test_folder_that_the_project_writes_is_accepted(folder: Path, sample: Path) -> None:
     for template in (sample, None):
         report = check_submission(folder, template=template)
-        assert (report.n_rows, report.n_videos, report.problems, report.remarks) == (N_ROWS, 3, (), ())
+        assert (report.n_rows, report.n_videos, report.problems, report.remarks) == (N_ROWS, 3, [], [])
 
 
 def rewritten(file: str, change: Callable[[str], str]) -> Callable[[Path], None]:
@@ -502,7 +502,7 @@ def test_other_files_of_a_folder_are_named(folder: Path, sample: Path) -> None:
     (folder / "scores.json").write_text("{}")
     (folder / ".hidden.txt").write_text("")
     report = check_submission(folder, template=sample)
-    assert report.problems == ()
+    assert report.problems == []
     assert [str(finding) for finding in report.remarks] == ["ignored in the folder: 2 (features; scores.json)"]
 
 

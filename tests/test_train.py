@@ -22,7 +22,7 @@ import rcma
 from preprocessing.config import PreprocessConfig
 from preprocessing.errors import InputError
 from preprocessing.features.folder import load_features
-from rcma.abaw.files import read_annotation
+from rcma.abaw import read_annotation
 from rcma.config import TrainConfig
 from rcma.metrics import ccc
 from rcma.model.checkpoint import load_run_config, load_state
