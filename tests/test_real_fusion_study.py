@@ -120,9 +120,9 @@ def test_a_training_looks_at_no_test_label_and_can_be_repeated(study: ModuleType
         for s in fold.test
     ]
     system = study.systems()[name]
-    reached, predictions = study.train_network(system, fold, rate=1e-2, seed=3, epochs=2)
+    reached, predictions = study.train_network(system, fold, fold.name, rate=1e-2, seed=3, epochs=2)
     hidden = study.Fold(fold.name, fold.train, fold.validation, blind)
-    again, others = study.train_network(system, hidden, rate=1e-2, seed=3, epochs=2)
+    again, others = study.train_network(system, hidden, fold.name, rate=1e-2, seed=3, epochs=2)
     assert reached == again and predictions.keys() == {s.name for s in fold.test}
     for session in fold.test:
         assert predictions[session.name].shape == (210, 2)
@@ -173,16 +173,16 @@ def test_tiny_run_goes_on_and_predicts_others(
     study: ModuleType, data: tuple, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     threads = torch.get_num_threads()
-    monkeypatch.setattr(sys.modules["results"], "FOLDER", tmp_path / "results")
+    monkeypatch.setattr(sys.modules["measuring"], "RESULTS", tmp_path / "results")
     monkeypatch.setattr(study, "LEARNING_RATES", (1e-2,))
     names = ["picture", "concat", "rcma, 2 steps"]
     root, _ = data
     command = [str(root), "--epochs", "1", "--systems", *names, "--keep", str(tmp_path / "keep"), "--seeds"]
     study.main([*command, "1", "--contrast-seeds", "2"])
-    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "keep").iterdir()}
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "keep").rglob("output.pkl")}
     assert len(kept) == 5 * (1 + 2 + 2)
     study.main([*command, "1", "--contrast-seeds", "2"])
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "keep").iterdir()} == kept
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "keep").rglob("output.pkl")} == kept
     (path,) = (tmp_path / "results").iterdir()
     content = json.loads(path.read_text())
     *rows, contrast = content["measurements"]
