@@ -85,7 +85,8 @@ def measure_memory(minutes: float) -> Measurement:
     """Predict random features in a process of its own."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "long"
-        save_random_features(folder, round(60 * minutes * FRAME_RATE), text_width=TEXT_WIDTH)
+        n_frames = round(60 * minutes * FRAME_RATE)
+        save_random_features(folder, n_frames, text_width=TEXT_WIDTH, config=settings(BACKENDS[0]))
         command = [sys.executable, __file__, "--peak-memory", str(folder)]
         peaks = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return {
@@ -113,7 +114,7 @@ def peak_memory(folder: Path) -> dict[str, float]:
                     peaks[name] = max(peaks[name], int(value.split()[0]) / 1024)
 
     model = published_model()
-    watcher = threading.Thread(target=watch)
+    watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     begin = time.perf_counter()
     model.predict(load_features(folder))

@@ -23,6 +23,7 @@ from long_inputs import FRAME_RATE, WORDS_PER_MINUTE, save_random_features
 from measuring import Measurement, argument_parser, median_seconds, write_result
 from torch.utils.data import DataLoader
 
+from preprocessing.config import PreprocessConfig
 from preprocessing.features import Features, load_features
 from rcma.config import ModelSettings
 from rcma.data import Embeddings, SharedBatches, Video, WindowDataset, cut_window, embed_videos
@@ -35,7 +36,7 @@ WINDOWS = 20
 
 def random_video(folder: Path, n_frames: int) -> Video:
     """Write random features; the labels are random walks."""
-    save_random_features(folder, n_frames, text_width=TEXT_WIDTH)
+    save_random_features(folder, n_frames, text_width=TEXT_WIDTH, config=PreprocessConfig())
     steps = np.random.default_rng(0).normal(0, 0.02, (n_frames, 2))
     return Video(folder, np.cumsum(steps, axis=0).clip(-1, 1).astype(np.float32))
 

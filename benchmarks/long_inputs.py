@@ -42,7 +42,7 @@ def loop_clip(clip: Path, path: Path, *, duration_s: float) -> None:
             shift_s += end_s + _GAP_S
 
 
-def save_random_features(folder: Path, n_frames: int, *, text_width: int) -> None:
+def save_random_features(folder: Path, n_frames: int, *, text_width: int, config: PreprocessConfig) -> None:
     """Write features of a video with a face in every frame, sound, and words without pauses between them."""
     random = np.random.default_rng(0)
     time_s = np.arange(n_frames) / FRAME_RATE
@@ -55,7 +55,7 @@ def save_random_features(folder: Path, n_frames: int, *, text_width: int) -> Non
             "n_frames": n_frames,
             "frame_rate": float(FRAME_RATE),
             "audio": {"present": True},
-            "settings": PreprocessConfig().model_dump(mode="json"),
+            "settings": config.model_dump(mode="json"),
             "warnings": {},
         },
         time_s=time_s,

@@ -88,24 +88,15 @@ class SubmissionReport:
 def check_submission(path: Path, *, template: Path | None = None) -> SubmissionReport:
     """Look for everything for which a submission may be rejected.
 
-    A submission is one file for all videos (editions 5, 6, 8, 9, 10) or a folder with one ``<video>.txt`` for each
-    (editions 2, 3). Problems are:
-
-    - a wrong header, a byte order mark, blank lines before the last row, a last line that is cut off, no rows;
-    - a wrong number of columns; values that are missing, not a number, NaN, infinite or outside [-1, 1], such as -5;
-    - rows that name no frame, and duplicate rows;
-    - valence or arousal that is the same in all rows of the submission, or in all rows of a video of more than
-      :data:`MAX_CONSTANT_FRAMES` rows;
-    - with a template, for one file: rows that are missing, not requested, spelled differently or out of order; for a
-      folder: videos that are missing or not requested, or have another number of rows than frames;
-    - without a template, for one file: rows that are not spelled like ``video7/00001.jpg``.
-
-    These are only remarks: a header in other letter case, Windows line ends, blank lines after the last row, no line
-    end after it, shorter videos that are constant, other files in the folder. Scientific notation and spaces around
-    values are accepted. A row with a problem is not reported as missing too.
+    - As in reading: the header, the number of columns, values that are not in [-1, 1], blank lines, a cut-off line.
+    - Byte order mark, rows that name no frame, duplicate rows, valence or arousal that never changes in the whole
+      submission or in a video of more than :data:`MAX_CONSTANT_FRAMES` rows.
+    - One file against a template: rows that are missing, not requested, spelled differently or out of order. A row
+      with another problem is not reported as missing too. Without a template: the spelling ``video7/00001.jpg``.
+    - A folder against a template: videos that are missing or not requested, or have another number of rows.
 
     Args:
-        path: the file or folder.
+        path: one file for all videos (editions 5 and later), or a folder with one ``<video>.txt`` for each (2 and 3).
         template: the organisers' sample file, see :func:`rcma.abaw.read_template`; without it, coverage and order are
             not checked.
 
