@@ -60,7 +60,7 @@ def test_annotation_rows_stay_at_their_frames(tmp_path: Path, end: str):
         ("\xff\xfe", "line 1"),
     ],
 )
-def test_annotation_that_is_not_right_is_refused_with_file_and_line(tmp_path: Path, text: str, where: str):
+def test_wrong_annotation_is_refused_with_file_and_line(tmp_path: Path, text: str, where: str):
     path = write(tmp_path / "video.txt", text)
     with pytest.raises(InputError) as error:
         read_annotation(path)
@@ -99,13 +99,13 @@ def test_per_video_file_is_one_line_per_frame(tmp_path: Path):
 
 
 @pytest.mark.parametrize("values", [[[0.0, np.nan]], [[0.0, 1.5]], [[0.0]], [0.0, 0.0]])
-def test_predictions_that_no_file_may_hold_are_refused(tmp_path: Path, values: list):
+def test_predictions_outside_the_range_are_refused(tmp_path: Path, values: list):
     with pytest.raises(ValueError, match="video"):
         write_per_video(tmp_path, "video", np.array(values))
     assert not list(tmp_path.iterdir())
 
 
-def test_what_is_written_per_video_reads_back(tmp_path: Path):
+def test_per_video_files_read_back(tmp_path: Path):
     made = predictions(3, 250)
     for video_id, values in made.items():
         write_per_video(tmp_path, video_id, values)
@@ -117,7 +117,7 @@ def test_what_is_written_per_video_reads_back(tmp_path: Path):
 
 
 @pytest.mark.parametrize("as_folder", [False, True])
-def test_what_is_written_in_one_file_reads_back(tmp_path: Path, as_folder: bool):
+def test_single_file_reads_back(tmp_path: Path, as_folder: bool):
     made = predictions(3, 250)
     write_single_file(tmp_path / "predictions.txt", made)
     lines = (tmp_path / "predictions.txt").read_text().splitlines()
@@ -140,13 +140,13 @@ def test_frames_that_a_single_file_leaves_out_are_nan(tmp_path: Path):
     "row",
     ["v/00001.jpg,0.4", "v/0000x.jpg,0,0", "v/00000.jpg,0,0", "00001.jpg,0,0", "v/00001.jpg,0,-5", "v/00002.jpg,0,0"],
 )
-def test_single_file_that_is_not_right_is_refused_with_its_line(tmp_path: Path, row: str):
+def test_wrong_single_file_is_refused_with_its_line(tmp_path: Path, row: str):
     path = write(tmp_path / "p.txt", f"image_location,valence,arousal\nv/00002.jpg,0.2,0\n{row}\n")
     with pytest.raises(InputError, match=r"p\.txt, line 3"):
         read_predictions(path)
 
 
-def test_predictions_are_of_one_kind_and_there(tmp_path: Path):
+def test_missing_or_mixed_predictions_are_refused(tmp_path: Path):
     with pytest.raises(InputError, match="no such predictions"):
         read_predictions(tmp_path / "none")
     write_single_file(tmp_path / "all.txt", predictions(2))
@@ -188,7 +188,7 @@ def test_template_that_is_not_covered_names_every_video(tmp_path: Path):
 @pytest.mark.parametrize(
     "rows", ["v/00001.jpg\nv/00002.jpg\nv/00001.jpg\n", "v\n", "", "image_location,valence,arousal\n"]
 )
-def test_template_that_is_not_right_is_refused(tmp_path: Path, rows: str):
+def test_wrong_template_is_refused(tmp_path: Path, rows: str):
     with pytest.raises(InputError, match=r"sample\.txt"):
         read_template(write(tmp_path / "sample.txt", rows))
 

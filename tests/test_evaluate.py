@@ -39,7 +39,7 @@ def labels() -> dict[str, np.ndarray]:
     return made
 
 
-def test_score_is_that_of_the_concatenation_not_the_mean_over_videos(labels):
+def test_score_is_over_the_concatenation_not_the_mean_over_videos(labels):
     random = np.random.default_rng(2)
     predicted = {name: np.nan_to_num(values) + random.normal(0, 0.3, values.shape) for name, values in labels.items()}
     scores = evaluate(predicted, labels)
@@ -100,7 +100,7 @@ def made_set(n_videos: int, *, seed: int, offset: float = 0.0) -> tuple[Arrays, 
 
 
 def slowly_resampled(predicted: list[np.ndarray], labels: list[np.ndarray], draws: np.ndarray) -> np.ndarray:
-    """Each draw's videos one behind the other."""
+    """CCC of the concatenated videos of each draw."""
     values = []
     for draw in draws:
         x, y = np.concatenate([predicted[v] for v in draw]), np.concatenate([labels[v] for v in draw])
@@ -109,7 +109,7 @@ def slowly_resampled(predicted: list[np.ndarray], labels: list[np.ndarray], draw
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e5])
-def test_resampled_ccc_is_that_of_the_videos_put_together(offset: float):
+def test_resampled_ccc_is_the_ccc_of_the_concatenated_videos(offset: float):
     predicted, labels = (list(side.values()) for side in made_set(8, seed=0, offset=offset))
     draws = np.random.default_rng(1).integers(8, size=(50, 8))
     fast = resampled_ccc(predicted, labels, draws=draws)
@@ -118,7 +118,7 @@ def test_resampled_ccc_is_that_of_the_videos_put_together(offset: float):
 
 
 @pytest.mark.filterwarnings("error")
-def test_resample_has_no_ccc_where_the_videos_put_together_have_none():
+def test_resampled_ccc_is_undefined_where_the_ccc_of_the_concatenated_videos_is():
     predicted, labels = (list(side.values()) for side in made_set(5, seed=0))
     labels[0][:, 0] = 0.1  # constant: alone it has no CCC, together with another it has
     labels[1][:] = np.nan  # nothing annotated
@@ -152,7 +152,7 @@ def test_same_seed_gives_the_same_intervals_whatever_the_order_of_the_videos():
     assert evaluate(predicted, labels, n_resamples=200, seed=1).intervals != first.intervals
 
 
-def test_interval_is_that_of_the_percentiles_of_slow_resampling():
+def test_interval_has_the_percentiles_of_slow_resampling():
     predicted, labels = made_set(24, seed=7)
     intervals = evaluate(predicted, labels, n_resamples=60, seed=8).intervals
     draws = np.random.default_rng(8).integers(24, size=(60, 24))
@@ -306,7 +306,7 @@ def test_disagreement_is_compared_with_the_error_over_all_frames() -> None:
     assert content["disagreement"]["valence"]["least"]["rmse"] == compared["valence"].least.rmse
 
 
-def test_disagreement_that_says_nothing_ranks_nothing() -> None:
+def test_random_or_constant_disagreement_has_no_rank_correlation() -> None:
     labels, predicted, spread = disagreeing(0, 4000, honest=False)
     compared, _ = compare_disagreement({"v": predicted}, {"v": labels}, {"v": (predicted, spread)})
     assert abs(compared["valence"].spearman) < 0.06
@@ -326,7 +326,7 @@ def test_disagreement_of_other_predictions_is_left_out() -> None:
     assert nothing == {}
 
 
-def test_command_says_how_well_disagreement_ranks_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_prints_how_well_disagreement_ranks_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = {f"v{k}": disagreeing(k, 200, honest=True) for k in range(3)}
     time_s = np.arange(200) / 25
     with open_table(tmp_path / "predictions" / "frames.csv", "csv") as append:
@@ -342,7 +342,7 @@ def test_command_says_how_well_disagreement_ranks_errors(tmp_path: Path, capsys:
     scores = json.loads((tmp_path / "predictions" / "scores.json").read_text())
     assert scores["disagreement"]["valence"]["n_frames"] == 600
     assert scores["disagreement"]["arousal"]["spearman"] > 0.2
-    # Without such columns, nothing is said.
+    # Without such columns, nothing is printed.
     (tmp_path / "predictions" / "frames.csv").unlink()
     assert cli.evaluate.main(command) == 0
     assert "disagreement" not in capsys.readouterr().out

@@ -45,8 +45,8 @@ Severity = Literal["remark", "refused", "error"]
 class Report(Protocol):
     """Callback for each problem in a file."""
 
-    def __call__(self, severity: Severity, what: str, line: int | None = None, details: str = "") -> None:
-        """Take a problem of the kind ``what``; lines are counted from 1, None is the file as a whole."""
+    def __call__(self, severity: Severity, kind: str, line: int | None = None, details: str = "") -> None:
+        """Take a problem of the kind ``kind``; lines are counted from 1, None is the file as a whole."""
 
 
 class Row(NamedTuple):
@@ -182,10 +182,10 @@ def stream_lines(path: Path) -> Iterator[str]:
 def raise_errors(path: Path) -> Report:
     """Make a callback that raises InputError at the first error and ignores other problems."""
 
-    def report(severity: Severity, what: str, line: int | None = None, details: str = "") -> None:
+    def report(severity: Severity, kind: str, line: int | None = None, details: str = "") -> None:
         if severity == "error":
             where = "" if line is None else f", line {line}"
-            raise InputError(f"{path}{where}: {what}" + (f": {details}" if details else ""))
+            raise InputError(f"{path}{where}: {kind}" + (f": {details}" if details else ""))
 
     return report
 
@@ -209,9 +209,9 @@ def parse_rows(lines: Iterable[str], header: str, report: Report, *, annotation:
         cells = text.split(",")
         values = None
         if text == line and (len(cells) < n_columns or not cells[-1].strip(" +-.")):
-            report("error", "last line is cut off", number, shown(text))
+            report("error", "last line is cut off", number, quote(text))
         elif len(cells) != n_columns:
-            report("error", f"number of columns other than {n_columns}", number, shown(text))
+            report("error", f"number of columns other than {n_columns}", number, quote(text))
         else:
             values = _parse_values(cells[-2:], number, report, annotation=annotation)
         yield Row(number, cells, values)
@@ -227,7 +227,7 @@ def parse_location(text: str) -> Location | None:
     return Location(text, as_video_id(match["video"]), int(match["frame"]))
 
 
-def shown(text: str) -> str:
+def quote(text: str) -> str:
     """Quote the beginning of a text."""
     return repr(text if len(text) <= _N_CHARACTERS_SHOWN else f"{text[:_N_CHARACTERS_SHOWN]}...")
 
@@ -272,10 +272,10 @@ def _require_location(path: Path, line: int, text: str, seen: Mapping[str, Conta
     location = parse_location(text)
     if location is None:
         raise InputError(
-            f"{path}, line {line}: {shown(text)} names no frame; expected <video>/00001.jpg, counted from 1"
+            f"{path}, line {line}: {quote(text)} names no frame; expected <video>/00001.jpg, counted from 1"
         )
     if location.frame in seen[location.video_id]:
-        raise InputError(f"{path}, line {line}: duplicate row {shown(text)}; each frame may have one")
+        raise InputError(f"{path}, line {line}: duplicate row {quote(text)}; each frame may have one")
     return location
 
 
@@ -283,7 +283,7 @@ def _is_header(text: str, header: str, report: Report) -> bool:
     """Whether the first line is a header, right or wrong, and not a row."""
     if text == header:
         return True
-    details = f"{shown(text)}, expected {header}"
+    details = f"{quote(text)}, expected {header}"
     if text.lower() == header:
         report("remark", "header in other letter case", 1, details)
         return True
@@ -294,7 +294,7 @@ def _is_header(text: str, header: str, report: Report) -> bool:
 
 
 def _normalise(header: str) -> str:
-    """Remove what programs vary in a header: letter case, spaces, underscores, a byte order mark."""
+    """Remove differences between programs: letter case, spaces, underscores, a byte order mark."""
     return re.sub(r"[\s_\ufeff]", "", header.lower())
 
 
@@ -306,7 +306,7 @@ def _parse_values(cells: Sequence[str], line: int, report: Report, *, annotation
             if -1.0 <= value <= 1.0:
                 values.append(value)
             elif value != NOT_ANNOTATED:
-                report("error", "value outside [-1, 1]", line, shown(cell))
+                report("error", "value outside [-1, 1]", line, quote(cell))
             elif annotation:
                 values.append(math.nan)
             else:
@@ -314,9 +314,9 @@ def _parse_values(cells: Sequence[str], line: int, report: Report, *, annotation
         elif not cell.strip():
             report("error", "missing value", line)
         elif cell.strip(" +-").lower() in ("nan", "inf", "infinity"):
-            report("error", "value that is NaN or infinite", line, shown(cell))
+            report("error", "value that is NaN or infinite", line, quote(cell))
         else:
-            report("error", "value that is not a number", line, shown(cell))
+            report("error", "value that is not a number", line, quote(cell))
     if len(values) < len(cells):
         return None
     valence, arousal = values

@@ -21,8 +21,8 @@ from rcma.abaw.reader import (
     is_single_file,
     parse_location,
     parse_rows,
+    quote,
     read_template,
-    shown,
     stream_lines,
 )
 
@@ -37,7 +37,7 @@ _N_VIDEOS_SHOWN = 5
 class Finding:
     """All problems of one kind."""
 
-    what: str
+    kind: str
     severity: Severity
     count: int = 0
     places: list[str] = field(default_factory=list)
@@ -45,7 +45,7 @@ class Finding:
 
     def __str__(self) -> str:
         """One line."""
-        return f"{self.what}: {self.count} ({'; '.join(self.places)})"
+        return f"{self.kind}: {self.count} ({'; '.join(self.places)})"
 
 
 @dataclass
@@ -68,9 +68,9 @@ class SubmissionReport:
         """What is unusual, but no reason to reject it."""
         return [finding for finding in self.findings.values() if finding.severity == "remark"]
 
-    def add(self, severity: Severity, what: str, place: str, *, count: int = 1) -> None:
-        """Add a problem of the kind ``what``."""
-        finding = self.findings.setdefault(what, Finding(what, severity))
+    def add(self, severity: Severity, kind: str, place: str, *, count: int = 1) -> None:
+        """Count a problem and keep its place if it is one of the first."""
+        finding = self.findings.setdefault(kind, Finding(kind, severity))
         finding.count += count
         if len(finding.places) <= _N_PLACES_SHOWN:
             finding.places.append(place if len(finding.places) < _N_PLACES_SHOWN else "...")
@@ -78,9 +78,9 @@ class SubmissionReport:
     def of_file(self, path: Path, *, prefix: str = "") -> Report:
         """Make a callback that adds the problems of a file; ``prefix`` precedes the number of a line."""
 
-        def report(severity: Severity, what: str, line: int | None = None, details: str = "") -> None:
+        def report(severity: Severity, kind: str, line: int | None = None, details: str = "") -> None:
             place = path.name if line is None else f"{prefix}line {line}"
-            self.add(severity, what, f"{place}: {details}" if details else place)
+            self.add(severity, kind, f"{place}: {details}" if details else place)
 
         return report
 
@@ -120,12 +120,12 @@ def _check_single_file(path: Path, template: Sequence[Location] | None) -> Submi
         # A line with another number of columns has been reported; only an exact name in it can be trusted.
         certain = len(row.cells) == SINGLE_FILE_HEADER.count(",") + 1
         if problem and certain:
-            details = f"{shown(written)} instead of {name}" if name else shown(written)
+            details = f"{quote(written)} instead of {name}" if name else quote(written)
             report("refused", problem, row.line, details)
         if name is None or (problem and not certain):
             continue
         if name in line_of:
-            report("error", "duplicate row", row.line, f"{shown(written)}, first in line {line_of[name]}")
+            report("error", "duplicate row", row.line, f"{quote(written)}, first in line {line_of[name]}")
             continue
         line_of[name] = row.line
         if row.values is not None:
@@ -192,7 +192,7 @@ def _name_row(written: str, spelling: Mapping[str, Mapping[int, str]] | None) ->
     """Find the right spelling of a row's name, in the template or like ``video7/00001.jpg``.
 
     Returns:
-        The right name, None if the row is not wanted; and the problem with what was written, empty if there is none.
+        The right name, None if the row is not wanted; and the problem with ``written``, empty if there is none.
     """
     location = parse_location(written.strip(" \t\"'"))
     if location is None:
@@ -258,5 +258,5 @@ def _report_constant(values: Mapping[str, array[float]], result: SubmissionRepor
         for video, trace in traces.items():
             if len(trace) > 1 and (trace == trace[0]).all():
                 too_long = len(trace) > MAX_CONSTANT_FRAMES
-                what = f"video of constant {target}" if too_long else f"short video of constant {target}"
-                result.add("error" if too_long else "remark", what, f"{video}: {trace[0]:g} in all {len(trace)} rows")
+                kind = f"video of constant {target}" if too_long else f"short video of constant {target}"
+                result.add("error" if too_long else "remark", kind, f"{video}: {trace[0]:g} in all {len(trace)} rows")
