@@ -1,4 +1,4 @@
-"""The study of fusions: what the made sequences promise, equal budgets, and one tiny run."""
+"""The study of fusions: the structure of the synthetic sequences, equal budgets, and one tiny run."""
 
 from __future__ import annotations
 
@@ -143,18 +143,17 @@ def test_modality_dropout_hides_some_and_never_all(study: ModuleType) -> None:
     assert all(torch.equal(batch[key].nan_to_num(), value.nan_to_num()) for key, value in before.items())
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_tiny_run(
     study: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    threads = torch.get_num_threads()
     monkeypatch.setattr(sys.modules["measuring"], "RESULTS", tmp_path)
     monkeypatch.setattr(study, "N_SEQUENCES", {"train": 16, "validation": 4, "test": 4})
     names = ["face", "rcma, 2 steps", "rcma, modality dropout", "jca, its own head"]
     study.main(["--seeds", "2", "--epochs", "1", "--variants", *names])
-    torch.set_num_threads(threads)
     (path,) = tmp_path.iterdir()
     content = json.loads(path.read_text())
     out = capsys.readouterr().out

@@ -169,10 +169,10 @@ def test_comparisons(study: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None
     assert comparisons.sign_flip_test(good, bad, labels) == pytest.approx(expected, abs=0.1)
 
 
-def test_tiny_run_goes_on_and_predicts_others(
+@pytest.mark.usefixtures("one_thread")
+def test_tiny_run_resumes_and_predicts_others(
     study: ModuleType, data: tuple, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    threads = torch.get_num_threads()
     monkeypatch.setattr(sys.modules["measuring"], "RESULTS", tmp_path / "results")
     monkeypatch.setattr(study, "LEARNING_RATES", (1e-2,))
     names = ["picture", "concat", "rcma, 2 steps"]
@@ -195,7 +195,6 @@ def test_tiny_run_goes_on_and_predicts_others(
     (tmp_path / "others" / "labels" / "y.csv").unlink()
     held_out = ["--held-out", str(tmp_path / "others"), "--out", str(tmp_path / "predictions"), "--keep", str(tmp_path)]
     study.main([str(root), "--epochs", "1", "--systems", "picture", "--seeds", "1", "--contrast-seeds", "1", *held_out])
-    torch.set_num_threads(threads)
     assert sorted(path.name for path in (tmp_path / "predictions").iterdir()) == ["x.csv", "y.csv"]
     assert len((tmp_path / "predictions" / "y.csv").read_text().splitlines()) == 1 + N_ROWS // 2
     assert sum("held-out" in path.name for path in (tmp_path / "results").iterdir()) == 1

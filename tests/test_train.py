@@ -29,13 +29,7 @@ from rcma.model.checkpoint import load_run_config, load_state
 from rcma.training.loop import TrainingResult, train
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The number of threads decides the order of sums, and with it the last bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
