@@ -10,7 +10,6 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-import torch
 from benchmark_modules import import_benchmark
 
 from preprocessing.errors import InputError

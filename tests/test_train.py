@@ -28,7 +28,6 @@ from rcma.metrics import ccc
 from rcma.model.checkpoint import load_run_config, load_state
 from rcma.training.loop import TrainingResult, train
 
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
