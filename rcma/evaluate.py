@@ -65,10 +65,10 @@ class VideoScores:
 
 @dataclass(frozen=True)
 class Intervals:
-    """Percentile bootstrap intervals of CCC over videos: lower and upper end; NaN where a resample has no CCC."""
+    """Percentile bootstrap intervals of CCC over videos."""
 
-    by_target: Mapping[Target, tuple[float, float]]
-    mean: tuple[float, float]
+    ends: Mapping[str, tuple[float, float]]
+    """Lower and upper end for each target and ``mean``; NaN where a resample has no CCC."""
     n_resamples: int
     seed: int
 
@@ -223,8 +223,8 @@ def as_json(scores: Scores, disagreement: Mapping[Target, Disagreement] | None =
     measures = {**scores.by_target, "mean": scores.mean}
     interval: dict[str, Any] | None = None
     if scores.intervals is not None:
-        interval = asdict(scores.intervals)
-        interval = {**interval.pop("by_target"), **interval, "confidence": CONFIDENCE}
+        drawn = {"n_resamples": scores.intervals.n_resamples, "seed": scores.intervals.seed}
+        interval = {**scores.intervals.ends, "confidence": CONFIDENCE, **drawn}
     videos = []
     for video in scores.videos:
         values = asdict(video)
@@ -303,8 +303,8 @@ def _intervals(
     values = resampled_ccc([predicted[k] for k in kept], [annotated[k] for k in kept], draws=draws)
     tail = (1 - CONFIDENCE) / 2
     ends = np.quantile(np.column_stack([values, values.mean(axis=1)]), [tail, 1 - tail], axis=0)
-    *of_targets, mean = ((float(low), float(high)) for low, high in ends.T)
-    return Intervals(dict(zip(targets, of_targets, strict=True)), mean, n_resamples=n_resamples, seed=seed)
+    pairs = ((float(low), float(high)) for low, high in ends.T)
+    return Intervals(dict(zip([*targets, "mean"], pairs, strict=True)), n_resamples=n_resamples, seed=seed)
 
 
 def _overlap(

@@ -135,11 +135,10 @@ def test_intervals_lie_around_the_score_and_shrink_with_more_videos():
     for n_videos in (24, 384):
         predicted, labels = made_set(n_videos, seed=3)
         scores = evaluate(predicted, labels, n_resamples=200)
-        intervals = {**scores.intervals.by_target, "mean": scores.intervals.mean}
         for name, measures in {**scores.by_target, "mean": scores.mean}.items():
-            low, high = intervals[name]
+            low, high = scores.intervals.ends[name]
             assert -1 <= low < measures.ccc < high <= 1
-        low, high = scores.intervals.mean
+        low, high = scores.intervals.ends["mean"]
         widths.append(high - low)
     assert widths[1] < 0.5 * widths[0], "a quarter is expected of sixteen times as many"
 
@@ -158,8 +157,8 @@ def test_interval_has_the_percentiles_of_slow_resampling():
     draws = np.random.default_rng(8).integers(24, size=(60, 24))
     values = slowly_resampled(list(predicted.values()), list(labels.values()), draws)
     for k, name in enumerate(("valence", "arousal")):
-        assert intervals.by_target[name] == pytest.approx(np.percentile(values[:, k], [2.5, 97.5]))
-    assert intervals.mean == pytest.approx(np.percentile(values.mean(axis=1), [2.5, 97.5]))
+        assert intervals.ends[name] == pytest.approx(np.percentile(values[:, k], [2.5, 97.5]))
+    assert intervals.ends["mean"] == pytest.approx(np.percentile(values.mean(axis=1), [2.5, 97.5]))
     assert (intervals.n_resamples, intervals.seed) == (60, 8)
 
 

@@ -25,7 +25,7 @@ def print_scores(scores: Scores) -> None:
     for name, measures in {**scores.by_target, "mean": scores.mean}.items():
         row = [name, *(f"{value:.3f}" for value in astuple(measures))]
         if scores.intervals is not None:
-            low, high = {**scores.intervals.by_target, "mean": scores.intervals.mean}[name]
+            low, high = scores.intervals.ends[name]
             row.insert(2, f"{low:.3f} to {high:.3f}")
         rows.append(row)
     columns = ["", "CCC", "PCC", "RMSE"]
