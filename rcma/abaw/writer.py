@@ -19,13 +19,8 @@ from rcma.abaw.reader import PER_VIDEO_HEADER, SINGLE_FILE_HEADER, Location
 Format = Literal["per-video", "single-file"]
 
 EDITIONS: dict[int, Format] = {
-    2: "per-video",
-    3: "per-video",
-    5: "single-file",
-    6: "single-file",
-    8: "single-file",
-    9: "single-file",
-    10: "single-file",
+    **dict.fromkeys((2, 3), "per-video"),
+    **dict.fromkeys((5, 6, 8, 9, 10), "single-file"),
 }
 """Format of each edition with a valence-arousal track; the others had none, or one inside a multi-task set."""
 
