@@ -76,7 +76,7 @@ def variants() -> list[Variant]:
         _variant(REFERENCE, steps=2),
         _variant("rcma, 3 steps", steps=3),
         _variant("rcma, dropout 0.6", dropout=0.6),
-        _variant("rcma, any length", time="any-length"),
+        _variant("rcma, any length", time="relative"),
         _variant("rcma, modality dropout", modality_dropout=0.2),
         _variant("concat, head of rjcma", kind="concat", head="rjcma"),
         _variant("rcma, head of rjcma", head="rjcma"),

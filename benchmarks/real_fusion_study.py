@@ -104,7 +104,7 @@ def systems() -> dict[str, System]:
         System("rcma, 1 step", {"steps": 1}),
         System("rcma, 2 steps", {"steps": 2}),
         System("rcma, 3 steps", {"steps": 3}),
-        System("rcma, any length", {"steps": 2, "time": "any-length"}),
+        System("rcma, any length", {"steps": 2, "time": "relative"}),
     )
     return {system.name: system for system in chosen}
 

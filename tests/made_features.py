@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from preprocessing.config import PreprocessConfig
 from preprocessing.features.align import frame_word
 from preprocessing.features.folder import Features, Word, save_features
 from preprocessing.media.audio import HOP_LENGTH
-from rcma.config import TrainConfig
+from rcma.config import DataSettings, TrainConfig
 
 RATE = 25
 WIDTH = 16
@@ -105,6 +107,11 @@ def write_annotation(path: Path, labels: NDArray[np.float32]) -> None:
     path.write_text("\n".join(["valence,arousal", *lines]) + "\n", encoding="utf-8")
 
 
+def data_settings(root: Path, **given: object) -> DataSettings:
+    """Settings for the features and annotations below ``root``."""
+    return DataSettings.model_validate({"features": root / "features", "annotations": root / "annotations", **given})
+
+
 def make_data(
     root: Path,
     *,
@@ -138,3 +145,31 @@ def small_config(root: Path, **train: object) -> TrainConfig:
             "train": recipe,
         }
     )
+
+
+def changed(config: TrainConfig, **sections: dict) -> TrainConfig:
+    """A copy of a configuration with other settings: ``changed(config, train={"epochs": 1})``."""
+    tree = config.model_dump()
+    for section, values in sections.items():
+        for key, value in values.items():
+            if isinstance(value, dict):
+                tree[section][key] = {**tree[section][key], **value}
+            else:
+                tree[section][key] = value
+    return TrainConfig.model_validate(tree)
+
+
+def read_log(run: Path) -> list[dict[str, str]]:
+    """Rows of log.csv, without the seconds."""
+    with (run / "log.csv").open(newline="") as file:
+        return [{**row, "seconds": ""} for row in csv.DictReader(file)]
+
+
+def stop_at(epoch: int, done: int) -> Callable[[str], None]:
+    """For ``on_status``: interrupts training after a batch."""
+
+    def interrupt(status: str) -> None:
+        if status.startswith(f"epoch {epoch}, batch {done} of"):
+            raise KeyboardInterrupt
+
+    return interrupt

@@ -27,7 +27,7 @@ from preprocessing.inputs import Source, collect_sources, take_shard
 from preprocessing.run import Engine, Preprocessor
 from preprocessing.run.plan import Job
 from preprocessing.run.video_worker import Outcome, Report
-from rcma.config import ModelSettings
+from rcma.config import DataSettings, ModelSettings
 from rcma.data.training_data import open_training_data
 from rcma.data.windows import cut_window
 
@@ -217,7 +217,7 @@ def check_annotations_of_other_lengths(features: Path, annotations: Path) -> Non
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = ["-5,-5" if row == 2 else f"{row / 20},{-row / 20}" for row in range(n_rows)]
         path.write_text("\n".join(["valence,arousal", *lines, ""]))
-    data = open_training_data(features, annotations)
+    data = open_training_data(DataSettings(features=features, annotations=annotations))
     labels = {video.video_id: video.labels for video in (*data.train, *data.validation)}
     expected = np.where(np.arange(12)[:, None] == 2, np.nan, np.arange(12)[:, None] / 20 * [1, -1])
     np.testing.assert_allclose(labels["1-30-1280x720"], expected, atol=1e-6)

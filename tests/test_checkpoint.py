@@ -17,11 +17,11 @@ from rcma.model.checkpoint import (
     is_run,
     load_model,
     load_run_config,
-    load_state,
     save_config,
     save_weights,
-    shareable,
 )
+from rcma.model.hub import shareable
+from rcma.training.run_folder import load_state
 
 
 @pytest.fixture
@@ -52,9 +52,9 @@ def test_what_is_saved_is_loaded(run: Path, config: TrainConfig):
 
 def test_backbone_files_of_the_training_are_not_needed_to_load(run: Path, config: TrainConfig):
     tree = config.model_dump(mode="json")
-    tree["model"]["face"]["weights"] = "/none/res50_ir.pth"
+    tree["model"]["face"]["pretrained"] = "/none/res50_ir.pth"
     (run / "config.yaml").write_text(yaml.safe_dump(tree))
-    assert str(load_model(str(run)).config.model.face.weights) == "/none/res50_ir.pth"
+    assert str(load_model(str(run)).config.model.face.pretrained) == "/none/res50_ir.pth"
 
 
 def test_what_is_missing_is_listed(run: Path, tmp_path: Path):
@@ -145,7 +145,7 @@ def test_older_weights_without_their_configuration_ask_for_the_run_folder(run: P
         ("{", "damaged"),
         ('{"model_type": "bert"}', "not the configuration of a model of rcma"),
         ('{"library_name": "rcma", "versions": {}, "scores": null, "config": {}}', r"config\.data"),
-        ('{"library_name": "rcma", "versions": {"rcma": "9.0"}, "steps": 3}', r"of rcma 9\.0.*unknown key 'steps'"),
+        ('{"library_name": "rcma", "versions": {"rcma": "9.0"}, "steps": 3}', r"unknown key 'steps'.*9\.0"),
     ],
 )
 def test_metadata_that_cannot_be_used_are_named(run: Path, text: str, reason: str):
@@ -175,15 +175,15 @@ def test_is_run_knows_what_can_be_loaded(run: Path, tmp_path: Path):
         assert not is_run(path)
 
 
-@pytest.mark.parametrize("encoders", ["weights", "hf"])
+@pytest.mark.parametrize("encoders", ["pretrained", "hf"])
 def test_nothing_of_the_machine_is_shared(tmp_path: Path, encoders: str):
     """Every setting that can hold a path holds one below a folder with a telling name."""
     home = tmp_path / "home" / "jane"
     tree = small_config(home).model_dump(mode="json")
     tree["data"] |= {"features": str(home), "embeddings": str(home / "cache"), "subjects": "~/jane/people.csv"}
     tree["model"] |= {"text_width": 6}
-    tree["model"]["face"] |= {"weights": str(home / "faces.pth"), "frozen": True}
-    tree["model"]["audio"] |= {"weights": "../jane/ears.pth", "frozen": True}
+    tree["model"]["face"] |= {"pretrained": str(home / "faces.pth"), "frozen": True}
+    tree["model"]["audio"] |= {"pretrained": "../jane/ears.pth", "frozen": True}
     if encoders == "hf":
         tree["model"]["face"] = {
             "kind": "hf",
@@ -205,8 +205,8 @@ def test_nothing_of_the_machine_is_shared(tmp_path: Path, encoders: str):
     assert (str(shared.data.features), str(shared.data.annotations)) == ("features", "annotations")
     assert shared.data.embeddings is None and str(shared.data.subjects) == "people.csv"
     face, audio = shared.model.face, shared.model.audio
-    if encoders == "weights":
-        assert (str(face.weights), str(audio.weights)) == ("faces.pth", "ears.pth")
+    if encoders == "pretrained":
+        assert (str(face.pretrained), str(audio.pretrained)) == ("faces.pth", "ears.pth")
     else:
         assert (face.hf, face.hf_config) == ("dino", {"model_type": "vit", "hidden_size": 8})
         assert (audio.hf, audio.hf_config) == ("wavlm", {"model_type": "wavlm"})

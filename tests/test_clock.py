@@ -20,7 +20,7 @@ def stream(times: np.ndarray, *, spacing_s: float = SPACING_S, offset: int = 0, 
 
 def shown(packets: PacketTimes, sound: PacketTimes | None = None) -> np.ndarray:
     """Times of all frames, if packets are stored as they are shown."""
-    clock = settle_clock(packets, sound).pictures
+    clock = settle_clock(packets, sound).video
     own = [None if np.isnan(time_s) else float(time_s) for time_s in clock.time_s]
     frames = FrameClock(clock)
     return np.array([frames.time_s(a, b) for a, b in itertools.zip_longest(own, own[1:])])
@@ -28,7 +28,7 @@ def shown(packets: PacketTimes, sound: PacketTimes | None = None) -> np.ndarray:
 
 def heard(sound: PacketTimes, pictures: PacketTimes) -> np.ndarray:
     """Times of all packets of sound; one without a time follows the one before."""
-    clock = settle_clock(pictures, sound).sound
+    clock = settle_clock(pictures, sound).audio
     assert clock is not None
     times: list[float] = []
     for time_s in clock.time_s:
@@ -52,7 +52,7 @@ def test_wild_times_are_placed_between_their_neighbours(where: list[int], by_s: 
     false[list(where)] += by_s
     times = shown(stream(false))
     np.testing.assert_allclose(times, true, atol=1e-3)
-    assert settle_clock(stream(false)).pictures.n_wild == len(where)
+    assert settle_clock(stream(false)).video.n_outliers == len(where)
 
 
 @pytest.mark.parametrize("by_s", [319.0, -319.0, 5000.0])
@@ -73,7 +73,7 @@ def test_good_times_stay_to_the_last_bit() -> None:
         np.array([0, 0.04, 0.08, 5, 5.04, 12, 30, 31, 33, 60, 60.04]),  # a screen that seldom changes
     ):
         spacing_s = float(np.median(np.diff(true)))
-        assert np.array_equal(settle_clock(stream(true, spacing_s=spacing_s)).pictures.time_s, true)
+        assert np.array_equal(settle_clock(stream(true, spacing_s=spacing_s)).video.time_s, true)
 
 
 @pytest.mark.parametrize("at", [20, 40])
@@ -89,10 +89,10 @@ def test_frames_stored_out_of_order_keep_their_times() -> None:
     # I P B B as they are decoded.
     order = np.concatenate([[0], *[[k + 3, k + 1, k + 2] for k in range(0, 147, 3)]])
     true = order * SPACING_S
-    assert np.array_equal(settle_clock(stream(true, reordered=True)).pictures.time_s, true)
+    assert np.array_equal(settle_clock(stream(true, reordered=True)).video.time_s, true)
     wild = true.copy()
     wild[[70, 71]] += 319.0
-    settled = settle_clock(stream(wild, reordered=True)).pictures.time_s
+    settled = settle_clock(stream(wild, reordered=True)).video.time_s
     assert np.array_equal(np.flatnonzero(np.isnan(settled)), [70, 71])
 
 
@@ -114,9 +114,9 @@ def joined(n: int, starts: list[float], *, spacing_s: float = SPACING_S) -> np.n
 )
 def test_joined_recordings_go_on(starts: list[float]) -> None:
     packets = stream(joined(50, starts))
-    clock = settle_clock(packets).pictures
+    clock = settle_clock(packets).video
     assert len(clock.resets) == 2
-    assert clock.n_wild == 0
+    assert clock.n_outliers == 0
     np.testing.assert_allclose(shown(packets), even(150), atol=1e-6)
 
 
@@ -126,7 +126,7 @@ def test_a_clock_that_goes_back_for_less_than_a_second_is_no_new_clock() -> None
     np.testing.assert_allclose(shown(stream(times)), even(150), atol=1e-3)
     times = even(150)
     times[60:100] -= 2.0
-    assert settle_clock(stream(times)).pictures.n_wild == 0
+    assert settle_clock(stream(times)).video.n_outliers == 0
 
 
 @pytest.mark.parametrize("where", [[48], [49], [50], [51, 52], [46, 53], [49, 50]], ids=str)
@@ -134,9 +134,9 @@ def test_a_clock_that_goes_back_for_less_than_a_second_is_no_new_clock() -> None
 def test_wild_times_near_a_new_clock(where: list[int], by_s: float) -> None:
     times = joined(50, [10, 4, 0])
     times[where] += by_s
-    clock = settle_clock(stream(times)).pictures
+    clock = settle_clock(stream(times)).video
     assert len(clock.resets) == 2
-    assert clock.n_wild == len(where)
+    assert clock.n_outliers == len(where)
     np.testing.assert_allclose(shown(stream(times)), even(150), atol=1e-3)
 
 
@@ -145,18 +145,18 @@ def both(pictures: np.ndarray, sound: np.ndarray, *, sound_late: int = 0) -> tup
     seen = PacketTimes(pictures, 4 * np.arange(len(pictures)), 0.04)
     listened = PacketTimes(sound, 2 * (np.arange(len(sound)) + sound_late) + 1, 0.02)
     clock = settle_clock(seen, listened)
-    assert clock.sound is not None
-    return clock, float(np.nanmax(np.abs(clock.sound.time_s - np.arange(len(sound)) * 0.02)))
+    assert clock.audio is not None
+    return clock, float(np.nanmax(np.abs(clock.audio.time_s - np.arange(len(sound)) * 0.02)))
 
 
 @pytest.mark.parametrize("late", [0, 20, -20])
 @pytest.mark.parametrize("starts", [[0, 0, 0], [0, 60, 20], [0, 9000, 10]], ids=str)
 def test_sound_follows_the_pictures_over_new_clocks(late: int, starts: list[float]) -> None:
     clock, error_s = both(joined(100, starts), joined(200, starts, spacing_s=0.02), sound_late=late)
-    assert clock.sound is not None
-    assert not np.isnan(clock.sound.time_s).any()
+    assert clock.audio is not None
+    assert not np.isnan(clock.audio.time_s).any()
     if starts[1] == 60:  # a pause of under an hour stays a pause, of both
-        assert clock.sound.resets == clock.pictures.resets
+        assert clock.audio.resets == clock.video.resets
     else:
         assert error_s < 1e-6
 
@@ -167,7 +167,7 @@ def test_sound_of_unequal_length_keeps_its_place_beside_its_pictures() -> None:
     sound = np.concatenate([even(200, 0.02), 2 + even(100, 0.02), even(200, 0.02)])
     seen = PacketTimes(pictures, 4 * np.arange(300), 0.04)
     position = 2 * np.concatenate([np.arange(200), np.arange(300, 400), np.arange(400, 600)]) + 1
-    settled = settle_clock(seen, PacketTimes(sound, position, 0.02)).sound
+    settled = settle_clock(seen, PacketTimes(sound, position, 0.02)).audio
     assert settled is not None
     np.testing.assert_allclose(settled.time_s, (position - 1) / 2 * 0.02, atol=1e-6)
 
@@ -175,34 +175,34 @@ def test_sound_of_unequal_length_keeps_its_place_beside_its_pictures() -> None:
 def test_recording_without_sound_in_its_middle() -> None:
     seen = PacketTimes(joined(100, [0, 0, 0]), 4 * np.arange(300), 0.04)
     position = 2 * np.concatenate([np.arange(200), np.arange(400, 600)]) + 1
-    settled = settle_clock(seen, PacketTimes(joined(200, [0, 0], spacing_s=0.02), position, 0.02)).sound
+    settled = settle_clock(seen, PacketTimes(joined(200, [0, 0], spacing_s=0.02), position, 0.02)).audio
     assert settled is not None
     np.testing.assert_allclose(settled.time_s, (position - 1) / 2 * 0.02, atol=1e-6)
 
 
 def test_clock_of_the_sound_alone_starts_anew() -> None:
     clock, error_s = both(even(250), np.concatenate([even(200, 0.02), even(300, 0.02)]))
-    assert clock.pictures.resets == ()
-    assert clock.sound is not None and len(clock.sound.resets) == 1
+    assert clock.video.resets == ()
+    assert clock.audio is not None and len(clock.audio.resets) == 1
     assert error_s < 1e-6
 
 
 def test_gaps_in_sound_stay() -> None:
     sound = np.concatenate([even(100, 0.02), 4 + even(100, 0.02), 8 + even(3, 0.02)])
     clock, _ = both(even(250), sound)
-    assert clock.sound is not None
-    assert np.array_equal(clock.sound.time_s, sound)
+    assert clock.audio is not None
+    assert np.array_equal(clock.audio.time_s, sound)
 
 
 def test_sound_far_from_the_pictures_starts_with_them() -> None:
     clock, error_s = both(even(100), 1e6 + even(200, 0.02))
-    assert clock.sound is not None
+    assert clock.audio is not None
     assert error_s < 1e-6
 
 
 def test_packets_without_any_time() -> None:
     np.testing.assert_allclose(shown(stream(np.full(5, np.nan))), even(5))
-    assert settle_clock(stream(np.zeros(0)), stream(np.zeros(0))).sound is not None
+    assert settle_clock(stream(np.zeros(0)), stream(np.zeros(0))).audio is not None
 
 
 @pytest.mark.slow
@@ -211,4 +211,4 @@ def test_many_packets_are_quick() -> None:
     random = np.random.default_rng(0)
     times = np.concatenate([random.uniform(0, 1e4) + even(30) for _ in range(4000)])
     clock = settle_clock(stream(times), stream(times, offset=1))
-    assert clock.pictures.n_wild == 0
+    assert clock.video.n_outliers == 0

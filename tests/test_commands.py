@@ -328,7 +328,7 @@ def test_finished_run_is_kept_and_resuming_it_changes_nothing(
         (["--set", "data.features=nowhere"], "nowhere: no such folder"),
         (["--set", "data.annotations=nowhere"], "nowhere: no such folder"),
         (["--config", "nowhere.yaml"], "nowhere.yaml: no such configuration file"),
-        (["--set", "model.face.weights=nowhere.pth"], "nowhere.pth"),
+        (["--set", "model.face.pretrained=nowhere.pth"], "nowhere.pth"),
     ],
 )
 def test_bad_training_request_is_one_line(

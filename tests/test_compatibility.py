@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from made_features import SETTINGS, WIDTH, make_data, make_features, make_labels, small_config
+from made_features import SETTINGS, WIDTH, data_settings, make_data, make_features, make_labels, small_config
 from PIL import Image
 
 import rcma
 from preprocessing import cli as preprocessing_cli
 from preprocessing.config import FaceSettings, PreprocessConfig
 from preprocessing.errors import InputError
-from preprocessing.faces.detect import FaceDetector, align_face
+from preprocessing.faces.crop import align_face
+from preprocessing.faces.detect import FaceDetector
 from preprocessing.features.folder import load_features
 from preprocessing.media import Video
 from rcma import cli
@@ -66,12 +67,12 @@ def test_geometry_of_provided_faces_is_not_that_of_the_settings(tmp_path: Path):
         config = PreprocessConfig(faces=FaceSettings(margin=number / 10))
         labels = make_labels(70, seed=number)
         make_features(tmp_path / "features" / f"video{number}", labels, seed=number, config=config)
-    folders = tmp_path / "features", tmp_path / "annotations"
+    settings = data_settings(tmp_path)
     with pytest.raises(InputError, match=r"faces\.margin"):
-        open_training_data(*folders)
+        open_training_data(settings)
     for number in range(5):
         provide_faces(tmp_path / "features" / f"video{number}")
-    assert open_training_data(*folders).face_source == "provided"
+    assert open_training_data(settings).face_source == "provided"
 
 
 @pytest.mark.parametrize("source", ["detected", "provided"])
@@ -149,7 +150,7 @@ def test_a_raw_video_gets_crops_in_the_geometry_of_the_provided_ones(
     detector = FaceDetector(FaceSettings(), device="cpu")
     with Video(short_clip) as video:
         for number, frame in enumerate(video.frames(), start=1):
-            (faces,) = detector.detect([frame.image])
+            faces = detector.detect(frame.image)
             crop = align_face(frame.image, faces.landmarks[0], size=112, margin=0.0)
             Image.fromarray(crop).save(aligned / f"{number:05d}.png")
     arguments: list[Any] = [short_clip, "--out", tmp_path / "features", "--set", "speech.backend=none"]

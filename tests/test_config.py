@@ -21,8 +21,8 @@ def test_published_training_file_states_the_defaults() -> None:
     """But for one model per target, and the authors' weights, which people must have."""
     overrides = [
         "model.targets=[valence]",
-        "model.face.weights=res50_ir_0.887.pth",
-        "model.audio.weights=vggish-10086976.pth",
+        "model.face.pretrained=res50_ir_0.887.pth",
+        "model.audio.pretrained=vggish-10086976.pth",
     ]
     published = load_config(TrainConfig, CONFIGS / "rcma_published.yaml")
     assert published == load_config(TrainConfig, None, [*DATA, *overrides])
@@ -32,7 +32,7 @@ def test_published_training_file_states_the_defaults() -> None:
 def test_recommended_training_file_marks_what_is_not_published() -> None:
     recommended = flatten(load_config(TrainConfig, CONFIGS / "rcma.yaml").model_dump(mode="json"))
     published = flatten(load_config(TrainConfig, CONFIGS / "rcma_published.yaml").model_dump(mode="json"))
-    differ = {key.rpartition(".")[2] for key in published if recommended[key] != published[key]} - {"weights"}
+    differ = {key.rpartition(".")[2] for key in published if recommended[key] != published[key]} - {"pretrained"}
     text = (CONFIGS / "rcma.yaml").read_text()
     marked = {line.partition(":")[0].strip() for line in text.splitlines() if "# not published" in line}
     assert marked == differ
@@ -97,6 +97,20 @@ def test_bad_override_is_one_line_that_names_the_key(override: str, says: str) -
         load_config(PreprocessConfig, None, [override])
     assert says in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("former", "present"),
+    [
+        ("model.face.weights=a.pth", "'weights'; its present name is 'pretrained'"),
+        ("data.views=2", "'views'; its present name is 'augmentations'"),
+        ("train.release=false", "'release'; its present name is 'gradual_unfreezing'"),
+    ],
+)
+def test_a_key_of_an_earlier_version_is_answered_with_its_present_name(former: str, present: str) -> None:
+    with pytest.raises(InputError) as error:
+        load_config(TrainConfig, None, [*DATA, former])
+    assert f"unknown key {present}" in str(error.value)
 
 
 def test_hop_that_leaves_frames_out_is_refused() -> None:

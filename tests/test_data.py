@@ -8,22 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from made_features import N_FRAMES, WIDTH, make_data, make_features, make_labels, write_annotation
+from made_features import N_FRAMES, WIDTH, data_settings, make_data, make_features, make_labels, write_annotation
 from torch.utils.data import DataLoader
 
 from preprocessing.config import AudioSettings, FaceSettings, PreprocessConfig, WordSettings
 from preprocessing.errors import InputError
 from preprocessing.features.folder import load_features
 from rcma.config import ModelSettings
-from rcma.data.training_data import open_training_data
-from rcma.data.windows import (
-    FeatureReader,
+from rcma.data import (
     SharedBatches,
     Video,
     WindowDataset,
-    check_face_size,
+    check_features,
     cut_window,
     fit_normalisation,
+    open_training_data,
     windows,
 )
 
@@ -38,7 +37,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def open_data(root: Path):
-    return open_training_data(root / "features", root / "annotations")
+    return open_training_data(data_settings(root))
 
 
 def make_dataset(videos, *, seed: int = 3) -> WindowDataset:
@@ -190,7 +189,7 @@ def test_normalisation_is_that_of_all_rows_together(root: Path, tmp_path: Path):
     make_features(tmp_path / "silent", labels, seed=9, audio=False, words=False, width=0)
     videos.append(Video(tmp_path / "silent", labels))
 
-    statistics = fit_normalisation(videos, ModelSettings())
+    statistics = fit_normalisation(videos, ModelSettings(text_width=WIDTH))
     rows = np.concatenate([video.features().log_mel for video in videos]).astype(np.float64)
     rows = rows[~np.isnan(rows).any(axis=1)]
     np.testing.assert_allclose(statistics.audio_mean, rows.mean(axis=0), rtol=1e-5)
@@ -207,7 +206,9 @@ def test_normalisation_is_that_of_all_rows_together(root: Path, tmp_path: Path):
     assert statistics.text_mean.shape == statistics.text_std.shape == ()
     np.testing.assert_allclose(statistics.text_mean, np.concatenate(text).mean(), rtol=1e-5)
     np.testing.assert_allclose(statistics.text_std, np.concatenate(text).std(), rtol=1e-5)
-    raw = fit_normalisation(videos, ModelSettings.model_validate({"audio": {"weights": "vggish.pth"}}))
+    raw = fit_normalisation(
+        videos, ModelSettings.model_validate({"text_width": WIDTH, "audio": {"pretrained": "vggish.pth"}})
+    )
     assert torch.equal(raw.audio_mean, torch.zeros(64)) and torch.equal(raw.audio_std, torch.ones(64))
     assert torch.equal(raw.text_mean, statistics.text_mean)
 
@@ -253,9 +254,9 @@ def test_nothing_in_common_names_both_folders(tmp_path: Path):
     make_data(tmp_path)
     make_features(tmp_path / "others" / "x", make_labels(9, 0), seed=0)
     with pytest.raises(InputError, match=r"others and .*annotations have no video in common"):
-        open_training_data(tmp_path / "others", tmp_path / "annotations")
+        open_training_data(data_settings(tmp_path, features=tmp_path / "others"))
     with pytest.raises(InputError, match="no such folder"):
-        open_training_data(tmp_path / "none", tmp_path / "annotations")
+        open_training_data(data_settings(tmp_path, features=tmp_path / "none"))
 
 
 def test_a_split_without_a_label_is_refused(tmp_path: Path):
@@ -282,20 +283,22 @@ def test_mixed_features_name_folders_and_key(tmp_path: Path, config: PreprocessC
 def test_word_vectors_of_two_widths_are_refused(tmp_path: Path):
     make_data(tmp_path)
     make_features(tmp_path / "features" / "video2", make_labels(N_FRAMES, 1), seed=1, width=9)
-    with pytest.raises(InputError, match=r"width 16, .*video2 of width 9"):
+    with pytest.raises(InputError, match=r"word_vectors\.npy has 16 columns, .*video2/word_vectors\.npy has 9"):
         open_data(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("kind", "size", "fits"), [("ir50", 48, True), ("ir50", 96, False), ("small", 96, True), ("small", 50, False)]
 )
-def test_face_size_must_suit_the_backbone(kind: str, size: int, fits: bool):
-    settings = ModelSettings.model_validate({"face": {"kind": kind}})
+def test_face_size_must_suit_the_backbone(tmp_path: Path, kind: str, size: int, fits: bool):
+    settings = ModelSettings.model_validate({"face": {"kind": kind}, "modalities": ["face"]})
+    config = PreprocessConfig(faces=FaceSettings(size=size))
+    features = make_features(tmp_path / "v", make_labels(9, 0), seed=0, config=config)
     if fits:
-        check_face_size(settings, size)
+        check_features(settings, features)
     else:
         with pytest.raises(InputError, match=rf"faces.size: {size}"):
-            check_face_size(settings, size)
+            check_features(settings, features)
 
 
 def forget_json(root: Path) -> None:
@@ -327,8 +330,8 @@ def test_features_read_again_are_those_of_the_folder(tmp_path: Path):
         folder = tmp_path / f"{audio}"
         config = PreprocessConfig().model_copy(update={"audio": AudioSettings(waveform=True)})
         make_features(folder, make_labels(N_FRAMES, 0), seed=0, audio=audio, words=audio, config=config)
-        reader, expected = FeatureReader(folder), load_features(folder)
-        for features in (reader.features(), reader.features(), pickle.loads(pickle.dumps(reader)).features()):
+        video, expected = Video(folder, make_labels(N_FRAMES, 0)), load_features(folder)
+        for features in (video.features(), video.features(), pickle.loads(pickle.dumps(video)).features()):
             for field in dataclasses.fields(features):
                 one, other = getattr(features, field.name), getattr(expected, field.name)
                 if isinstance(other, np.ndarray):

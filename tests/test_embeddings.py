@@ -15,8 +15,7 @@ from torch import nn
 
 from preprocessing.errors import InputError
 from rcma.config import ModelSettings, TrainConfig
-from rcma.data.embeddings import Embeddings, embed_videos
-from rcma.data.windows import Video
+from rcma.data import Embeddings, Video, embed_videos
 from rcma.model.backbones import SmallAudioNet, SmallFaceNet
 from rcma.model.network import RCMA
 from rcma.training.loop import train
@@ -255,22 +254,22 @@ def test_runs_at_the_same_time_share_the_work(tmp_path: Path) -> None:
 def config_with_weights(root: Path, folder: Path, *, seed: int, fold: int) -> TrainConfig:
     tree = small_config(root, epochs=1, seed=seed).model_dump()
     tree["model"] |= {"modalities": ("face", "text")}
-    tree["model"]["face"] |= {"frozen": True, "weights": folder / "face.pth"}
-    tree["data"] |= {"embeddings": folder / "embeddings", "views": 2, "fold": fold, "folds": "subject-disjoint"}
+    tree["model"]["face"] |= {"frozen": True, "pretrained": folder / "face.pth"}
+    tree["data"] |= {"embeddings": folder / "embeddings", "augmentations": 2, "fold": fold, "folds": "subject-disjoint"}
     return TrainConfig.model_validate(tree)
 
 
 def test_one_computation_serves_all_folds_and_seeds(tmp_path: Path, computed: list[str]) -> None:
     make_data(tmp_path, n_train=4, n_validation=1, n_frames=N_FRAMES)
     torch.save(SmallFaceNet().state_dict(), tmp_path / "face.pth")
-    told: list[tuple[int, int]] = []
+    told: list[str] = []
     train(
         config_with_weights(tmp_path, tmp_path, seed=0, fold=0),
         tmp_path / "first",
         device="cpu",
-        on_embedded=lambda done, total: told.append((done, total)),
+        on_status=told.append,
     )
-    assert told == [(k, 5) for k in range(5)]
+    assert told[:5] == [f"outputs of frozen backbones, video {k} of 5" for k in range(5)]
     assert len(computed) == 2 * 5
     before = arrays(tmp_path / "embeddings")
     for seed, fold in ((1, 0), (0, 1), (2, 3)):

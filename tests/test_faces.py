@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from preprocessing.config import FaceSettings
-from preprocessing.faces.detect import FaceDetector, Faces, align_face, cut_face, follow_faces
+from preprocessing.faces.crop import Faces, align_face, cut_face
+from preprocessing.faces.detect import FaceDetector
+from preprocessing.faces.follow import follow_faces
 from preprocessing.faces.track import Detections, Tracker, overlaps
 from preprocessing.media import Frame, Video
 
@@ -25,8 +27,9 @@ def detector() -> FaceDetector:
 
 
 def find_faces(frames: Iterable[Frame], detector: FaceDetector, settings: FaceSettings) -> Faces:
-    """Faces of the main subject; the file of the crops lives as long as they do."""
-    return follow_faces(frames, detector, settings, TemporaryFile()).main_subject(min_track_s=settings.min_track_s)
+    """Faces of the main person; the file of the crops lives as long as they do."""
+    (faces,) = follow_faces(frames, detector, settings, TemporaryFile())  # noqa: SIM115
+    return faces
 
 
 def faces_of(path: Path, detector: FaceDetector, settings: FaceSettings, *, n_frames: int | None = None) -> Faces:
@@ -100,9 +103,9 @@ def test_stored_crop_of_a_phone_video_is_upright(media: Path, detector: FaceDete
     crops = crops_of(found)
     enlarged = [np.kron(crops[k], np.ones((4, 4, 1), np.uint8)) for k in there[::6]]
     looks = [np.pad(crop, ((40, 40), (40, 40), (0, 0))) for crop in enlarged]
-    upright = sum(len(d) > 0 for d in detector.detect(looks))
+    upright = sum(len(detector.detect(look)) > 0 for look in looks)
     for turns in (1, 2, 3):
-        assert upright > sum(len(d) > 0 for d in detector.detect([np.rot90(look, turns).copy() for look in looks]))
+        assert upright > sum(len(detector.detect(np.rot90(look, turns).copy())) > 0 for look in looks)
 
 
 def test_cut_is_square_around_the_box_and_black_outside() -> None:
@@ -150,7 +153,7 @@ def test_aligned_face_has_its_landmarks_where_arcface_has_them() -> None:
 def test_followed_face_is_where_a_search_finds_it(demo_clips: Path, detector: FaceDetector) -> None:
     with Video(demo_clips / "demo_01.mp4") as video:
         first, *_, later = (frame.image for frame in islice(video.frames(), 6))
-    known, searched = detector.detect([first])[0], detector.detect([later])[0]
+    known, searched = detector.detect(first), detector.detect(later)
     followed, there = detector.follow(later, known)
     assert there.all()
     assert overlaps(followed.boxes, searched.boxes)[0, 0] > 0.8
@@ -162,7 +165,7 @@ def test_followed_face_is_where_a_search_finds_it(demo_clips: Path, detector: Fa
 def test_face_that_has_gone_is_not_followed(demo_clips: Path, detector: FaceDetector) -> None:
     with Video(demo_clips / "demo_01.mp4") as video:
         image = next(video.frames()).image
-    known = detector.detect([image])[0]
+    known = detector.detect(image)
     assert len(known) == 1
     for empty in (np.full_like(image, 128), np.random.default_rng(0).integers(0, 256, image.shape, dtype=np.uint8)):
         followed, there = detector.follow(empty, known)
@@ -207,4 +210,5 @@ def test_nobody_is_followed_from_one_size_to_another() -> None:
     face = Detections(np.array([[10.0, 10, 50, 50]]), np.array([0.9]), np.zeros((1, 5, 2)))
     for number, size in enumerate([(64, 48), (64, 48), (48, 64), (48, 64)]):
         tracker.add(number, number / 25, face, size=size)
-    assert [(track.size, track.frames) for track in tracker.tracks] == [((64, 48), [0, 1]), ((48, 64), [2, 3])]
+    seen = [(track.size, [sighting.frame for sighting in track.sightings]) for track in tracker.tracks]
+    assert seen == [((64, 48), [0, 1]), ((48, 64), [2, 3])]

@@ -14,7 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 from preprocessing.config import WordSettings
 from preprocessing.errors import InputError
 from preprocessing.speech.words import WordEncoder
-from rcma.model.backbones import HFSpeech, HFVision, speech_config, vision_config
+from rcma.model.hf_encoders import HFSpeech, HFVision, speech_config, vision_config
 
 CODE = """
 from pathlib import Path

@@ -129,11 +129,11 @@ VARIANTS = [
     {"kind": "rcma", "steps": 1},
     {"kind": "rcma"},
     {"kind": "rcma", "steps": 3},
-    {"kind": "rcma", "time": "any-length"},
-    {"kind": "rcma", "time": "any-length", "steps": 3},
+    {"kind": "rcma", "time": "relative"},
+    {"kind": "rcma", "time": "relative", "steps": 3},
     {"kind": "rjcma"},
     {"kind": "rjcma", "joint_layer": False, "steps": 3},
-    {"kind": "rjcma", "time": "any-length"},
+    {"kind": "rjcma", "time": "relative"},
     {"kind": "jca"},
     {"kind": "jca", "steps": 2},
     {"kind": "cross-attention"},
@@ -172,7 +172,7 @@ def test_depth_is_the_published_one_unless_given() -> None:
 
 @pytest.mark.parametrize("kind", ["rcma", "rjcma", "cross-attention"])
 def test_any_length_and_padding_changes_nothing(kind: str) -> None:
-    module = fusion(kind=kind, time="any-length", steps=3)
+    module = fusion(kind=kind, time="relative", steps=3)
     features = random_features()
     alone = module(features)
     longer = {m: torch.cat([x, torch.full((2, 6, WIDTHS[m]), 7.0)], dim=1) for m, x in features.items()}

@@ -17,15 +17,18 @@ from preprocessing.errors import InputError
 from preprocessing.features import describe, load_features
 from preprocessing.files import sha256
 from rcma import cli
-from rcma.data.imports import FeatureSource, FeatureTable, place_on_frames
+from rcma.data.imports import FeatureSource, place_on_frames
+from rcma.data.times import Times
 from rcma.metrics import ccc
 from rcma.output.table import read_frames
 
 
-def table(times: Sequence[float], values: Sequence[float], ends: Sequence[float] | None = None) -> FeatureTable:
+def table(
+    times: Sequence[float], values: Sequence[float], ends: Sequence[float] | None = None
+) -> tuple[Times, np.ndarray]:
     rows = np.column_stack([values, np.negative(values)]).astype(np.float32)
-    end_s = None if ends is None else np.array(ends, float)
-    return FeatureTable(np.array(times, float), end_s, rows, ("a", "b"), "s")
+    end_s, columns = (times, (0,)) if ends is None else (ends, (0, 1))
+    return Times(np.array(times, float), np.array(end_s, float), columns, "s"), rows
 
 
 def run(*words: object) -> int:
@@ -38,7 +41,7 @@ def test_dense_rows_are_averaged_in_each_frames_interval() -> None:
     values = random.normal(size=500)
     values[100:140] = np.nan
     frames_s = np.arange(50) / 5 + 0.05
-    found, how = place_on_frames(table(times, values), frames_s)
+    found, how = place_on_frames(*table(times, values), frames_s)
     assert "mean" in how and found.dtype == np.float32 and found.shape == (50, 2)
     for frame, time_s in enumerate(frames_s):
         inside = values[(times >= time_s - 0.1) & (times < time_s + 0.1)]
@@ -48,7 +51,7 @@ def test_dense_rows_are_averaged_in_each_frames_interval() -> None:
 
 def test_other_rows_go_to_the_frames_that_they_are_nearest_to() -> None:
     frames_s = np.arange(0, 8, 0.5)
-    found, how = place_on_frames(table([1, 2, 3, 6, 7], [1, 2, np.nan, 6, 7]), frames_s)
+    found, how = place_on_frames(*table([1, 2, 3, 6, 7], [1, 2, np.nan, 6, 7]), frames_s)
     assert "0.5 s" in how
     nan = np.nan
     # Half a step away, as 1.5 and 2.5 are, either row would do.
@@ -73,7 +76,7 @@ def test_other_rows_go_to_the_frames_that_they_are_nearest_to() -> None:
 
 def test_rows_from_start_to_end_hold_while_they_last() -> None:
     found, _ = place_on_frames(
-        table([1, 3, 3.5], [1, 3, 4], ends=[2, 4, 5]), np.array([0.5, 1, 1.9, 2, 3, 3.5, 4.9, 5])
+        *table([1, 3, 3.5], [1, 3, 4], ends=[2, 4, 5]), np.array([0.5, 1, 1.9, 2, 3, 3.5, 4.9, 5])
     )
     np.testing.assert_array_equal(found[:, 0], [np.nan, 1, 1, np.nan, 3, 4, 4, np.nan])
 

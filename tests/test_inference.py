@@ -220,7 +220,7 @@ def changes_of_a_window(model: RCMA, window: dict[str, torch.Tensor]) -> np.ndar
     [
         FusionSettings(steps=3),
         FusionSettings(kind="jca", steps=2),
-        FusionSettings(steps=2, time="any-length"),
+        FusionSettings(steps=2, time="relative"),
     ],
 )
 def test_how_far_each_step_moves_the_features(tmp_path: Path, features: Features, fusion: FusionSettings):

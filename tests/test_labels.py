@@ -14,7 +14,7 @@ from made_tables import LAYOUTS, LENGTH_S, VIDEOS, value
 from preprocessing.errors import InputError
 from rcma.config import LabelSettings
 from rcma.data.labels import open_labels
-from rcma.data.ratings import MAX_GAP, rater_agreement
+from rcma.data.ratings import rater_agreement
 
 FRAMES_S = np.arange(int(LENGTH_S * 20)) / 20 + 0.013
 TWO = ("valence", "arousal")
@@ -72,7 +72,6 @@ def test_interpolation_is_that_of_scipy_inside_and_nothing_outside(tmp_path: Pat
 
 
 def test_gaps_and_empty_cells_stay_nan_and_samples_themselves_do_not(tmp_path: Path) -> None:
-    assert MAX_GAP == 5.0
     write(tmp_path / "v.csv", "time,valence\n0,0\n1,.1\n2,\n3,.3\n4,.4\n9,.5\n10,.6\n15.5,.7\n16,.8\n")
     wanted = [0, 0.5, 1, 1.5, 2, 2.5, 3, 4, 6.5, 9, 10, 12, 15.5, 16, 16.1]
     found, _ = read(tmp_path, time_s=wanted)

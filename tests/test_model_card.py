@@ -117,7 +117,7 @@ def test_a_model_without_scores_says_so(root: Path):
     text = text_of(changed(root))
     assert "Not evaluated" in text
     assert "model-index" not in text
-    assert "versions that nobody recorded" in text
+    assert "unrecorded versions" in text
 
 
 def test_undefined_scores_are_no_numbers(root: Path):
@@ -156,7 +156,7 @@ def test_kinds_of_models_are_told_apart(root: Path):
     assert "face encoder" not in single
     assert "need a model of valence beside this one" in single
     assert "needs a model of the other target" not in plain
-    audio = {"kind": "vggish", "weights": "vggish-10086976.pth", "frozen": True}
+    audio = {"kind": "vggish", "pretrained": "vggish-10086976.pth", "frozen": True}
     assert "`vggish`, started from `vggish-10086976.pth`, frozen" in text_of(changed(root, model={"audio": audio}))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_features import make_data, make_features, make_labels, write_annotation
+from made_features import data_settings, make_data, make_features, make_labels, write_annotation
 
 from preprocessing.cli import main
 from preprocessing.errors import InputError
@@ -93,7 +93,7 @@ def test_decomposed_names_find_their_faces_annotations_subjects_and_rows(tmp_pat
 
 
 def test_training_matches_features_annotations_and_subjects_in_any_spelling(tmp_path: Path) -> None:
-    config = make_data(tmp_path, n_train=6)
+    make_data(tmp_path, n_train=6)
     labels = make_labels(40, seed=9)
     make_features(tmp_path / "features" / NFD, labels, seed=9)
     write_annotation(tmp_path / "annotations" / "Train_Set" / f"{NFC}.txt", labels)
@@ -102,9 +102,7 @@ def test_training_matches_features_annotations_and_subjects_in_any_spelling(tmp_
     # As a spreadsheet saves it where decimals have a comma.
     rows = "".join(f"{name};s{k}\r\n" for k, name in enumerate(names))
     table.write_text(f"Video;Subject \r\n{rows}", encoding="utf-8-sig", newline="")
-    data = open_training_data(
-        config.data.features, config.data.annotations, fold=1, folds="subject-disjoint", subjects=table
-    )
+    data = open_training_data(data_settings(tmp_path, fold=1, folds="subject-disjoint", subjects=table))
     videos = {video.video_id: video for video in (*data.train, *data.validation)}
     assert set(videos) == {*names[:-1], NFC}
     assert videos[NFC].features().video_id == NFC
@@ -123,13 +121,11 @@ def test_training_matches_features_annotations_and_subjects_in_any_spelling(tmp_
     ],
 )
 def test_table_of_subjects_that_is_not_right_is_refused(tmp_path: Path, table: str, says: str) -> None:
-    config = make_data(tmp_path, n_train=6)
+    make_data(tmp_path, n_train=6)
     path = tmp_path / "subjects.csv"
     path.write_text(table)
     with pytest.raises(InputError, match=says) as error:
-        open_training_data(
-            config.data.features, config.data.annotations, fold=1, folds="subject-disjoint", subjects=path
-        )
+        open_training_data(data_settings(tmp_path, fold=1, folds="subject-disjoint", subjects=path))
     assert str(path) in str(error.value)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from made_features import make_data, small_config
+from made_features import data_settings, make_data, small_config
 from made_onnx import write_face_model
 from numpy.typing import NDArray
 
@@ -76,9 +76,9 @@ def test_the_graph_says_its_size_and_width_and_any_output_can_be_taken(graph: Pa
     ("settings", "names"),
     [
         ({"size": 32}, r"^model\.face\.onnx\.size: .*24"),
-        ({"output": "nothing"}, r"^model\.face\.weights: .*output, means, pooled, map"),
-        ({"output": 4}, r"^model\.face\.weights: .*no output 4"),
-        ({"output": "map"}, r"^model\.face\.weights: .*one vector"),
+        ({"output": "nothing"}, r"^model\.face\.pretrained: .*output, means, pooled, map"),
+        ({"output": 4}, r"^model\.face\.pretrained: .*no output 4"),
+        ({"output": "map"}, r"^model\.face\.pretrained: .*one vector"),
     ],
 )
 def test_settings_that_do_not_fit_the_graph_are_refused(graph: Path, settings: dict, names: str) -> None:
@@ -97,16 +97,19 @@ def test_a_graph_of_any_size_must_be_told_its_own(tmp_path: Path, layer: tuple) 
 def test_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text.onnx").write_text("not a graph")
     for name in ("text.onnx", "nowhere.onnx"):
-        with pytest.raises(InputError, match=rf"^model\.face\.weights: .*{name}"):
+        with pytest.raises(InputError, match=rf"^model\.face\.pretrained: .*{name}"):
             describe_onnx(OnnxSettings(), tmp_path / name)
 
 
 @pytest.mark.parametrize(
     ("face", "key"),
     [
-        ({"kind": "onnx", "weights": "faces.onnx"}, r"model\.face\.frozen"),
-        ({"kind": "onnx", "frozen": True}, r"model\.face\.weights"),
-        ({"kind": "onnx", "weights": "faces.onnx", "frozen": True, "precision": "bfloat16"}, r"model\.face\.precision"),
+        ({"kind": "onnx", "pretrained": "faces.onnx"}, r"model\.face\.frozen"),
+        ({"kind": "onnx", "frozen": True}, r"model\.face\.pretrained"),
+        (
+            {"kind": "onnx", "pretrained": "faces.onnx", "frozen": True, "precision": "bfloat16"},
+            r"model\.face\.precision",
+        ),
         ({"kind": "small", "onnx": {"size": 40}}, "onnx"),
     ],
 )
@@ -131,7 +134,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config_with(root: Path, graph: Path, **data: object) -> TrainConfig:
     tree = small_config(root, epochs=1, ema=0.9).model_dump()
-    tree["model"]["face"] = {"kind": "onnx", "weights": graph, "frozen": True}
+    tree["model"]["face"] = {"kind": "onnx", "pretrained": graph, "frozen": True}
     tree["data"] |= data
     return TrainConfig.model_validate(tree)
 
@@ -157,21 +160,21 @@ def test_a_run_is_trained_resumed_and_shared_without_the_file(root: Path, graph:
     model.save_pretrained(tmp_path / "shared")
     shared = rcma.load_model(tmp_path / "shared")
     np.testing.assert_array_equal(predict(shared), predict(model))
-    assert shared.config.model.face.weights == Path("faces.onnx")
+    assert shared.config.model.face.pretrained == Path("faces.onnx")
 
 
 def test_embeddings_are_known_by_the_content_of_the_graph_and_its_settings(
     root: Path, graph: Path, tmp_path: Path, layer: tuple
 ) -> None:
     folder = tmp_path / "embeddings"
-    data = open_training_data(root / "features", root / "annotations")
+    data = open_training_data(data_settings(root))
 
     def embed(path: Path, **settings: object) -> Path:
         network = encoder(path, **settings)
         tree = small_config(root).model_dump()
         described = describe_onnx(OnnxSettings.model_validate(settings), path)
         tree["model"] |= {"text_width": 16, "modalities": ("face",)}
-        tree["model"]["face"] = {"kind": "onnx", "weights": path, "frozen": True, "onnx": described.model_dump()}
+        tree["model"]["face"] = {"kind": "onnx", "pretrained": path, "frozen": True, "onnx": described.model_dump()}
         model = RCMA(TrainConfig.model_validate(tree).model)
         model.load_backbones()
         made = embed_videos(folder, model, data.train, n_views=1, audio_alignment="start", on_video=lambda *_: None)

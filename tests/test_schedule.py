@@ -25,11 +25,11 @@ def plans(settings: TrainSettings, scores: Sequence[float], *, n_groups: int = 0
             return
 
 
-def test_groups_are_released_when_the_authors_code_releases_them() -> None:
+def test_groups_are_unfrozen_when_the_authors_code_does_so() -> None:
     """Scores that rise for six epochs: groups in epochs 1, 31 and 60, and no epoch 89."""
     scores = [0.1, 0.2, 0.3, 0.4, 0.5] + [0.6] * 95
     seen = list(plans(TrainSettings(), scores, n_groups=3))
-    begins = [1 + next(e for e, plan in enumerate(seen) if plan.n_released == group) for group in (1, 2, 3)]
+    begins = [1 + next(e for e, plan in enumerate(seen) if plan.n_unfrozen == group) for group in (1, 2, 3)]
     assert begins == [1, 31, 60]
     assert len(seen) == 89
     assert seen[-1].ending == "rate spent"
@@ -60,7 +60,7 @@ def test_a_later_round_needs_scores_above_those_of_all_rounds() -> None:
         learning_rate=1.0, min_learning_rate=0.5, plateau_factor=0.1, plateau_patience=1, warmup_epochs=2
     )
     seen = list(plans(settings, [0.5, 0.6, 0.1, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6], n_groups=2))
-    assert [plan.n_released for plan in seen] == [1, 1, 1, 1, 2, 2, 2, 2, 2]
+    assert [plan.n_unfrozen for plan in seen] == [1, 1, 1, 1, 2, 2, 2, 2, 2]
     assert [plan.learning_rate for plan in seen[:8]] == pytest.approx([0.5, 1, 1, 1, 0.5, 1, 1, 1])
     assert seen[-1].ending == "rate spent"
     better = list(plans(settings, [0.5, 0.6, 0.1, 0.1, 0.7, 0.3, 0.4, 0.8, 0.1], n_groups=2))
@@ -73,15 +73,15 @@ def test_warmup_does_not_count_towards_early_stopping() -> None:
     assert len(list(plans(settings, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6] + [0.0] * 90))) == 1 + 6 + 10
     assert len(list(plans(settings, [NAN] * 90))) == 1 + 5 + 10
     last = list(plans(settings, [0.5] * 90, n_groups=3))[-1]
-    assert (last.ending, last.n_released) == ("early stopping", 1)
+    assert (last.ending, last.n_unfrozen) == ("early stopping", 1)
 
 
-def test_a_release_resets_early_stopping() -> None:
+def test_a_new_group_resets_early_stopping() -> None:
     settings = TrainSettings(
         learning_rate=1.0, min_learning_rate=0.5, plateau_patience=3, warmup_epochs=1, early_stopping=5
     )
     seen = list(plans(settings, [0.5] * 90, n_groups=3))
-    assert [1 + [plan.n_released for plan in seen].index(group) for group in (1, 2, 3)] == [1, 6, 11]
+    assert [1 + [plan.n_unfrozen for plan in seen].index(group) for group in (1, 2, 3)] == [1, 6, 11]
     assert (len(seen), seen[-1].ending) == (16, "rate spent")
 
 
@@ -98,7 +98,7 @@ def test_rate_rises_to_its_value_and_falls_on_plateaus() -> None:
     assert plan_epoch(TrainSettings(warmup_epochs=0, learning_rate=0.5), [], n_groups=0).learning_rate == 0.5
 
 
-def test_without_warmup_and_release_it_is_pytorchs_plateau() -> None:
+def test_without_warmup_and_unfreezing_it_is_pytorchs_plateau() -> None:
     random = np.random.default_rng(0)
     for patience, factor in ((0, 0.5), (2, 0.1), (5, 0.3)):
         scores = random.random(60).round(1).tolist()
@@ -129,14 +129,14 @@ def test_cosine_goes_from_the_rate_to_the_least_one() -> None:
     assert all(later < earlier for earlier, later in itertools.pairwise(rates[1:]))
 
 
-def test_cosine_releases_groups_at_equal_distances() -> None:
+def test_cosine_unfreezes_groups_at_equal_distances() -> None:
     settings = TrainSettings(schedule="cosine", epochs=32, warmup_epochs=2, early_stopping=11)
     seen = list(plans(settings, [0.5] * 31, n_groups=3))
-    assert [1 + [plan.n_released for plan in seen].index(group) for group in (1, 2, 3)] == [1, 13, 23]
+    assert [1 + [plan.n_unfrozen for plan in seen].index(group) for group in (1, 2, 3)] == [1, 13, 23]
     assert {plan.ending for plan in seen} == {None}
     shorter = settings.model_copy(update={"early_stopping": 9})
     last = list(plans(shorter, [0.5] * 31, n_groups=3))[-1]
-    assert (last.ending, last.n_released) == ("early stopping", 1)
+    assert (last.ending, last.n_unfrozen) == ("early stopping", 1)
 
 
 def test_best_epoch_is_the_first_of_the_best_and_nan_is_worst() -> None:

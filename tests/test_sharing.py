@@ -28,7 +28,8 @@ from safetensors.torch import load_file, save_file
 import rcma
 from preprocessing.errors import InputError
 from rcma import cli
-from rcma.model.checkpoint import TrainedRCMA, load_model, shareable
+from rcma.model.checkpoint import TrainedRCMA, load_model
+from rcma.model.hub import shareable
 from rcma.training.loop import train
 
 LAYOUT = ["README.md", "config.json", "model.safetensors"]
@@ -221,7 +222,7 @@ def test_damaged_layouts_name_the_file(exported: Path, tmp_path: Path):
         (tmp_path / name).write_bytes((exported / name).read_bytes())
     for text, says in (
         ("{", "cannot be read as JSON"),
-        ("[]", "holds no settings"),
+        ("[]", "not a JSON object"),
         ('{"architectures": ["BertModel"]}', "not the configuration of a model of rcma"),
     ):
         (tmp_path / "config.json").write_text(text)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_features import make_data
+from made_features import data_settings, make_data
 
 from preprocessing.errors import InputError
 from rcma.data.splits import divide
@@ -69,12 +69,12 @@ def test_no_pair_is_ever_divided() -> None:
 def test_fewer_videos_than_folds_are_refused(tmp_path: Path) -> None:
     make_data(tmp_path, n_frames=20)
     with pytest.raises(InputError, match="3 videos of Train_Set cannot be divided into 5 parts"):
-        open_training_data(tmp_path / "features", tmp_path / "annotations", fold=1)
+        open_training_data(data_settings(tmp_path, fold=1))
 
 
 def test_a_fold_opens_its_videos(tmp_path: Path) -> None:
     make_data(tmp_path, n_train=6, n_validation=1, n_frames=20)
-    data = open_training_data(tmp_path / "features", tmp_path / "annotations", fold=1)
+    data = open_training_data(data_settings(tmp_path, fold=1))
     assert [video.video_id for video in data.validation] == ["video4", "video5"]
     assert [video.video_id for video in data.train] == ["video0", "video1", "video2", "video3", "video6"]
 

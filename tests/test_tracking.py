@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from preprocessing.faces.track import Detections, Tracker, interpolate, lasting_subjects, main_subject, match, overlaps
+from preprocessing.config import FaceSettings
+from preprocessing.faces.people import Person, find_people
+from preprocessing.faces.track import Detections, Track, Tracker, interpolate, match, overlaps
 
 SIZE = (640, 480)
+EVERYONE = FaceSettings(subjects="all")
 
 
 def box(x: float, y: float, side: float) -> list[float]:
@@ -22,12 +25,24 @@ def faces(*boxes: list[float], score: float = 0.99) -> Detections:
     return Detections(places, np.full(len(boxes), score), centres[:, None].repeat(5, axis=1))
 
 
-def subject_of(frames: list[Detections], *, min_track_s: float = 0.4) -> dict[int, np.ndarray]:
+def tracks_of(frames: list[Detections]) -> list[Track]:
     tracker = Tracker()
     for number, found in enumerate(frames):
         tracker.add(number, number / 25, found, size=SIZE)
-    chosen = main_subject(tracker.tracks, spacing_s=0.04, min_track_s=min_track_s)
-    return {frame: track.boxes[position] for frame, (track, position) in chosen.items()}
+    return tracker.tracks
+
+
+def times_of(frames: list[Detections]) -> list[float]:
+    return [number / 25 for number in range(len(frames))]
+
+
+def boxes_of(person: Person) -> dict[int, np.ndarray]:
+    return {sighting.frame: sighting.box for sighting in person}
+
+
+def subject_of(frames: list[Detections], *, min_track_s: float = 0.4) -> dict[int, np.ndarray]:
+    (person,) = find_people(tracks_of(frames), times_of(frames), FaceSettings(min_track_s=min_track_s))
+    return boxes_of(person)
 
 
 def test_overlap_is_intersection_over_union() -> None:
@@ -81,13 +96,8 @@ def test_somebody_beside_the_subject_does_not_take_over_where_the_subject_stays(
 
 
 def test_two_faces_that_come_close_keep_their_tracks() -> None:
-    tracker = Tracker()
-    for n in range(60):
-        tracker.add(n, n / 25, faces(box(100 + 2 * n, 200, 60), box(440 - 2 * n, 200, 60)), size=SIZE)
-    assert len(tracker.tracks) == 2
-    lefts = [track.boxes[0][0] for track in tracker.tracks]
-    assert lefts == [70, 410]
-    assert [track.boxes[-1][0] for track in tracker.tracks] == [188, 292]
+    tracks = tracks_of([faces(box(100 + 2 * n, 200, 60), box(440 - 2 * n, 200, 60)) for n in range(60)])
+    assert [(track.sightings[0].box[0], track.sightings[-1].box[0]) for track in tracks] == [(70, 188), (410, 292)]
 
 
 def test_after_a_cut_the_face_at_the_same_place_is_preferred() -> None:
@@ -99,11 +109,7 @@ def test_after_a_cut_the_face_at_the_same_place_is_preferred() -> None:
 
 
 def people_in(frames: list[Detections]) -> list[dict[int, np.ndarray]]:
-    tracker = Tracker()
-    for number, found in enumerate(frames):
-        tracker.add(number, number / 25, found, size=SIZE)
-    people = lasting_subjects(tracker.tracks, spacing_s=0.04, min_track_s=0.4, n_frames=len(frames))
-    return [{frame: track.boxes[position] for frame, (track, position) in person.items()} for person in people]
+    return [boxes_of(person) for person in find_people(tracks_of(frames), times_of(frames), EVERYONE)]
 
 
 def test_two_who_stay_are_two_people_and_a_passer_by_is_none() -> None:
@@ -121,8 +127,10 @@ def test_person_who_comes_back_to_the_same_place_is_the_same_person() -> None:
     assert [len(person) for person in people] == [120, 80]
 
 
-def test_nobody_lasts_in_an_empty_video() -> None:
-    assert people_in([faces()] * 30) == []
+def test_without_anybody_who_lasts_there_is_the_main_person_alone() -> None:
+    assert people_in([faces()] * 30) == [{}]
+    passer_by = [faces(box(320, 240, 100)) if 10 <= n < 25 else faces() for n in range(100)]
+    assert [sorted(person) for person in people_in(passer_by)] == [list(range(10, 25))]
 
 
 def test_a_long_video_of_many_cuts_is_quick() -> None:
@@ -133,7 +141,7 @@ def test_a_long_video_of_many_cuts_is_quick() -> None:
         x, y = random.uniform(100, 540), random.uniform(100, 380)
         for n in (0, 6, 12):
             tracker.add(13 * scene + n, (13 * scene + n) / 25, faces(box(x, y, 80)), size=SIZE)
-    chosen = main_subject(tracker.tracks, spacing_s=0.2, min_track_s=0.4)
-    assert len(chosen) == 9000
-    people = lasting_subjects(tracker.tracks, spacing_s=0.2, min_track_s=0.4, n_frames=39000)
-    assert people == []
+    times_s = [0.2 * n for n in range(39000)]
+    for settings in (FaceSettings(), EVERYONE):
+        (person,) = find_people(tracker.tracks, times_s, settings)
+        assert len(boxes_of(person)) == 9000

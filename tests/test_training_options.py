@@ -4,44 +4,38 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import yaml
-from made_features import make_data, make_features, make_labels, small_config, write_annotation
+from made_features import (
+    changed,
+    data_settings,
+    make_data,
+    make_features,
+    make_labels,
+    read_log,
+    small_config,
+    stop_at,
+    write_annotation,
+)
 from safetensors.torch import load_file
 
 import rcma
 from preprocessing.errors import InputError
 from preprocessing.features.folder import load_features
 from rcma import cli
-from rcma.config import ModelSettings, TrainConfig
-from rcma.data.embeddings import embed_videos
-from rcma.data.labels import labels_at
-from rcma.data.training_data import open_training_data
-from rcma.data.windows import (
-    EMPTY_WINDOW,
-    SharedBatches,
-    WindowDataset,
-    cut_window,
-    drop_modalities,
-    fit_normalisation,
-)
+from rcma.config import ModelSettings
+from rcma.data import drop_modalities, embed_videos, labels_at, open_training_data
 from rcma.metrics import ccc, n_loss_terms, training_loss
-from rcma.model.backbones import IR50, VGGish
-from rcma.model.checkpoint import load_run_config, load_state
-from rcma.model.network import BACKBONES, RCMA
+from rcma.model.checkpoint import load_run_config
+from rcma.model.network import RCMA
 from rcma.prediction import Checkpoints, predict_video
 from rcma.training.loop import train
-
-CONFIGS = Path(__file__).parents[1] / "configs"
+from rcma.training.run_folder import load_state
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -52,17 +46,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("options")
     make_data(folder, n_frames=60)
     return folder
-
-
-def changed(config: TrainConfig, **sections: dict) -> TrainConfig:
-    tree = config.model_dump()
-    for section, values in sections.items():
-        for key, value in values.items():
-            if isinstance(value, dict):
-                tree[section][key] = {**tree[section][key], **value}
-            else:
-                tree[section][key] = value
-    return TrainConfig.model_validate(tree)
 
 
 # Loss.
@@ -101,205 +84,6 @@ def test_constant_labels_give_a_gradient_that_leads_to_them(over: str, mse_weigh
     assert (prediction.grad < 0).all()
 
 
-# Release.
-
-
-@pytest.fixture(scope="module")
-def weight_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Random weights of IR-50 and VGGish."""
-    folder = tmp_path_factory.mktemp("weights")
-    files = {"face": folder / "res50_ir_0.887.pth", "audio": folder / "vggish-10086976.pth"}
-    torch.manual_seed(0)
-    for name, backbone in (("face", IR50()), ("audio", VGGish())):
-        torch.save(backbone.state_dict(), files[name])
-    return files
-
-
-def test_released_groups_are_the_published_ones(weight_files: dict[str, Path]) -> None:
-    """By the places of the authors' code in its list of parameters, where the output layer comes before the body."""
-    settings = ModelSettings.model_validate(
-        {"text_width": 4, **{m: {"weights": file} for m, file in weight_files.items()}}
-    )
-    model = RCMA(settings)
-    face, audio = model.backbone["face"], model.backbone["audio"]
-    assert isinstance(face, IR50)
-    assert isinstance(audio, VGGish)
-    theirs = {
-        "face": [*face.input_layer.parameters(), *face.output_layer.parameters(), *face.body.parameters()],
-        "audio": list(audio.parameters()),
-    }
-    places = {"face": ((4, 10), (163, 187), (142, 163)), "audio": ((16, 18), (14, 16), (12, 14))}
-    assert {m: len(parameters) for m, parameters in theirs.items()} == {"face": 187, "audio": 18}
-    assert sum(parameter.numel() for parameter in theirs["face"][142:163]) == pytest.approx(3.54e6, abs=5e3)
-    assert model.n_release_groups == 3
-    for n_released in (0, 1, 2, 3):
-        model.release(n_released)
-        for m, parameters in theirs.items():
-            wanted = {place for span in places[m][:n_released] for place in range(*span)}
-            assert {place for place, parameter in enumerate(parameters) if parameter.requires_grad} == wanted
-        # The rest stays frozen, statistics of BatchNorm included.
-        training = [face.output_layer.training, face.body[21].training, face.body[18].training, face.body[17].training]
-        assert training == [n_released >= 1, n_released >= 2, n_released >= 3, False]
-    assert all(p.requires_grad for p in model.fusion.parameters())
-
-
-def test_pretrained_vggish_takes_log_mel_as_it_is(root: Path, weight_files: dict[str, Path]) -> None:
-    """Standardised patches are another input than the one its convolutions know, and these are never released."""
-    settings = {"modalities": ["audio"], "audio": {"kind": "vggish", "weights": weight_files["audio"]}}
-    config = changed(small_config(root), model=settings)
-    assert not config.model.standardises_log_mel
-    assert changed(config, model={"audio": {"weights": None}}).model.standardises_log_mel
-    assert small_config(root).model.standardises_log_mel
-    data = open_training_data(root / "features", root / "annotations")
-    statistics = fit_normalisation(data.train, config.model)
-    model = RCMA(config.model.model_copy(update={"text_width": 16})).eval()
-    model.load_backbones()
-    model.set_normalisation(statistics.audio_mean, statistics.audio_std, statistics.text_mean, statistics.text_std)
-    features = data.train[0].features()
-    window = cut_window(features, 0, model=model.settings, length=2, audio_alignment="start")
-    patch = torch.from_numpy(np.asarray(features.log_mel[:96], np.float32))
-    with torch.no_grad():
-        embedded = model.embed("audio", window["audio"][None], window["audio_mask"][None])[0, 0]
-        expected = model.backbone["audio"](patch[None])[0]
-    torch.testing.assert_close(embedded, expected, atol=1e-5, rtol=1e-4)
-    assert patch.mean() < -1
-
-
-@pytest.mark.slow
-def test_the_published_configuration_trains_and_predicts(
-    weight_files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """With nothing changed but paths, the batch and the number of epochs, on two short videos."""
-    make_data(tmp_path, n_train=1, n_validation=1, n_frames=12)
-    settings = {
-        "data.features": tmp_path / "features",
-        "data.annotations": tmp_path / "annotations",
-        **{f"model.{m}.weights": file for m, file in weight_files.items()},
-        "train.epochs": 2,
-        "train.batch_size": 1,
-    }
-    runs = {}
-    for target in ("valence", "arousal"):
-        runs[target] = tmp_path / target
-        arguments = ["--config", str(CONFIGS / "rcma_published.yaml"), "--out", str(runs[target]), "--device", "cpu"]
-        for key, value in {**settings, "model.targets": f"[{target}]"}.items():
-            arguments += ["--set", f"{key}={value}"]
-        assert cli.train.main(arguments) == 0, capsys.readouterr().err
-        assert [row["released"] for row in read_log(runs[target])] == ["1", "1"]
-
-    trained, start = (
-        load_file(runs["valence"] / "best.safetensors"),
-        {m: torch.load(f) for m, f in weight_files.items()},
-    )
-    assert trained["text_mean"].shape == ()
-    assert not trained["audio_mean"].any()
-    for m, released in (("face", ("output_layer",)), ("audio", ("embeddings.4",))):
-        for name, value in start[m].items():
-            assert torch.equal(trained[f"backbone.{m}.{name}"], value) != name.startswith(released), name
-
-    video = str(tmp_path / "features" / "video1")
-    checkpoints = ["--checkpoint", str(runs["valence"]), "--checkpoint", str(runs["arousal"])]
-    assert cli.predict.main([*checkpoints, video, "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
-    written = np.loadtxt(tmp_path / "out" / "video1.txt", delimiter=",", skiprows=1)
-    assert written.shape == (12, 2)
-    assert (np.abs(written) <= 1).all()
-
-
-class NarrowVGGish(VGGish):
-    """VGGish with few channels."""
-
-    def __init__(self) -> None:
-        torch.nn.Module.__init__(self)
-        layers: list[torch.nn.Module] = []
-        for n_in, channels in ((1, (4,)), (4, (8,)), (8, (8, 8)), (8, (8, 8))):
-            for before, after in zip((n_in, *channels), channels, strict=False):
-                layers += [torch.nn.Conv2d(before, after, kernel_size=3, padding=1), torch.nn.ReLU()]
-            layers.append(torch.nn.MaxPool2d(kernel_size=2))
-        self.features = torch.nn.Sequential(*layers)
-        sizes = ((8 * 6 * 4, 16), (16, 16), (16, self.width))
-        linear = [torch.nn.Linear(n_in, n_out) for n_in, n_out in sizes]
-        self.embeddings = torch.nn.Sequential(linear[0], torch.nn.ReLU(), linear[1], torch.nn.ReLU(), linear[2])
-
-
-@pytest.fixture
-def releasing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
-    """Rounds of two epochs: with constant labels in the validation split, no score is ever a better one."""
-    monkeypatch.setitem(BACKBONES["audio"], "vggish", NarrowVGGish)
-    torch.manual_seed(0)
-    torch.save(NarrowVGGish().state_dict(), tmp_path / "vggish.pth")
-    make_data(tmp_path, n_frames=60)
-    for video in ("video3", "video4"):
-        constant = np.full((60, 2), 0.25, np.float32)
-        write_annotation(tmp_path / "annotations" / "Validation_Set" / f"{video}.txt", constant)
-    return changed(
-        small_config(tmp_path),
-        model={"modalities": ["audio", "text"], "audio": {"kind": "vggish", "weights": tmp_path / "vggish.pth"}},
-        train={"epochs": 20, "plateau_patience": 0, "warmup_epochs": 1, "min_learning_rate": 1e-3, "save_every": 1},
-    )
-
-
-def read_log(run: Path) -> list[dict[str, str]]:
-    with (run / "log.csv").open(newline="") as file:
-        return [{**row, "seconds": ""} for row in csv.DictReader(file)]
-
-
-def stop_at(*place: int) -> Callable[[int, int, int], None]:
-    def interrupt(epoch: int, done: int, total: int) -> None:
-        if (epoch, done) == place:
-            raise KeyboardInterrupt
-
-    return interrupt
-
-
-def test_a_release_starts_from_the_best_weights_with_a_new_optimizer(releasing: TrainConfig, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    with pytest.raises(KeyboardInterrupt):
-        train(releasing, run, device="cpu", on_batch=stop_at(3, 1))
-    assert [row["released"] for row in read_log(run)] == ["1", "1"]
-    best, state = load_file(run / "best.safetensors"), load_state(run)
-    assert state is not None
-    assert state.n_batches == 1
-    rate = releasing.train.learning_rate
-    moved = {name: (value - best[name]).abs() for name, value in state.model.items() if "num_batches" not in name}
-    # The first step of Adam goes exactly as far as the rate, whatever the gradient.
-    for name in ("backbone.audio.embeddings.2.weight", "backbone.audio.embeddings.4.weight", "head.weight"):
-        share = (moved[name] - rate).abs() < 1e-3 * rate
-        assert moved[name].max() < 1.001 * rate
-        assert share.float().mean() > 0.9, name
-    assert not moved["backbone.audio.embeddings.0.weight"].any()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("place", "save_every", "ema"),
-    [
-        ((2, 2), 1, None),
-        ((3, 1), 1, None),
-        ((3, 1), 500, None),
-        ((3, 2), 1, 0.9),
-        ((5, 1), 500, 0.9),
-        ((6, 1), 1, None),
-    ],
-)
-def test_resume_is_exact_across_a_release(
-    releasing: TrainConfig, tmp_path: Path, place: tuple[int, int], save_every: int, ema: float | None
-) -> None:
-    """Interrupted before, in and after the first epoch of a round, with and without anything saved of it."""
-    config = changed(releasing, train={"save_every": save_every, "ema": ema})
-    result = train(config, tmp_path / "whole", device="cpu")
-    log = read_log(tmp_path / "whole")
-    assert [row["released"] for row in log] == ["1", "1", "2", "2", "3", "3"]
-    assert (result.epochs, result.ending, result.best.epoch) == (6, "rate spent", 1)
-    with pytest.raises(KeyboardInterrupt):
-        train(config, tmp_path / "parts", device="cpu", on_batch=stop_at(*place))
-    train(config, tmp_path / "parts", device="cpu", resume=True)
-    assert read_log(tmp_path / "parts") == log
-    one, two = load_state(tmp_path / "whole"), load_state(tmp_path / "parts")
-    assert one is not None
-    assert two is not None
-    assert all(torch.equal(one.model[name], two.model[name]) for name in one.model)
-
-
 # What is missing, and when.
 
 
@@ -316,8 +100,8 @@ def test_dropped_modalities_are_never_all() -> None:
 
 def test_labels_come_from_later_and_predictions_go_there(root: Path) -> None:
     delay_s = 0.2  # five frames
-    plain = open_training_data(root / "features", root / "annotations")
-    shifted = open_training_data(root / "features", root / "annotations", label_delay_s=delay_s)
+    plain = open_training_data(data_settings(root))
+    shifted = open_training_data(data_settings(root, label_delay_s=delay_s))
     for before, after in zip(plain.train, shifted.train, strict=True):
         np.testing.assert_array_equal(after.labels[:-5], before.labels[5:])
         assert np.isnan(after.labels[-5:]).all()
@@ -372,12 +156,12 @@ def test_embeddings_are_what_the_backbones_say(root: Path, tmp_path: Path) -> No
     frozen = {"face": {"frozen": True}, "audio": {"frozen": True}}
     plain = changed(small_config(root), model=frozen, train={"epochs": 1})
     result = train(plain, tmp_path / "plain", device="cpu")
-    cached = changed(plain, data={"embeddings": tmp_path / "embeddings", "views": 2})
+    cached = changed(plain, data={"embeddings": tmp_path / "embeddings", "augmentations": 2})
     again = train(cached, tmp_path / "cached", device="cpu")
     # The same network judged on the same views, but for float16 and other random crops in training.
     assert again.n_frames == result.n_frames
     model = rcma.load_model(tmp_path / "cached")
-    data = open_training_data(root / "features", root / "annotations")
+    data = open_training_data(data_settings(root))
     embeddings = embed_videos(
         tmp_path / "embeddings",
         model,
@@ -472,27 +256,16 @@ def test_a_run_for_each_target_makes_both_columns(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stop_at", [(1, 2), (2, 1), (2, 3)])
-def test_resume_from_any_step_is_exact(root: Path, tmp_path: Path, stop_at: tuple[int, int]) -> None:
+@pytest.mark.parametrize("place", [(1, 2), (2, 1), (2, 3)])
+def test_resume_from_any_step_is_exact(root: Path, tmp_path: Path, place: tuple[int, int]) -> None:
     config = changed(small_config(root), train={"epochs": 3, "batch_size": 2, "save_every": 1, "ema": 0.9})
     train(config, tmp_path / "whole", device="cpu")
-    seen: list[tuple[int, int]] = []
-
-    def interrupt(epoch: int, done: int, total: int) -> None:
-        if (epoch, done) == stop_at:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        train(config, tmp_path / "parts", device="cpu", on_batch=interrupt)
-    train(
-        config,
-        tmp_path / "parts",
-        device="cpu",
-        resume=True,
-        on_batch=lambda epoch, done, total: seen.append((epoch, done)),
-    )
-    # It goes on with the next batch, not with the epoch's first.
-    assert seen[0] == (stop_at[0], stop_at[1] + 1)
+        train(config, tmp_path / "parts", device="cpu", on_status=stop_at(*place))
+    seen: list[str] = []
+    train(config, tmp_path / "parts", device="cpu", resume=True, on_status=seen.append)
+    # It continues with the next batch, not with the epoch's first.
+    assert seen[0].startswith(f"epoch {place[0]}, batch {place[1] + 1} of")
     one, two = load_state(tmp_path / "whole"), load_state(tmp_path / "parts")
     assert one is not None
     assert two is not None
@@ -535,169 +308,6 @@ def test_missing_vision_encoder_is_one_line(root: Path, tmp_path: Path) -> None:
         train(config, tmp_path / "run", device="cpu")
     with pytest.raises(ValueError, match="go together"):
         changed(small_config(root), model={"face": {"kind": "hf"}})
-
-
-# Several processes.
-
-
-def test_processes_share_each_batch(root: Path) -> None:
-    data = open_training_data(root / "features", root / "annotations")
-    dataset = WindowDataset(
-        data.train, model=ModelSettings(length=32, text_width=16), hop=10, audio_alignment="start", seed=0
-    )
-    alone = list(SharedBatches(dataset, 4))
-    shares = [list(SharedBatches(dataset, 4, process=process, n_processes=3)) for process in range(3)]
-    assert sorted(index for batch in alone for index in batch) == list(range(len(dataset)))
-    for number, batch in enumerate(alone):
-        together = [index for share in shares for index in share[number] if index != EMPTY_WINDOW]
-        assert sorted(together) == sorted(batch)
-        assert all(share[number] for share in shares)
-    nothing = dataset[EMPTY_WINDOW]
-    assert not nothing["frame_mask"].any()
-    assert torch.isnan(nothing["labels"]).all()
-    assert nothing.keys() == dataset[0].keys()
-
-
-def launch(main: Path, *arguments: str, n_processes: int) -> None:
-    """Run a program in one process, or in several that talk to each other."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n_processes}"]
-    done = subprocess.run(
-        [sys.executable, *(launcher if n_processes > 1 else []), str(main), *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-
-
-MAIN = """
-import os, sys
-import torch
-from torch.optim.optimizer import register_optimizer_step_pre_hook
-from rcma.cli.train import main
-
-steps = []
-
-def keep(optimizer, args, kwargs):
-    steps.append(torch.cat([p.grad.flatten() for group in optimizer.param_groups for p in group["params"]]))
-
-register_optimizer_step_pre_hook(keep)
-code = main(sys.argv[2:])
-if os.environ.get("RANK", "0") == "0":
-    torch.save(torch.stack(steps), sys.argv[1])
-sys.exit(code)
-"""
-"""Trains, and keeps the gradients of each step, after clipping."""
-
-
-@pytest.mark.slow
-def test_two_processes_give_the_losses_and_gradients_of_one(root: Path, tmp_path: Path) -> None:
-    """At a rate so small that float32 weights stay as they are: Adam makes steps of full size out of rounding errors
-    where a gradient is zero, so that trainings on two processors, or on two processes, go apart in their own ways.
-    """
-    # Dropout draws other numbers in each process. Five windows in the last batch: the shares differ.
-    config = changed(
-        small_config(root),
-        data={"hop": 7},
-        model={"tcn": {"dropout": 0.0}, "fusion": {"dropout": 0.0}},
-        train={"batch_size": 6, "clip_norm": 0.1, "learning_rate": 1e-30, "min_learning_rate": 0.0},
-    )
-    file = tmp_path / "config.yaml"
-    file.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude={"preprocessing"})))
-    main = tmp_path / "main.py"
-    main.write_text(MAIN)
-    logs, gradients = [], []
-    for n_processes in (1, 2):
-        run, kept = tmp_path / str(n_processes), tmp_path / f"{n_processes}.pt"
-        command = [str(kept), "--config", str(file), "--device", "cpu", "--out", str(run)]
-        launch(main, *command, n_processes=n_processes)
-        logs.append(list(csv.DictReader((run / "log.csv").open())))
-        gradients.append(torch.load(kept, weights_only=True).double())
-    assert len(logs[0]) == len(logs[1]) == 3
-    for one, two in zip(*logs, strict=True):
-        # The normalisation's running statistics change from epoch to epoch, and with them what is validated.
-        for name in ("train_loss", "mean_ccc"):
-            assert float(two[name]) == pytest.approx(float(one[name]), abs=2e-5)
-    one, two = gradients
-    assert one.shape == two.shape and len(one) == 9
-    norms = one.norm(dim=1)
-    torch.testing.assert_close(norms, torch.full_like(norms, 0.1), atol=1e-4, rtol=0)
-    assert ((two - one).norm(dim=1) < 1e-4 * norms).all()
-
-
-FIRST_STEP = """
-import sys
-import torch
-import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
-from rcma.config import ModelSettings
-from rcma.metrics import n_loss_terms, training_loss
-from rcma.model.network import RCMA
-
-content = torch.load(sys.argv[1], weights_only=True)
-several = len(sys.argv) > 3
-if several:
-    dist.init_process_group("gloo")
-rank = dist.get_rank() if several else None
-found = {}
-for number, batch in enumerate(content["batches"]):
-    for over in ("window", "batch"):
-        for mse_weight in (0.0, 0.3, 1.0):
-            model = RCMA(ModelSettings.model_validate(content["settings"]))
-            model.load_state_dict(content["weights"])
-            model.double().train()
-            # The first process has one window, the second the others.
-            own = batch if not several else {m: x[:1] if rank == 0 else x[1:] for m, x in batch.items()}
-            shared = DistributedDataParallel(model) if several else model
-            loss = training_loss(shared(own), own["labels"], over=over, mse_weight=mse_weight)
-            loss.backward()
-            found[f"{number} {over} {mse_weight}"] = {
-                "loss": loss.detach(), "n_terms": n_loss_terms(own["labels"], over=over),
-                **{name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None},
-            }
-torch.save(found, sys.argv[2] + (str(rank) if several else ""))
-if several:
-    dist.destroy_process_group()
-"""
-
-
-@pytest.mark.slow
-def test_two_processes_give_the_first_step_of_one_in_double_precision(tmp_path: Path) -> None:
-    length, n_windows = 12, 4
-    settings = {
-        "length": length, "text_width": 5, "face": {"kind": "small", "frozen": True},
-        "audio": {"kind": "small", "frozen": True},
-        "tcn": {"face": [6], "audio": [6], "text": [6], "kernel_size": 3, "dropout": 0.0}, "fusion": {"dropout": 0.0},
-    }  # fmt: skip
-    torch.manual_seed(0)
-    model = RCMA(ModelSettings.model_validate(settings))
-    widths = model.embedding_widths
-    batches = []
-    for kind in ("all labelled", "none in the first process", "constant in each process", "none at all"):
-        labels = torch.rand(n_windows, length, 2, dtype=torch.float64) * 2 - 1
-        labels[2, 5:] = torch.nan
-        if kind == "none in the first process":
-            labels[0] = torch.nan
-        elif kind == "constant in each process":
-            labels[0], labels[1:] = 0.25, -0.5
-        elif kind == "none at all":
-            labels[:] = torch.nan
-        inputs = {m: torch.randn(n_windows, length, width, dtype=torch.float64) for m, width in widths.items()}
-        batches.append({**inputs, "labels": labels})
-    torch.save({"settings": settings, "weights": model.state_dict(), "batches": batches}, tmp_path / "given.pt")
-    main = tmp_path / "main.py"
-    main.write_text(FIRST_STEP)
-    launch(main, str(tmp_path / "given.pt"), str(tmp_path / "one"), n_processes=1)
-    launch(main, str(tmp_path / "given.pt"), str(tmp_path / "two"), "several", n_processes=2)
-    one, *two = (torch.load(tmp_path / name, weights_only=True) for name in ("one", "two0", "two1"))
-    assert len(one) == 4 * 2 * 3
-    for case, expected in one.items():
-        for found in two:
-            assert found[case].keys() == expected.keys()
-            for name, value in expected.items():
-                torch.testing.assert_close(found[case][name], value, rtol=1e-9, atol=1e-12, msg=f"{case}: {name}")
 
 
 # Precision.

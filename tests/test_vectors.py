@@ -113,8 +113,8 @@ def test_an_array_that_a_folder_should_hold_is_missed(tmp_path: Path) -> None:
 
 def test_windows_hold_the_vectors_of_their_frames(tmp_path: Path) -> None:
     made = make_vectors(tmp_path / "v", make_labels(N, 0), seed=0)
-    reader = Video(tmp_path / "v", make_labels(N, 0)).reader
-    for features in (reader.features(), reader.features(), pickle.loads(pickle.dumps(reader)).features()):
+    video = Video(tmp_path / "v", make_labels(N, 0))
+    for features in (video.features(), video.features(), pickle.loads(pickle.dumps(video)).features()):
         for start in (0, 50):
             window = cut_window(features, start, model=MODEL, length=32, audio_alignment="start")
             n = min(32, N - start)
@@ -185,7 +185,7 @@ def test_a_backbone_beside_vectors_and_kept_embeddings(tmp_path: Path) -> None:
         np.save(tmp_path / "features" / f"video{number}" / "audio_vectors.npy", vectors)
     tree = vector_config(tmp_path, face={"kind": "small", "frozen": True}).model_dump(mode="json")
     plain = train(TrainConfig.model_validate(tree), tmp_path / "plain", device="cpu")
-    tree["data"] |= {"embeddings": str(tmp_path / "embeddings"), "views": 1}
+    tree["data"] |= {"embeddings": str(tmp_path / "embeddings"), "augmentations": 1}
     kept = train(TrainConfig.model_validate(tree), tmp_path / "kept", device="cpu")
     assert np.isfinite([plain.best.mean_ccc, kept.best.mean_ccc]).all()
     assert [path.name.split("-")[0] for path in (tmp_path / "embeddings").iterdir() if path.is_dir()] == ["face"]

@@ -1,14 +1,14 @@
 """Faces as Aff-Wild2 delivers them: one folder of images for each annotated person, instead of face detection.
 
-``cropped_aligned/<video_id>[_left|_right]/00001.jpg``: numbers count frames from 1, and a frame in which no face was
-found has no file. Images that other programs number from 0 are recognised by an image 0.
+``cropped_aligned/<video_id>[_left|_right]/00001.jpg``: numbers count frames from 1, and a frame without a face has no
+file. Images that other programs number from 0 are recognised by an image 0.
 """
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,15 +17,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from preprocessing.errors import InputError
-from preprocessing.faces.detect import Faces, crop_reader
+from preprocessing.faces.crop import Faces, read_crops
 
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-_NUMBER = re.compile(r"[0-9]+")
 
 
 def describe_provided(folder: Path, *, first_image: int = 1) -> dict[str, Any]:
-    """Path, number, size and numbering of the images of one person, to tell later whether they are still the same."""
-    images = [path for paths in _images(folder).values() for path in paths]
+    """Return path, number, size and numbering of a person's images, to tell later whether they are still the same."""
+    images = [path for paths in _list_images(folder)[0].values() for path in paths]
     size = sum(path.stat().st_size for path in images)
     return {"path": str(folder), "n_images": len(images), "size": size, "first_image": first_image}
 
@@ -36,19 +35,19 @@ def read_provided(
     """Read the faces of one person.
 
     Args:
-        folder: with images named by frame.
+        folder: of images named by frame.
         n_frames: T, frames decoded from the raw video.
         size: side in pixels to which the images are resized.
-        store: file that receives the crops, after what is there already.
+        store: file to which the crops are appended.
         first_image: number of the image of the first frame, 0 or 1; an image 0 in the folder shows that it is 0.
 
     Returns:
-        Faces (boxes are not known: NaN; a score is 1), and what is not as it should be.
+        Faces (boxes are not known: NaN; a score is 1), and warnings.
 
     Raises:
-        InputError: not one image has the number of a frame, two have the same, or they cannot be counted from 0.
+        InputError: no image has the number of a frame, two have the same, or they cannot be counted from 0.
     """
-    images = _images(folder)
+    images, unnumbered = _list_images(folder)
     first_image, warnings = _first_image(folder, images, first_image, n_frames=n_frames)
     last_image = n_frames - 1 + first_image
     scores = np.full(n_frames, np.nan, dtype=np.float32)
@@ -79,20 +78,22 @@ def read_provided(
     if surplus:
         last = max(images)
         warnings.append(f"faces: images up to {last}, but {n_frames} frames decoded; surplus ones left out: {surplus}")
-    warnings += [
-        *_remark("images that cannot be read, taken as missing", unreadable),
-        *_remark("images that are not square, squeezed into a square", not_square),
-        *_remark("images that are black all over", black),
-        *_remark("images that are not named by frame, left out", _not_numbered(folder)),
-    ]
+    for problem, names in (
+        ("images that cannot be read, taken as missing", unreadable),
+        ("images that are not square, squeezed into a square", not_square),
+        ("images that are black all over", black),
+        ("images that are not named by frame, left out", unnumbered),
+    ):
+        if names:
+            warnings.append(f"faces: {problem}: {len(names)} ({names[0]}{', ...' if len(names) > 1 else ''})")
     boxes = np.full((n_frames, 4), np.nan, dtype=np.float32)
-    return Faces(boxes, scores, crop_reader(store, numbers, size=size)), warnings
+    return Faces(boxes, scores, partial(read_crops, store, numbers, size)), warnings
 
 
 def _first_image(
     folder: Path, images: Mapping[int, Sequence[Path]], first_image: int, *, n_frames: int
 ) -> tuple[int, list[str]]:
-    """Number of the first frame's image, and a remark about it."""
+    """Number of the first frame's image, and a warning about it."""
     if 0 in images:
         return 0, [f"faces: images are numbered from 0: {images[0][0].name} belongs to the first frame"]
     if first_image == 1 or not images:
@@ -107,39 +108,27 @@ def _first_image(
 
 
 def _read_image(path: Path) -> Image.Image:
-    """An image as RGB, upright, 8 bits a channel."""
+    """An image as RGB, upright, 8 bits per channel."""
     with Image.open(path) as image:
         upright = ImageOps.exif_transpose(image)
         if upright.mode == "I" or upright.mode.startswith("I;16"):
-            # Grey in 16 bits: converting to RGB would cut it off at 255.
-            upright = Image.fromarray(_to_8_bits(np.asarray(upright)))
+            # Grey in 16 bits: converting to RGB would clip it at 255.
+            pixels: NDArray[Any] = np.asarray(upright)
+            upright = Image.fromarray((np.clip(pixels, 0, 2**16 - 1) // 2**8).astype(np.uint8))
         elif upright.mode == "F":
-            raise InputError(f"{path}: floating point pixels, whose range is not known")
+            raise ValueError("floating point pixels, whose range is not known")
         return upright.convert("RGB")
 
 
-def _to_8_bits(pixels: NDArray[Any]) -> NDArray[np.uint8]:
-    return (np.clip(pixels, 0, 2**16 - 1) // 2**8).astype(np.uint8)
-
-
-def _remark(what: str, names: Sequence[str]) -> list[str]:
-    if not names:
-        return []
-    return [f"faces: {what}: {len(names)} ({names[0]}{', ...' if len(names) > 1 else ''})"]
-
-
-def _images(folder: Path) -> dict[int, list[Path]]:
-    """Image files by their numbers; more than one where 1.jpg and 00001.jpg are both there."""
+def _list_images(folder: Path) -> tuple[dict[int, list[Path]], list[str]]:
+    """Image files by number (several if 1.jpg and 00001.jpg both exist), and names of images without a number."""
     images: dict[int, list[Path]] = defaultdict(list)
+    unnumbered = []
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in _IMAGE_SUFFIXES and _NUMBER.fullmatch(path.stem):
+        if path.suffix.lower() not in _IMAGE_SUFFIXES:
+            continue
+        if path.stem.isascii() and path.stem.isdigit():
             images[int(path.stem)].append(path)
-    return images
-
-
-def _not_numbered(folder: Path) -> list[str]:
-    return sorted(
-        path.name
-        for path in folder.iterdir()
-        if path.suffix.lower() in _IMAGE_SUFFIXES and not _NUMBER.fullmatch(path.stem) and not path.name.startswith(".")
-    )
+        elif not path.name.startswith("."):
+            unnumbered.append(path.name)
+    return images, unnumbered

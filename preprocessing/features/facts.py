@@ -1,9 +1,9 @@
-"""What a feature folder holds, in lines of facts; what those and the contact sheet measure in features."""
+"""Facts about a feature folder: measurements for the contact sheet, and lines of text for ``--inspect``."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,32 +14,28 @@ from preprocessing.media import MEL_RATE, SAMPLE_RATE
 SILENCE = math.log(0.01)
 """Log-mel of digital silence."""
 _REGULAR_MS = 2.0
-"""How far the spacing of regular frames may lie from its median: containers round times to the millisecond."""
+"""Maximum deviation of regular frames' spacing from its median: containers round times to the millisecond."""
 _UNSURE = 0.5
 """Words of a lower probability are counted."""
 _FIRST_WORDS = 15
 _LONE_FRAME_S = 0.04
-"""Seconds that a single frame is drawn for where no frame rate is known."""
+"""Seconds that a single frame is drawn for if no frame rate is known."""
 
 
 def describe(features: Features) -> list[tuple[str, str]]:
-    """Label and value of each line: what people want to know of a feature folder."""
+    """Return label and value of each line of facts about a feature folder."""
     return [
-        *_describe_source(features),
-        *_describe_frames(features),
+        *_describe_video(features),
         *_describe_faces(features),
         *_describe_sound(features),
         *_describe_words(features),
         *_describe_vectors(features),
-        *_describe_making(features),
+        *_describe_processing(features),
     ]
 
 
-# What the features say, in numbers.
-
-
 def _frame_s(features: Features) -> float | None:
-    """Seconds from a frame to the next one, as a rule."""
+    """Usual time between consecutive frames, seconds."""
     if features.n_frames > 1:
         return float(np.median(np.diff(features.time_s)))
     rate = features.meta.get("frame_rate")
@@ -47,13 +43,13 @@ def _frame_s(features: Features) -> float | None:
 
 
 def frame_ends(features: Features) -> NDArray[np.float64]:
-    """(T,) seconds at which the next frame takes over."""
+    """Return the (T,) seconds at which each frame ends."""
     times = np.asarray(features.time_s)
     return np.append(times[1:], times[-1:] + (_frame_s(features) or _LONE_FRAME_S))
 
 
 def sound_span(features: Features) -> tuple[float, float] | None:
-    """Where there is sound, seconds; without the padding at the end where ``meta`` says how long the sound is."""
+    """Return start and end of the sound in seconds, without the padding at the end if ``meta`` has its duration."""
     with_sound = np.flatnonzero(~np.isnan(features.log_mel[:, :1]).all(axis=1))
     if len(with_sound) == 0:
         return None
@@ -65,54 +61,50 @@ def sound_span(features: Features) -> tuple[float, float] | None:
 
 
 def time_axis_end_s(features: Features) -> float:
-    """Where the time axis ends: with the last frame or the sound, whichever is later; seconds, above zero."""
-    ends = [*frame_ends(features)[-1:], *(sound_span(features) or ())]
-    return max([*ends, _LONE_FRAME_S])
+    """Return the end of the last frame or of the sound, whichever is later; seconds, above zero."""
+    return max([*frame_ends(features)[-1:], *(sound_span(features) or ()), _LONE_FRAME_S])
 
 
 def faces_found(features: Features) -> NDArray[np.bool_]:
-    """(T,) whether a face was found in each frame."""
+    """Return whether a face was found in each frame, (T,)."""
     return np.isfinite(features.face_score)
 
 
 def runs(flags: NDArray[np.bool_]) -> NDArray[np.intp]:
-    """(n,2) first index of each run of true values, and the one after its last."""
+    """Return the first index of each run of true values and the one after its last, (n,2)."""
     return np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]]))).reshape(-1, 2)
 
 
 def warnings_of(features: Features) -> list[str]:
-    """Of all stages of preprocessing, a line each."""
+    """Return the warnings of all stages of preprocessing, one line each."""
     by_stage = features.meta.get("warnings") or {}
     return [f"{stage}: {warning}" for stage, warnings in by_stage.items() for warning in warnings]
 
 
 def is_regular(features: Features) -> bool:
-    """Whether the frames are equally far apart, as far as containers can tell."""
+    """Whether frames are equally spaced, up to the rounding of containers."""
     spacing = 1000 * np.diff(features.time_s)
     return len(spacing) == 0 or bool(np.abs(spacing - np.median(spacing)).max() <= _REGULAR_MS)
 
 
 def duration(features: Features) -> str:
-    """From the first frame's beginning to the last one's end."""
+    """Describe the time from the start of the first frame to the end of the last one."""
     return "not known" if _frame_s(features) is None else f"{frame_ends(features)[-1]:.2f} s"
 
 
 def picture_size(features: Features) -> str:
-    """Width and height of the video, pixels."""
+    """Describe width and height of the video in pixels."""
     return f"{features.meta.get('width', '?')} x {features.meta.get('height', '?')}"
 
 
 def percent(share: float) -> str:
-    """A share in percent, rounded towards the middle: 100.0 % is all of them, and 0.0 % none."""
+    """Format a share in percent, rounded towards the middle: 100.0 % means all of them, and 0.0 % none."""
     percent = 100 * float(share)
     rounded = percent if percent in (0, 100) else min(max(percent, 0.1), 99.9)
     return f"{rounded:.1f} %"
 
 
-# Lines of facts.
-
-
-def _describe_source(features: Features) -> Iterable[tuple[str, str]]:
+def _describe_video(features: Features) -> Iterator[tuple[str, str]]:
     source = features.meta.get("source") or {}
     yield "video", features.video_id
     yield "source", str(source.get("path", "not known"))
@@ -121,29 +113,26 @@ def _describe_source(features: Features) -> Iterable[tuple[str, str]]:
     others = [name for name in features.meta.get("subjects") or () if name != features.video_id]
     if others:
         yield "of the same source", ", ".join(others)
-
-
-def _describe_frames(features: Features) -> Iterable[tuple[str, str]]:
-    times = np.asarray(features.time_s)
     yield "picture", f"{picture_size(features)} pixels"
     yield "frames", str(features.n_frames)
     yield "duration", duration(features)
     if features.n_frames < 2:
         yield "frame times", "one frame"
         return
-    low, middle, high = (1000 * float(value) for value in np.quantile(np.diff(times), (0, 0.5, 1)))
-    yield "frame rate", _rate(features)
+    rate = (features.n_frames - 1) / float(features.time_s[-1] - features.time_s[0])
+    yield "frame rate", f"{rate:.2f} per second (mean)"
+    low, middle, high = (1000 * float(value) for value in np.quantile(np.diff(features.time_s), (0, 0.5, 1)))
     if is_regular(features):
         yield "frame times", f"regular, {middle:.1f} ms apart"
     else:
         yield "frame times", f"irregular, {low:.1f} / {middle:.1f} / {high:.1f} ms apart (least / median / most)"
 
 
-def _describe_faces(features: Features) -> Iterable[tuple[str, str]]:
+def _describe_faces(features: Features) -> Iterator[tuple[str, str]]:
     has_face = faces_found(features)
     yield "faces", f"{percent(has_face.mean())} of frames"
     if has_face.any():
-        score = np.asarray(features.face_score)[has_face]
+        score = features.face_score[has_face]
         box = np.asarray(features.face_box, np.float64)[has_face]
         side = np.median((box[:, 2:] - box[:, :2]).mean(axis=1))
         yield "face score", f"{score.mean():.3f} mean, {score.min():.3f} least"
@@ -153,20 +142,13 @@ def _describe_faces(features: Features) -> Iterable[tuple[str, str]]:
     if len(missing) == 0:
         yield "longest without face", "none"
         return
-    start_s, end_s = np.asarray(features.time_s)[missing[:, 0]], frame_ends(features)[missing[:, 1] - 1]
+    start_s, end_s = features.time_s[missing[:, 0]], frame_ends(features)[missing[:, 1] - 1]
     longest = int(np.argmax(end_s - start_s))
     span = f"{start_s[longest]:.2f} to {end_s[longest]:.2f} s"
     yield "longest without face", span if has_face.any() else f"{span}, the whole video"
 
 
-def _describe_vectors(features: Features) -> Iterable[tuple[str, str]]:
-    """Features made elsewhere; no line where there are none."""
-    for modality, vectors in features.vectors.items():
-        there = np.isfinite(np.asarray(vectors[:, 0]))
-        yield f"{modality} vectors", f"{vectors.shape[1]} columns in {percent(there.mean())} of frames"
-
-
-def _describe_sound(features: Features) -> Iterable[tuple[str, str]]:
+def _describe_sound(features: Features) -> Iterator[tuple[str, str]]:
     span = sound_span(features)
     yield "sound", f"{span[0]:.2f} to {span[1]:.2f} s ({span[1] - span[0]:.2f} s)" if span else "none"
     n_rows = len(features.log_mel)
@@ -182,22 +164,20 @@ def _describe_sound(features: Features) -> Iterable[tuple[str, str]]:
         yield "waveform", f"{len(missing)} samples at {SAMPLE_RATE} Hz, {percent(missing.mean())} NaN"
 
 
-def _describe_words(features: Features) -> Iterable[tuple[str, str]]:
+def _describe_words(features: Features) -> Iterator[tuple[str, str]]:
     words = features.words
     yield "words", str(len(words))
     yield "language", features.meta.get("language") or "not known"
     if words:
-        probability = np.array([word.probability for word in words])
-        known = probability[np.isfinite(probability)]
-        frame_s = _frame_s(features)
-        if frame_s is not None:
+        if _frame_s(features) is not None:
             yield "words per minute", f"{60 * len(words) / frame_ends(features)[-1]:.0f}"
-        yield "frames with a word", percent((np.asarray(features.frame_word) >= 0).mean())
-        if len(known):
-            unsure = int((known < _UNSURE).sum())
-            yield "word probability", f"{known.mean():.2f} mean, {unsure} of {len(words)} below {_UNSURE}"
-        else:
-            yield "word probability", "not known"
+        yield "frames with a word", percent((features.frame_word >= 0).mean())
+        known = np.array([word.probability for word in words if math.isfinite(word.probability)])
+        unsure = int((known < _UNSURE).sum())
+        probability = (
+            f"{known.mean():.2f} mean, {unsure} of {len(words)} below {_UNSURE}" if len(known) else "not known"
+        )
+        yield "word probability", probability
         end_s = time_axis_end_s(features)
         outside = sum(word.start_s >= end_s or word.end_s <= 0 for word in words)
         if outside:
@@ -209,7 +189,13 @@ def _describe_words(features: Features) -> Iterable[tuple[str, str]]:
     yield "word vectors", f"{' x '.join(str(n) for n in features.word_vectors.shape)}, model {encoder}"
 
 
-def _describe_making(features: Features) -> Iterable[tuple[str, str]]:
+def _describe_vectors(features: Features) -> Iterator[tuple[str, str]]:
+    for modality, vectors in features.vectors.items():
+        there = np.isfinite(vectors[:, 0])
+        yield f"{modality} vectors", f"{vectors.shape[1]} columns in {percent(there.mean())} of frames"
+
+
+def _describe_processing(features: Features) -> Iterator[tuple[str, str]]:
     speech = (features.meta.get("settings") or {}).get("speech") or {}
     transcript = features.meta.get("transcript")
     if transcript:
@@ -224,8 +210,3 @@ def _describe_making(features: Features) -> Iterable[tuple[str, str]]:
     if seconds:
         stages = ", ".join(f"{stage} {value:.1f}" for stage, value in seconds.items())
         yield "seconds per stage", f"{stages} (faces beside the rest)"
-
-
-def _rate(features: Features) -> str:
-    span = float(features.time_s[-1] - features.time_s[0])
-    return f"{(features.n_frames - 1) / span:.2f} per second (mean)" if span > 0 else "not known"

@@ -11,23 +11,23 @@ from preprocessing.files import sha256
 
 
 class RecordingFinder:
-    """Finds recordings by what feature folders say of them.
+    """Finds recordings from the metadata of feature folders.
 
-    A feature folder that somebody else made can name any file of this machine, and whoever gets the report would see
-    that file. So a file counts as the recording only if it has the sha256 that the features were made from: whoever
-    knows that has the file. Each file is read once, however many features name it.
+    A feature folder from elsewhere can name any file of this machine, and whoever gets the report would see that file.
+    So a file is accepted as the recording only if its sha256 is that of the features' source: whoever knows it has the
+    file. Each file is read once, however many features name it.
     """
 
     def __init__(self) -> None:
-        """Start without any file read."""
+        """Start without known checksums."""
         self._sha256: dict[Path, str] = {}
 
     def find(self, meta: Mapping[str, Any], *, given: Path | None = None) -> Path:
-        """Path of the recording.
+        """Return the path of the recording.
 
         Args:
             meta: content of ``meta.json``.
-            given: the file that the user named for these features, if any; it may lie elsewhere by now.
+            given: the file that the user named for these features, if any; it may have moved since.
 
         Raises:
             InputError: the features name no recording, or it is gone, cannot be read, or is another file.

@@ -15,13 +15,13 @@ from preprocessing.media.audio import (
 from preprocessing.media.clock import RecordingClock
 from preprocessing.media.container import (
     audio_stream,
-    container_time_s,
     decode_stream,
     open_recording,
     read_packets,
     reason_of,
 )
-from preprocessing.media.sound import SAMPLE_RATE, Audio, Samples, decode_first_sound, read_audio
+from preprocessing.media.mixdown import SAMPLE_RATE
+from preprocessing.media.sound import Audio, Samples, decode_first_sound, read_audio
 from preprocessing.media.video import Frame, Video, picture_size
 
 __all__ = [
@@ -36,7 +36,6 @@ __all__ = [
     "Video",
     "audio_stream",
     "band_centres_hz",
-    "container_time_s",
     "decode_first_sound",
     "decode_stream",
     "level_for_speech",

@@ -220,15 +220,8 @@ class Pipeline:
         warnings: list[str] = []
         with watch.stage("faces"), one_core():
             if source.provided_faces is None:
-                followed = follow_faces(frames, self._detector, settings, crops)
-                if settings.subjects == "all":
-                    subjects = _name_subjects(
-                        source.video_id, followed.lasting_subjects(min_track_s=settings.min_track_s)
-                    )
-                else:
-                    subjects = {}
-                # Without anybody who lasts, the video still has sound and words, and perhaps a face now and then.
-                subjects = subjects or {source.video_id: followed.main_subject(min_track_s=settings.min_track_s)}
+                people = follow_faces(frames, self._detector, settings, crops)
+                subjects = _name_subjects(source.video_id, people)
             else:
                 for _ in frames:
                     pass

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     from rcma.training import TrainingResult
 
 FOLDS_FILE = "folds.json"
-
-log = logging.getLogger("rcma")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,14 +85,12 @@ def _train_one(args: argparse.Namespace, run: Path, overrides: list[str]) -> Tra
     from rcma.training import EpochRow
     from rcma.training import train as run_training
 
-    targets = config.model.targets
-
     def describe(row: EpochRow) -> str:
-        scores = {**row.ccc, "mean": row.mean_ccc}
-        shown = ", ".join(f"{name} {scores[name]:.3f}" for name in (*targets, *(["mean"] if len(targets) > 1 else [])))
-        released = f", backbone groups {row.released}" if row.released else ""
+        scores = {**row.ccc, "mean": row.mean_ccc} if len(row.ccc) > 1 else row.ccc
+        shown = ", ".join(f"{name} {score:.3f}" for name, score in scores.items())
+        unfrozen = f", unfrozen groups {row.unfrozen_groups}" if row.unfrozen_groups else ""
         return (
-            f"loss {row.train_loss:.4f}; validation CCC {shown}; rate {row.learning_rate:.1e}{released}; "
+            f"loss {row.train_loss:.4f}; validation CCC {shown}; rate {row.learning_rate:.1e}{unfrozen}; "
             f"{row.seconds:.1f} s"
         )
 
@@ -105,9 +100,7 @@ def _train_one(args: argparse.Namespace, run: Path, overrides: list[str]) -> Tra
             run,
             resume=args.resume,
             device=args.device,
-            on_warning=lambda text: log.warning(text),
-            on_embedded=lambda done, total: reporter.status(f"outputs of frozen backbones, video {done} of {total}"),
-            on_batch=lambda epoch, done, total: reporter.status(f"epoch {epoch}, batch {done} of {total}"),
+            on_status=reporter.status,
             on_epoch=lambda row: reporter.finished(describe(row), position=row.epoch),
         )
 

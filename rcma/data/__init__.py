@@ -1,5 +1,5 @@
 """In: feature folders and labels of any source; tables of features made elsewhere.
-Out: windows of tensors, labels at the times of frames, folds, embeddings that are computed once; feature folders.
+Out: windows of tensors, labels at the times of frames, folds, embeddings computed once; feature folders.
 """
 
 from rcma.data.compatibility import (
@@ -10,24 +10,15 @@ from rcma.data.compatibility import (
     other_source,
     settings_for_raw_videos,
 )
+from rcma.data.dataset import SharedBatches, WindowDataset, drop_modalities
 from rcma.data.embeddings import Embeddings, embed_videos
 from rcma.data.imports import Clock, FeatureSource, import_video
 from rcma.data.labels import Labels, holds_tables, labels_at, open_labels
+from rcma.data.normalisation import fit_normalisation
 from rcma.data.splits import N_FOLDS, official_split
 from rcma.data.training_data import TrainingData, open_training_data
-from rcma.data.windows import (
-    SharedBatches,
-    Video,
-    WindowDataset,
-    check_face_size,
-    check_sound,
-    check_vectors,
-    cut_window,
-    drop_modalities,
-    fit_normalisation,
-    overlap_average,
-    windows,
-)
+from rcma.data.videos import Video
+from rcma.data.windows import check_features, cut_window, overlap_average, windows
 
 __all__ = [
     "N_FOLDS",
@@ -40,10 +31,8 @@ __all__ = [
     "Video",
     "WindowDataset",
     "change_raw_video_settings",
-    "check_face_size",
+    "check_features",
     "check_like_training",
-    "check_sound",
-    "check_vectors",
     "cut_window",
     "drop_modalities",
     "embed_videos",

@@ -1,23 +1,22 @@
-"""Outputs of frozen backbones, computed once for a few views of each video and read from disk ever after.
+"""Outputs of frozen backbones, computed once for a few views of each video and then read from disk.
 
-A view is a crop and a flip of the faces, the same for all frames. View 0 is the one that prediction uses: the centre,
-not flipped. The others are the same in all trainings, whatever their seed; sound has one view.
+A view is a crop and a flip of the faces, the same for all frames. View 0 is the one used in prediction: the centre, not
+flipped. The others are the same in all trainings, whatever their seed; sound has one view.
 
-Where an array lies follows from what it was made from, so trainings with other seeds, folds or targets share what they
-have in common, and others never meet::
+The place of an array follows from everything it was computed from, so trainings with other seeds, folds or targets
+share arrays, and trainings with other backbones never do::
 
     EMBEDDINGS/
-      face-3f2a.../            one backbone: its weights, settings and what it standardises its input with
-        made_from.json         all of that in words; the folder's name is its hash
+      face-3f2a.../            one backbone: its weights, settings and the statistics that standardise its input
+        made_from.json         the same in words; the folder's name is its hash
         video1/
           9c41....npy          float16 (T,d), NaN where the modality is missing
-          9c41....json         the features' hashes and the view, of which 9c41... is the hash, and the array's own
+          9c41....json         hashes of the features and the view, which give 9c41..., and the hash of the array
       audio-77b0.../
       .feature_hashes.json     hashes of feature files, so that they are not computed in each run
 
-An array that is not what its description says is computed again. Runs that need the same array at the same time compute
-it once. Nothing is ever deleted: a backbone's folder has the date of the last run that used it (``ls -lt EMBEDDINGS``),
-and any of them can be removed while no training uses it.
+An array that does not match its description is computed again. Runs that need the same array at the same time compute
+it once. Nothing is ever deleted; a backbone's folder has the date of the last run that used it.
 """
 
 from __future__ import annotations
@@ -26,9 +25,10 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,33 +41,42 @@ from preprocessing.errors import InputError
 from preprocessing.features import Alignment, Features
 from preprocessing.files import replace_when_whole, sha256
 from rcma.config import Modality
-from rcma.data.windows import Video, cut_window, face_side
+from rcma.data.videos import Video
+from rcma.data.windows import cut_window, face_side
 from rcma.fast_cpu import Embed, optimised_backbones
 from rcma.model import RCMA
 
 _METHOD = 1
-"""Counted up when the same backbone, features and view give other embeddings than before."""
-_SEED_OF_VIEWS = 0
+"""Increase when the same backbone, features and view give other embeddings than before."""
+_VIEW_SEED = 0
 _FRAMES_AT_ONCE = 256
 _LOCK = ".lock"
+_BACKBONES: tuple[Modality, ...] = ("face", "audio")
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Where the embeddings of each video are."""
+    """Embeddings of each video on disk."""
 
     n_views: int
     paths: Mapping[str, Mapping[Modality, tuple[Path, ...]]]
-    """Of each video_id and modality with a backbone: a file for each view; for sound, one for all."""
+    """For each video_id and modality with a backbone: a file for each view; for sound, one for all views."""
 
     def read(self, video_id: str, view: int) -> dict[Modality, NDArray[np.float16]]:
         """Embeddings (T,d) of each modality with a backbone, memory-mapped; NaN where the modality is missing.
 
         Raises:
-            InputError: a file has gone, or was damaged, since they were computed.
+            InputError: a file is gone or damaged since it was computed.
         """
-        files = {m: of_views[view % len(of_views)] for m, of_views in self.paths[video_id].items()}
-        return {m: _map(path) for m, path in files.items()}
+        found = {}
+        for m, of_views in self.paths[video_id].items():
+            path = of_views[view % len(of_views)]
+            try:
+                found[m] = np.load(path, mmap_mode="r")
+            except (OSError, ValueError, EOFError) as error:
+                reason = getattr(error, "strerror", None) or error
+                raise InputError(f"{path}: cannot be read any more: {reason}; --resume computes it again") from None
+        return found
 
 
 def embed_videos(
@@ -80,7 +89,7 @@ def embed_videos(
     first: int = 0,
     on_video: Callable[[int, int], None],
 ) -> Embeddings:
-    """Compute the embeddings that ``folder`` does not hold yet, or no longer whole.
+    """Compute the embeddings that ``folder`` does not hold yet, or that are damaged.
 
     Args:
         folder: where they are kept; several processes may use it at the same time.
@@ -88,21 +97,34 @@ def embed_videos(
         videos: feature folders.
         n_views: view 0 and ``n_views - 1`` random ones.
         audio_alignment: see :func:`preprocessing.features.patch_start`.
-        first: which of the videos to start with; processes that start at different ones share the work.
+        first: index of the video to start with; processes that start at different ones share the work.
         on_video: called with the number of videos that are done, and of all.
 
     Raises:
         InputError: the folder cannot be written, or features cannot be read.
     """
+    optimised = cache(lambda: optimised_backbones(model))  # takes a second: not if nothing is left to compute
     was_training = model.training
     model.eval()
+    paths: dict[str, dict[Modality, tuple[Path, ...]]] = {}
     try:
-        with _FeatureHashes(folder / ".feature_hashes.json") as hashes:
-            maker = _Maker(folder, model, hashes, n_views=n_views, audio_alignment=audio_alignment)
-            paths = {}
+        folders = {m: _open_backbone_folder(folder, model, m) for m in _BACKBONES if m in model.backbone}
+        with _feature_hashes(folder) as hash_of:
             for done, video in enumerate([*videos[first:], *videos[:first]]):
                 on_video(done, len(videos))
-                paths[video.video_id] = maker.files_of(video)
+                features = video.features()
+                views: dict[Modality, list[dict[str, Any]]] = {
+                    "face": _face_views(n_views, features.faces.shape[1]),
+                    "audio": [{"audio_alignment": audio_alignment}],
+                }
+                paths[video.video_id] = {}
+                for m, of_backbone in folders.items():
+                    hashes = {name: hash_of(video.folder / f"{name}.npy") for name in _arrays_of(model, m)}
+                    made_from = {"n_frames": features.n_frames, "features": hashes}
+                    paths[video.video_id][m] = tuple(
+                        _embed_view(of_backbone, model, features, m, {**made_from, "view": view}, optimised)
+                        for view in views[m]
+                    )
     except OSError as error:
         raise InputError(f"data.embeddings: {error.filename or folder}: {error.strerror or error}") from None
     finally:
@@ -110,172 +132,133 @@ def embed_videos(
     return Embeddings(n_views, paths)
 
 
-class _Maker:
-    """Finds the embeddings of a video, or makes them."""
+def _arrays_of(model: RCMA, m: Modality) -> tuple[str, str]:
+    """Arrays of the features from which the input of a backbone is made."""
+    if m == "face":
+        return "faces", "face_score"
+    return "waveform" if model.settings.audio_input == "waveform" else "log_mel", "time_s"
 
-    def __init__(
-        self, folder: Path, model: RCMA, hashes: _FeatureHashes, *, n_views: int, audio_alignment: Alignment
-    ) -> None:
-        self._model, self._hashes, self._n_views, self._audio_alignment = model, hashes, n_views, audio_alignment
-        self._optimised: Mapping[str, Embed] | None = None
-        self._folders: dict[Modality, Path] = {}
-        for name in model.backbone:
-            m: Modality = "face" if name == "face" else "audio"
-            made_from = _describe_backbone(model, m)
-            self._folders[m] = folder / f"{m}-{_hash_of(made_from)}"
-            self._folders[m].mkdir(parents=True, exist_ok=True)
-            described = self._folders[m] / "made_from.json"
-            if not described.exists():
-                settings = getattr(model.settings, m)
-                named = {"weights": str(settings.weights or settings.hf or "random")}
-                with FileLock(self._folders[m] / _LOCK):
-                    _write_json(described, {**made_from, "first_used_with": named})
-            with suppress(OSError):  # of a folder that is shared, perhaps for reading only
-                os.utime(self._folders[m])
 
-    def files_of(self, video: Video) -> dict[Modality, tuple[Path, ...]]:
-        features = video.features()
-        return {m: self._files_of(video, features, m) for m in self._folders}
-
-    def _files_of(self, video: Video, features: Features, m: Modality) -> tuple[Path, ...]:
-        made_from: dict[str, Any] = {"n_frames": features.n_frames}
-        if m == "face":
-            sources = ["faces", "face_score"]
-            views: list[dict[str, Any]] = [_view(k, features.faces.shape[1]) for k in range(self._n_views)]
-        else:
-            sources = ["waveform" if self._model.settings.audio_input == "waveform" else "log_mel", "time_s"]
-            views = [{"audio_alignment": self._audio_alignment}]
-        made_from["features"] = {name: self._hashes.of(video.folder / f"{name}.npy") for name in sources}
-        return tuple(self._file_of(features, m, {**made_from, "view": view}) for view in views)
-
-    def _file_of(self, features: Features, m: Modality, made_from: dict[str, Any]) -> Path:
-        """The file of one view, which is there and whole when this returns."""
-        path = self._folders[m] / features.video_id / f"{_hash_of(made_from)}.npy"
-        shape = (features.n_frames, self._model.embedding_widths[m])
-        if not _is_whole(path, made_from, shape):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(path.parent / _LOCK):
-                # Another process may have made it while this one waited.
-                if not _is_whole(path, made_from, shape):
-                    self._make(path, features, m, made_from, shape)
+def _embed_view(
+    folder: Path,
+    model: RCMA,
+    features: Features,
+    m: Modality,
+    made_from: Mapping[str, Any],
+    optimised: Callable[[], Mapping[str, Embed]],
+) -> Path:
+    """File with the embeddings of one view, which are computed unless it is whole."""
+    path = folder / features.video_id / f"{_hash(made_from)}.npy"
+    shape = (features.n_frames, model.embedding_widths[m])
+    if _is_whole(path, made_from, shape):
         return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.parent / _LOCK):
+        # Another process may have computed it while this one waited.
+        if not _is_whole(path, made_from, shape):
+            with replace_when_whole(path) as partial, partial.open("wb") as file:
+                # Not a memory map: on a full disk, that kills the process without a message.
+                np.lib.format.write_array_header_1_0(file, {"descr": "<f2", "fortran_order": False, "shape": shape})
+                for values in _embed(model, features, m, made_from["view"], optimised().get(m)):
+                    file.write(values.tobytes())
+            # If the process is killed here, the array does not match its description and is computed again.
+            _write_json(path.with_suffix(".json"), {**made_from, "sha256": sha256(path)})
+    return path
 
-    def _make(
-        self, path: Path, features: Features, m: Modality, made_from: dict[str, Any], shape: tuple[int, int]
-    ) -> None:
-        if self._optimised is None:
-            self._optimised = optimised_backbones(self._model)
-        with replace_when_whole(path) as partial, partial.open("wb") as file:
-            # Not a memory map: where it meets a full disk, the process is killed without a word.
-            header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float16)), "fortran_order": False}
-            np.lib.format.write_array_header_1_0(file, {**header, "shape": shape})
-            for first in range(0, features.n_frames, _FRAMES_AT_ONCE):
-                n = min(_FRAMES_AT_ONCE, features.n_frames - first)
-                file.write(self._embed(features, m, made_from["view"], first, n).tobytes())
-        # Killed before this, the array does not match its description, if it has one, and is made again.
-        _write_json(path.with_suffix(".json"), {**made_from, "sha256": sha256(path)})
 
-    def _embed(
-        self, features: Features, m: Modality, view: Mapping[str, Any], first: int, n: int
-    ) -> NDArray[np.float16]:
+def _embed(
+    model: RCMA, features: Features, m: Modality, view: Mapping[str, Any], optimised: Embed | None
+) -> Iterator[NDArray[np.float16]]:
+    """Embeddings (n,d) of consecutive frames."""
+    device = next(model.parameters()).device
+    for first in range(0, features.n_frames, _FRAMES_AT_ONCE):
         window = cut_window(
             features,
             first,
-            model=self._model.settings.model_copy(update={"modalities": (m,)}),
-            length=n,
-            audio_alignment=self._audio_alignment,
+            model=model.settings.model_copy(update={"modalities": (m,)}),
+            length=min(_FRAMES_AT_ONCE, features.n_frames - first),
+            audio_alignment=view.get("audio_alignment", "start"),
             crop=(view["top"], view["left"]) if m == "face" else None,
-            flip=m == "face" and view["flipped"],
+            flip=view.get("flipped", False),
         )
-        device = next(self._model.parameters()).device
         mask = window[f"{m}_mask"]
         with torch.inference_mode():
-            frames, there = window[m][None].to(device), mask[None].to(device)
-            embedded = self._model.embed(m, frames, there, backbone=(self._optimised or {}).get(m))[0]
-        return embedded.float().cpu().masked_fill(~mask[:, None], torch.nan).numpy().astype(np.float16)
+            frames, present = window[m][None].to(device), mask[None].to(device)
+            embedded = model.embed(m, frames, present, backbone=optimised)[0]
+        yield embedded.float().cpu().masked_fill(~mask[:, None], torch.nan).numpy().astype(np.float16)
 
 
-class _FeatureHashes:
-    """SHA-256 of feature files; those whose size and times have not changed since are known from earlier runs."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._known: dict[str, list[Any]] = {}
-        self._new: dict[str, list[Any]] = {}
-
-    def __enter__(self) -> _FeatureHashes:
-        self._known = self._read()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if not self._new:
-            return
-        with FileLock(self._path.parent / _LOCK):
-            _write_json(self._path, self._read() | self._new)  # with what other runs have added meanwhile
-
-    def of(self, path: Path) -> str:
-        path = path.resolve()
-        status = path.stat()
-        state = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-        known = self._known.get(str(path))
-        if known is None or known[:-1] != state:
-            known = [*state, sha256(path)]
-            self._known[str(path)] = self._new[str(path)] = known
-        return str(known[-1])
-
-    def _read(self) -> dict[str, list[Any]]:
-        with suppress(OSError, ValueError):
-            content = json.loads(self._path.read_text(encoding="utf-8"))
-            if isinstance(content, dict) and all(isinstance(entry, list) and entry for entry in content.values()):
-                return content
-        return {}
-
-
-def _describe_backbone(model: RCMA, m: Modality) -> dict[str, Any]:
-    """All of a model that decides what its backbone makes of given frames; not what its files are called."""
-    settings = getattr(model.settings, m)
-    network = model.backbone[m]
-    described: dict[str, Any] = {"method": _METHOD, "kind": settings.kind, "precision": settings.precision}
-    if settings.hf_config is not None:
-        described["hf_config"] = {key: value for key, value in settings.hf_config.items() if key != "_name_or_path"}
-    if settings.kind == "onnx":
-        described["onnx"] = settings.onnx.model_dump(mode="json")
-    if m == "audio" and model.settings.audio_input == "log_mel":
-        described["standardised_with_sha256"] = _sha256_of_tensors({"mean": model.audio_mean, "std": model.audio_std})
-    described["weights_sha256"] = _sha256_of_tensors(network.state_dict())
-    return described
-
-
-def _view(number: int, size: int) -> dict[str, Any]:
-    """What is cut out of a stored face of ``size`` pixels; no two views are the same as long as there are others."""
+def _face_views(n_views: int, size: int) -> list[dict[str, Any]]:
+    """Crops and flips of a stored face of ``size`` pixels; all differ as long as there are enough."""
     side = face_side(size)
     corners = range(size - side + 1)
     centre = {"top": (size - side) // 2, "left": (size - side) // 2, "side": side, "flipped": False}
-    views = [
+    others = [
         {"top": top, "left": left, "side": side, "flipped": flipped}
         for top, left, flipped in itertools.product(corners, corners, (False, True))
     ]
-    views.remove(centre)
-    order = np.random.default_rng(_SEED_OF_VIEWS).permutation(len(views))
-    return centre if number == 0 else views[order[(number - 1) % len(views)]]
+    others.remove(centre)
+    order = np.random.default_rng(_VIEW_SEED).permutation(len(others))
+    return [centre, *(others[order[k % len(others)]] for k in range(n_views - 1))]
 
 
-def _map(path: Path) -> NDArray[np.float16]:
+def _open_backbone_folder(folder: Path, model: RCMA, m: Modality) -> Path:
+    """Make the folder of a backbone with its description, and set its date to today."""
+    settings = getattr(model.settings, m)
+    made_from: dict[str, Any] = {"method": _METHOD, "kind": settings.kind, "precision": settings.precision}
+    if settings.hf_config is not None:
+        made_from["hf_config"] = {key: value for key, value in settings.hf_config.items() if key != "_name_or_path"}
+    if settings.kind == "onnx":
+        made_from["onnx"] = settings.onnx.model_dump(mode="json")
+    if m == "audio" and model.settings.audio_input == "log_mel":
+        made_from["standardised_with_sha256"] = _hash_tensors({"mean": model.audio_mean, "std": model.audio_std})
+    made_from["weights_sha256"] = _hash_tensors(model.backbone[m].state_dict())
+    own = folder / f"{m}-{_hash(made_from)}"
+    own.mkdir(parents=True, exist_ok=True)
+    if not (own / "made_from.json").exists():
+        # Names of files are for people: they do not decide what the backbone computes.
+        first_used_with = {"weights": str(settings.pretrained or settings.hf or "random")}
+        with FileLock(own / _LOCK):
+            _write_json(own / "made_from.json", {**made_from, "first_used_with": first_used_with})
+    with suppress(OSError):  # a shared folder may be read-only
+        os.utime(own)
+    return own
+
+
+@contextmanager
+def _feature_hashes(folder: Path) -> Iterator[Callable[[Path], str]]:
+    """Yield a function that gives the SHA-256 of a file; it is computed again only if size or times have changed."""
+    path = folder / ".feature_hashes.json"
+
+    def read() -> dict[str, list[Any]]:
+        with suppress(OSError, ValueError):
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        return {}
+
+    known, new = read(), {}
+
+    def hash_of(file: Path) -> str:
+        name, status = str(file.resolve()), file.stat()
+        state = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+        if name not in known or known[name][:-1] != state:
+            known[name] = new[name] = [*state, sha256(file)]
+        return str(known[name][-1])
+
     try:
-        return np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path}: cannot be read any more: {reason}; --resume computes it again") from None
+        yield hash_of
+    finally:
+        if new:
+            with FileLock(folder / _LOCK):
+                _write_json(path, read() | new)  # keeps what other runs have added meanwhile
 
 
 def _is_whole(path: Path, made_from: Mapping[str, Any], shape: tuple[int, int]) -> bool:
-    """Whether there is an array, and the very one that its description was written for."""
+    """Whether an array exists and matches its description."""
     try:
         described = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         array = np.load(path, mmap_mode="r")
-        return bool(
-            array.shape == shape and array.dtype == np.float16 and described == {**made_from, "sha256": sha256(path)}
-        )
+        is_array = array.shape == shape and array.dtype == np.float16
+        return is_array and bool(described == {**made_from, "sha256": sha256(path)})
     except (OSError, ValueError, EOFError):
         return False
 
@@ -285,14 +268,14 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
         partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def _hash_of(content: Mapping[str, Any]) -> str:
+def _hash(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _sha256_of_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
+def _hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(tensors.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        # As bytes: NumPy knows no bfloat16.
+        # As bytes: NumPy has no bfloat16.
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -1,21 +1,24 @@
-"""Features made elsewhere: from tables on clocks of their own to feature folders with one vector a frame and modality.
+"""Import features made elsewhere: from tables with times of their own to one vector for each frame and modality.
 
 A table has a row of numbers for each time (CSV, TSV, Parquet with a column of times, or with ``start`` and ``end``), or
 at a fixed rate, row k at k / rate seconds (``.npy``). Where a row has an empty cell, or a column ``success`` of 0 as
-OpenFace writes it, the modality is not there.
+OpenFace writes it, the modality is missing.
 
-How rows get to frames:
+How rows are matched to frames:
 
-- rows closer together than frames: the mean of those in the frame's interval, which reaches halfway to its neighbours;
+- rows closer together than frames: the mean of the rows in the frame's interval, which ends halfway to its neighbours;
 - other rows: the row nearest in time, if it is at most half a usual step (the median) of the table away;
-- rows from ``start`` to ``end``: the row of the stretch that the frame is in, the one that started last.
+- rows from ``start`` to ``end``: the row whose interval contains the frame; of several, the one that started last.
 
 Frames without a row are NaN.
 """
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,42 +35,40 @@ from preprocessing.inputs import collect_sources
 from preprocessing.media import Video
 from preprocessing.names import as_video_id, by_video_id, video_id_of
 from rcma.config import Modality
-from rcma.data.tables import TABLE_SUFFIXES, Table, read_table, some_names
-from rcma.data.times import WANTED, Unit, find_unit, has_times, plain, read_times, usual_step
+from rcma.data.tables import TABLE_SUFFIXES, Table, some
+from rcma.data.times import Times, Unit, plain, read_timed_table, read_times, usual_step
 
-SUFFIXES = (*TABLE_SUFFIXES, ".parquet", ".npy")
-_NO_FEATURES = ("name", "video", "video_id", "file", "filename", "frame", "segment_id", "speaker", "face_id")
-"""Columns that say what a row belongs to."""
+_SUFFIXES = (*TABLE_SUFFIXES, ".parquet", ".npy")
+_IDENTIFIERS = ("name", "video", "video_id", "file", "filename", "frame", "segment_id", "speaker", "face_id")
 _QUALITY = ("success", "confidence")
-"""Columns that say how good a row is."""
-_ROUNDING_S = 1e-6
+_TOLERANCE_S = 1e-6
 _DENSER = 0.99
-"""Rows are closer together than frames if their usual step is below this share of that of the frames."""
+"""Rows are closer together than frames if their usual step is below this fraction of that of the frames."""
 
 
 @dataclass(frozen=True)
 class FeatureTable:
     """N rows of d numbers of one video."""
 
-    start_s: NDArray[np.float64]
-    """(N,) times of the rows, rising."""
-    end_s: NDArray[np.float64] | None
-    """(N,) ends of stretches; None where rows are moments."""
-    values: NDArray[np.float32]
-    """(N,d); NaN as a whole where the modality is not there."""
+    path: Path
+    times: Times
     columns: tuple[str, ...]
     """Names of the d columns."""
-    unit: str
-    """Of the times in the file: ``s``, ``ms``, or a rate in Hz."""
+    values: NDArray[np.float32]
+    """(N,d); rows with a NaN are all NaN: the modality is missing."""
 
-    @property
-    def last_s(self) -> float:
-        """Time of the last row."""
-        return float(self.start_s[-1] if self.end_s is None else self.end_s.max())
+    def __post_init__(self) -> None:
+        """Fill rows that have a NaN with NaN."""
+        self.values[np.isnan(self.values).any(axis=1)] = np.nan
+
+    def describe(self) -> dict[str, Any]:
+        """Entry of ``meta.json`` about the table."""
+        path, columns = str(self.path.absolute()), list(self.columns)
+        return {"path": path, "sha256": sha256(self.path), "unit": self.times.unit, "columns": columns}
 
 
 class FeatureSource:
-    """What one system gives: a table for each video, all with the same columns."""
+    """The output of one feature extractor: a table for each video, all with the same columns."""
 
     def __init__(self, text: str, *, columns: Mapping[str, str], unit: Unit) -> None:
         """Find the tables.
@@ -75,75 +76,59 @@ class FeatureSource:
         Args:
             text: a folder with a table for each video, or one table; ``@HZ`` after it is the rate of ``.npy`` files.
             columns: names of the columns ``time``, or ``start`` and ``end``.
-            unit: of their times, see :func:`rcma.data.times.find_unit`.
+            unit: of their times, see :func:`rcma.data.times.read_times`.
 
         Raises:
-            InputError: no such folder, no tables in it, two for one video, or a rate is missing.
+            InputError: no such folder, no tables in it, two for one video, or a missing rate.
         """
-        path, _, rate = text.rpartition("@") if not Path(text).exists() else (text, "", "")
-        self.path, self._columns, self._unit = Path(path), columns, unit
-        self._last: tuple[Path, FeatureTable] | None = None
-        self._rate = _parse_rate(text, rate) if rate or not path else None
-        if self.path.is_file():
-            found = [self.path]
-        elif self.path.is_dir():
-            found = sorted(path for path in self.path.iterdir() if path.suffix.lower() in SUFFIXES)
-            found = [path for path in found if not path.name.startswith(".") and path.is_file()]
-        else:
+        with_rate = None if Path(text).exists() else re.fullmatch(r"(.+)@(\d+(?:\.\d+)?)", text)
+        self.path = Path(with_rate[1] if with_rate else text)
+        self._rate = float(with_rate[2]) if with_rate else 0.0
+        self._columns, self._unit = columns, unit
+        if not self.path.exists():
             raise InputError(f"{text}: no such folder of tables")
+        paths = [self.path] if self.path.is_file() else sorted(self.path.iterdir())
+        found = [p for p in paths if p.suffix.lower() in _SUFFIXES and not p.name.startswith(".") and p.is_file()]
         if not found:
-            raise InputError(f"{self.path}: no tables in it ({', '.join(SUFFIXES)})")
-        if self._rate is None and (arrays := [path for path in found if path.suffix.lower() == ".npy"]):
+            raise InputError(f"{self.path}: no tables in it ({', '.join(_SUFFIXES)})")
+        arrays = [path for path in found if path.suffix.lower() == ".npy"]
+        if arrays and not self._rate:
             raise InputError(f"{arrays[0]}: has no times; give the rate of its rows: {self.path}@25")
         self.files = by_video_id((video_id_of(path), path) for path in found)
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
-        """Columns that every table must have: those of the first one that can be read.
+        """Columns that every table must have: those of the first table that can be read.
 
         Raises:
             InputError: no table can be read.
         """
-        problem = InputError(f"{self.path}: no tables")
         for path in self.files.values():
-            try:
+            with suppress(InputError):
                 return self._read(path).columns
-            except InputError as error:
-                problem = error
-        raise problem
+        raise InputError(f"{self.path}: no table in it can be read")
 
     def read(self, video_id: str) -> FeatureTable:
-        """Table of a video.
+        """Read the table of a video.
 
         Raises:
-            InputError: something in it cannot be used, named with its line, or its columns are not those of the others.
+            InputError: the table cannot be used or has other columns than the others; the message names the line.
         """
-        path = self.files[video_id]
-        table = self._read(path)
+        table = self._read(self.files[video_id])
         if table.columns != self.columns:
-            difference = _difference(table.columns, self.columns)
-            raise InputError(f"{path}, line 1: columns differ from those of other tables of {self.path}: {difference}")
+            pairs = itertools.zip_longest(table.columns, self.columns, fillvalue="nothing")
+            given, wanted = next(pair for pair in pairs if pair[0] != pair[1])
+            raise InputError(
+                f"{table.path}, line 1: columns differ from those of other tables of {self.path}: "
+                f"{given!r} where they have {wanted!r}"
+            )
         return table
 
-    def describe(self, video_id: str, table: FeatureTable) -> dict[str, Any]:
-        """What ``meta.json`` says of a table that was read."""
-        path = self.files[video_id]
-        columns = list(table.columns)
-        return {"path": str(path.absolute()), "sha256": sha256(path), "unit": table.unit, "columns": columns}
-
     def _read(self, path: Path) -> FeatureTable:
-        # The first table is read for its columns, and then for its rows.
-        if self._last is None or self._last[0] != path:
-            self._last = path, self._parse(path)
-        return self._last[1]
-
-    def _parse(self, path: Path) -> FeatureTable:
         if path.suffix.lower() == ".npy":
-            assert self._rate is not None
             return _read_array(path, self._rate)
-        table = _read_parquet(path) if path.suffix.lower() == ".parquet" else None
-        if table is None:
-            table = read_table(path, lambda header: has_times(header, self._columns), wanted=WANTED)
+        is_parquet = path.suffix.lower() == ".parquet"
+        table = _read_parquet(path) if is_parquet else read_timed_table(path, self._columns)
         return _to_features(table, self._columns, self._unit)
 
 
@@ -158,33 +143,34 @@ class Clock:
             like: recordings, or a folder of feature folders, with the names of the tables.
 
         Raises:
-            InputError: nothing there, or two recordings of one name.
+            InputError: nothing is there, or two recordings have the same name.
         """
         self._rate = rate
-        self._folders: dict[str, Path] = {}
         self._recordings: dict[str, Path] = {}
-        if like is not None and not like.exists():
-            raise InputError(f"{like}: no such recordings or feature folders")
-        if like is not None and like.is_dir() and any(like.glob("*/meta.json")):
-            folders = (path.parent for path in sorted(like.glob("*/meta.json")))
+        self._folders: dict[str, Path] = {}
+        if like is not None:
+            if not like.exists():
+                raise InputError(f"{like}: no such recordings or feature folders")
+            folders = [path.parent for path in sorted(like.glob("*/meta.json"))]
             self._folders = by_video_id((as_video_id(folder.name), folder) for folder in folders)
-        elif like is not None:
-            self._recordings = {source.video_id: source.path for source in collect_sources([like])}
+            if not folders:
+                self._recordings = {source.video_id: source.path for source in collect_sources([like])}
 
     def frames_of(self, video_id: str, last_s: float) -> tuple[NDArray[np.float64], dict[str, Any]]:
-        """Times of the frames (T,), and what is known of the recording.
+        """Times of the frames (T,), and the entries of ``meta.json`` about the recording.
 
         Raises:
-            InputError: there is no recording or feature folder of that name, or it cannot be read.
+            InputError: there is no recording or feature folder with this name, or it cannot be read.
         """
-        nothing = {"path": "", "size": 0, "modified_ns": 0, "sha256": ""}
+        source: dict[str, Any] = {"path": "", "size": 0, "modified_ns": 0, "sha256": ""}
         if self._rate is not None:
-            return np.arange(int(last_s * self._rate + 1e-3) + 1) / self._rate, {"source": nothing}
+            return np.arange(int(last_s * self._rate + 1e-3) + 1) / self._rate, {"source": source}
         if video_id in self._folders:
             folder = self._folders[video_id]
             meta = load_meta(folder)
             known: dict[str, Any] = {key: meta[key] for key in ("source", "width", "height") if key in meta}
-            return np.load(folder / "time_s.npy").astype(np.float64), known
+            time_s: NDArray[np.float64] = np.load(folder / "time_s.npy")
+            return time_s, known
         if video_id not in self._recordings:
             raise InputError(f"{video_id}: --clock has no recording or feature folder of this name")
         path = self._recordings[video_id]
@@ -199,49 +185,47 @@ class Clock:
 def import_video(
     video_id: str, sources: Mapping[Modality, Sequence[FeatureSource]], clock: Clock, folder: Path
 ) -> list[str]:
-    """Write the feature folder of one video; one that an earlier import wrote is replaced.
+    """Write the feature folder of one video; a folder that an earlier import wrote is replaced.
 
     Args:
         video_id: of the tables.
         sources: of each modality; their columns are put side by side.
         clock: times of the frames.
-        folder: where the features go.
+        folder: the feature folder.
 
     Returns:
-        A line for each modality: how its rows got to the frames, and how many frames have it.
+        A line for each modality: how its rows were matched to frames, and how many frames have it.
 
     Raises:
-        InputError: a table cannot be used, or a modality has some of its tables and lacks others, or something else is
-            at ``folder``.
+        InputError: a table cannot be used, a modality has only some of its tables, or something else is at ``folder``.
     """
-    _refuse_what_was_not_imported(folder)
+    made_from = own_source(folder)
+    if made_from is not None and "tables" not in made_from:
+        raise InputError(f"{folder}: features that rcma-preprocess made are not replaced; give another --out")
     tables = {m: _read_tables(video_id, of_modality, m) for m, of_modality in sources.items()}
-    last_s = max(table.last_s for of_modality in tables.values() for table in of_modality)
+    last_s = max(float(table.times.end_s.max()) for found in tables.values() for table in found)
     time_s, known = clock.frames_of(video_id, last_s)
     vectors: dict[str, NDArray[np.float32]] = {}
     described: dict[str, list[dict[str, Any]]] = {}
     lines = []
-    for modality, of_modality in sources.items():
-        width = sum(len(source.columns) for source in of_modality)
+    for m, found in tables.items():
+        width = sum(len(source.columns) for source in sources[m])
         rows, how = np.full((len(time_s), width), np.nan, np.float32), "no table"
-        if tables[modality]:
-            placed = [place_on_frames(table, time_s) for table in tables[modality]]
+        if found:
+            placed = [place_on_frames(table.times, table.values, time_s) for table in found]
             rows = np.concatenate([values for values, _ in placed], axis=1)
             rows[np.isnan(rows).any(axis=1)] = np.nan
             how = ", ".join(dict.fromkeys(how for _, how in placed))
             if np.isnan(rows).all():
-                path = of_modality[0].files[video_id]
-                raise InputError(f"{path}: no row of {modality} at the time of a frame; are the times in another unit?")
-        vectors[modality] = rows
-        described[modality] = [
-            {**source.describe(video_id, table), "placed": how}
-            for source, table in zip(of_modality, tables[modality], strict=False)
-        ]
-        n_there = int(np.isfinite(rows[:, 0]).sum())
-        lines.append(f"{modality} {width} columns in {n_there} of {len(time_s)} frames ({how})")
+                raise InputError(
+                    f"{found[0].path}: no row of {m} at the time of a frame; are the times in another unit?"
+                )
+        vectors[m] = rows
+        described[m] = [{**table.describe(), "placed": how} for table in found]
+        lines.append(f"{m} {width} columns in {np.isfinite(rows[:, 0]).sum()} of {len(time_s)} frames ({how})")
     meta = {
         **known,
-        # Beside the recording, if there is one: the tables are what the features were made from.
+        # Next to the recording, if there is one: the features were made from the tables.
         "source": {**known["source"], "tables": described},
         "subjects": [],
         "n_frames": len(time_s),
@@ -255,68 +239,67 @@ def import_video(
     return lines
 
 
-def _read_tables(video_id: str, sources: Sequence[FeatureSource], modality: Modality) -> list[FeatureTable]:
+def _read_tables(video_id: str, sources: Sequence[FeatureSource], m: Modality) -> list[FeatureTable]:
     """Tables of one modality of a video, all or none."""
     missing = [source for source in sources if video_id not in source.files]
     if missing and len(missing) < len(sources):
-        raise InputError(f"{missing[0].path}: no table of {video_id}, which has others of {modality}")
+        raise InputError(f"{missing[0].path}: no table of {video_id}, which has others of {m}")
     return [] if missing else [source.read(video_id) for source in sources]
 
 
-def place_on_frames(table: FeatureTable, time_s: NDArray[np.float64]) -> tuple[NDArray[np.float32], str]:
-    """Values of a table at the frames of a video, see :mod:`rcma.data.imports`.
+def place_on_frames(
+    times: Times, values: NDArray[np.float32], time_s: NDArray[np.float64]
+) -> tuple[NDArray[np.float32], str]:
+    """Match the rows of a table to the frames of a video; see :mod:`rcma.data.imports` for the rules.
 
     Args:
-        table: N rows of d columns.
-        time_s: (T,) times of the frames, rising.
+        times: of the N rows.
+        values: (N,d); rows are finite or all NaN.
+        time_s: (T,) increasing times of the frames.
 
     Returns:
-        float32 (T,d), NaN where there is none; and how it was done, for people.
+        float32 (T,d), NaN where there is no row; and the rule used, for people.
     """
-    found = np.full((len(time_s), table.values.shape[1]), np.nan, np.float32)
-    if table.end_s is not None:
-        row = np.searchsorted(table.start_s - _ROUNDING_S, time_s, side="right") - 1
-        within = (row >= 0) & (time_s < table.end_s[row] - _ROUNDING_S)
-        found[within] = table.values[row[within]]
+    start_s, end_s, *_ = times
+    found = np.full((len(time_s), values.shape[1]), np.nan, np.float32)
+    if not times.are_samples:
+        row = np.searchsorted(start_s - _TOLERANCE_S, time_s, side="right") - 1
+        within = (row >= 0) & (time_s < end_s[row] - _TOLERANCE_S)
+        found[within] = values[row[within]]
         return found, "by start and end"
-    step, frame_step = usual_step(table.start_s), usual_step(time_s)
+    step, frame_step = usual_step(start_s), usual_step(time_s)
     if 0 < step < _DENSER * frame_step:
-        there = np.isfinite(table.values[:, 0])
-        rows = table.values[there].astype(np.float64)
+        known = np.isfinite(values[:, 0])
+        rows = values[known].astype(np.float64)
         middles = (time_s[1:] + time_s[:-1]) / 2
         edges = np.concatenate([[time_s[0] - frame_step / 2], middles, [time_s[-1] + frame_step / 2]])
-        ends = np.searchsorted(table.start_s[there], edges - _ROUNDING_S)
+        ends = np.searchsorted(start_s[known], edges - _TOLERANCE_S)
         sums = np.concatenate([np.zeros((1, rows.shape[1])), np.cumsum(rows, axis=0)])
         count = np.diff(ends)
         found[count > 0] = (np.diff(sums[ends], axis=0)[count > 0] / count[count > 0, None]).astype(np.float32)
         return found, "mean of the rows in each frame's interval"
-    within_s = max(step, frame_step if step == 0 else 0.0) / 2
-    row = np.searchsorted((table.start_s[1:] + table.start_s[:-1]) / 2, time_s)
-    near = np.abs(table.start_s[row] - time_s) <= within_s + _ROUNDING_S
-    found[near] = table.values[row[near]]
+    within_s = (step or frame_step) / 2
+    row = np.searchsorted((start_s[1:] + start_s[:-1]) / 2, time_s)
+    near = np.abs(start_s[row] - time_s) <= within_s + _TOLERANCE_S
+    found[near] = values[row[near]]
     return found, f"nearest row within {within_s:.3g} s"
 
 
 def _to_features(table: Table, columns: Mapping[str, str], unit: Unit) -> FeatureTable:
     times = read_times(table, columns, unit)
     names = [plain(name) for name in table.header]
-    places = [
-        place
-        for place, name in enumerate(names)
-        if place not in times.columns and name not in (*_NO_FEATURES, *_QUALITY)
-    ]
+    places = [k for k, name in enumerate(names) if k not in times.columns and name not in (*_IDENTIFIERS, *_QUALITY)]
     if not places:
-        raise InputError(f"{table.where()}: no columns of features beside {some_names(table.header)}")
+        raise InputError(f"{table.where()}: no columns of features beside {some(table.header)}")
     values = table.numbers(places).astype(np.float32)
     if "success" in names:
         values[table.numbers([names.index("success")])[:, 0] == 0] = np.nan
-    values[np.isnan(values).any(axis=1)] = np.nan
-    repeated = np.flatnonzero(np.diff(times.start_s) == 0)
-    if times.end_s is None and len(repeated):
-        row = int(repeated[0]) + 1
-        raise InputError(f"{table.where(row)}: a second row for the time {times.start_s[row]:g} s; keep one")
+    table.refuse(
+        np.append(False, np.diff(times.start_s) == 0) & times.are_samples,
+        lambda row: f"a second row for the time {times.start_s[row]:g} s; keep one",
+    )
     found = tuple(table.header[place] for place in places)
-    return FeatureTable(times.start_s, times.end_s, values, found, find_unit(table, columns, unit))
+    return FeatureTable(table.path, times, found, values)
 
 
 def _read_array(path: Path, rate: float) -> FeatureTable:
@@ -324,16 +307,12 @@ def _read_array(path: Path, rate: float) -> FeatureTable:
         values = np.load(path, allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise InputError(f"{path}: cannot be read as an array: {' '.join(str(error).split())}") from None
-    if not isinstance(values, np.ndarray) or values.ndim != 2 or not np.issubdtype(values.dtype, np.number):
-        raise InputError(f"{path}: should hold an array of numbers with two dimensions, rows and columns")
-    if not values.size:
-        raise InputError(f"{path}: is empty")
-    if np.isinf(values).any():
-        raise InputError(f"{path}, row {int(np.argwhere(np.isinf(values))[0][0])}: holds an infinite value")
-    values = values.astype(np.float32)
-    values[np.isnan(values).any(axis=1)] = np.nan
-    names = tuple(map(str, range(values.shape[1])))
-    return FeatureTable(np.arange(len(values)) / rate, None, values, names, f"{rate:g} Hz")
+    is_table = isinstance(values, np.ndarray) and values.ndim == 2 and np.issubdtype(values.dtype, np.number)
+    if not is_table or not values.size or np.isinf(values).any():
+        raise InputError(f"{path}: should hold an array of finite numbers with two dimensions, rows and columns")
+    time_s = np.arange(len(values)) / rate
+    times = Times(time_s, time_s, (), f"{rate:g} Hz")
+    return FeatureTable(path, times, tuple(map(str, range(values.shape[1]))), values.astype(np.float32))
 
 
 def _read_parquet(path: Path) -> Table:
@@ -346,34 +325,9 @@ def _read_parquet(path: Path) -> Table:
         content = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: cannot be read as Parquet: {' '.join(str(error).split())}") from None
-    if not content.num_rows:
-        raise InputError(f"{path}: no rows in it")
     columns = [["" if cell is None else str(cell) for cell in column.to_pylist()] for column in content.columns]
     rows = [list(row) for row in zip(*columns, strict=True)]
-    # Lines as if the header were the first, as in a text file.
+    if not rows:
+        raise InputError(f"{path}: no rows in it")
+    # Line numbers as in a text file, where the header is the first line.
     return Table(path, tuple(content.column_names), 1, rows, range(2, len(rows) + 2))
-
-
-def _parse_rate(text: str, rate: str) -> float:
-    try:
-        number = float(rate)
-    except ValueError:
-        number = 0.0
-    if not 0.0 < number < np.inf:
-        raise InputError(f"{text}: no such folder of tables")
-    return number
-
-
-def _difference(given: Sequence[str], wanted: Sequence[str]) -> str:
-    if len(given) != len(wanted):
-        return f"{len(given)}, not {len(wanted)}"
-    place = next(k for k, (one, other) in enumerate(zip(given, wanted, strict=True)) if one != other)
-    return f"{given[place]!r} where they have {wanted[place]!r}"
-
-
-def _refuse_what_was_not_imported(folder: Path) -> None:
-    made_from = own_source(folder)
-    if made_from is not None and "tables" not in made_from:
-        raise InputError(
-            f"{folder}: features that rcma-preprocess made, and not replaced by imported ones; give another --out"
-        )

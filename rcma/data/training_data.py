@@ -1,7 +1,8 @@
-"""From a folder of feature folders and a source of labels to the videos of a training."""
+"""The videos of a training, from a folder of feature folders and a source of labels."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,12 @@ import numpy as np
 from preprocessing.config import PreprocessConfig, build_config
 from preprocessing.errors import InputError
 from preprocessing.names import as_video_id, by_video_id
-from rcma.config import MODALITIES, TARGETS, FaceSource, LabelSettings, Modality, Target
-from rcma.data.compatibility import check_alike, some
+from rcma.config import MODALITIES, TARGETS, DataSettings, FaceSource, Modality, Target
+from rcma.data.compatibility import check_alike
 from rcma.data.labels import Labels, open_labels
-from rcma.data.splits import Folds, split_videos
-from rcma.data.windows import FeatureReader, Video
+from rcma.data.splits import split_videos
+from rcma.data.tables import some
+from rcma.data.videos import Video
 
 
 @dataclass(frozen=True)
@@ -25,129 +27,97 @@ class TrainingData:
     train: tuple[Video, ...]
     validation: tuple[Video, ...]
     preprocessing: PreprocessConfig
-    """What the features were made with."""
+    """Settings that the features were made with."""
     face_source: FaceSource
     """Whether their faces were detected or provided."""
     text_width: int | None
     """D, width of a word vector; None when no video has a word."""
     vector_widths: Mapping[Modality, int]
-    """Columns of the features made elsewhere, of each modality that all videos have some of."""
+    """Columns of the features made elsewhere, of each modality for which all videos have them."""
     warnings: tuple[str, ...]
 
 
-def open_training_data(
-    features: Path,
-    annotations: Path,
-    *,
-    targets: Sequence[Target] = TARGETS,
-    labels: LabelSettings | None = None,
-    fold: int = 0,
-    folds: Folds = "published",
-    subjects: Path | None = None,
-    split: Path | None = None,
-    label_delay_s: float = 0.0,
-) -> TrainingData:
-    """Match feature folders with the labels of the training and validation videos.
-
-    Args:
-        features: folder of feature folders.
-        annotations: ABAW files, or tables, see :mod:`rcma.data.labels`.
-        targets: which of the labels are wanted, in this order.
-        labels: how tables are read.
-        fold: 0 to 5; see :func:`rcma.data.splits.divide`.
-        folds: how folds 1 to 5 are made.
-        subjects: CSV file with columns ``video`` and ``subject``; None: people in one raw video are one subject.
-        split: CSV file with columns ``video`` and ``split``; None: folders Train_Set and Validation_Set.
-        label_delay_s: labels of the training videos are taken from that much later.
+def open_training_data(settings: DataSettings, targets: Sequence[Target] = TARGETS) -> TrainingData:
+    """Match feature folders with the labels of the targets, for the training and validation videos.
 
     Raises:
         InputError: a split has no video with both, a video is in both splits, labels are damaged or lack a target, or
-            the training videos were made with different settings. Damaged features are named in the warnings and left
-            out.
+            the features were made with different settings. Damaged features are left out, with a warning.
     """
+    features, annotations = settings.features, settings.annotations
     folders = _feature_folders(features)
-    source = open_labels(annotations, labels, video_ids=folders.keys())
-    if not folders.keys() & set(source.videos):
+    labels = open_labels(annotations, settings.labels, video_ids=folders.keys())
+    if not folders.keys() & set(labels.videos):
         raise InputError(
             f"{features} and {annotations} have no video in common; a feature folder is named like its labels"
         )
-    train, validation, warnings = split_videos(
-        source, annotations, fold=fold, folds=folds, subjects=subjects, split=split
-    )
+    train, validation, warnings = split_videos(labels, settings)
     unused = sorted(folders.keys() - {*train, *validation})
     if unused:
         warnings.append(f"{features}: no annotation for {some(unused)}: not used")
-    opened = {}
-    for name, videos, delay_s in (("training", train, label_delay_s), ("validation", validation, 0.0)):
-        without = sorted(set(videos) - folders.keys())
+    opened: dict[str, list[Video]] = {}
+    for name, video_ids, delay_s in (("training", train, settings.label_delay_s), ("validation", validation, 0.0)):
+        without = sorted(set(video_ids) - folders.keys())
         if without:
             warnings.append(f"{annotations}: no features for {some(without)} of the {name} split: not used")
-        there = [folders[video] for video in sorted(set(videos) & folders.keys())]
-        opened[name] = list(_open_videos(there, source, targets, delay_s=delay_s, warnings=warnings))
+        own = [folders[video_id] for video_id in sorted(set(video_ids) & folders.keys())]
+        opened[name] = list(_open_videos(own, labels, targets, delay_s=delay_s, warnings=warnings))
         for k, target in enumerate(targets):
             if not any(np.isfinite(video.labels[:, k]).any() for video in opened[name]):
                 raise InputError(
                     f"model.targets: {target}: {annotations} has no label of it in any frame of the {name} split that "
                     f"has features in {features}"
                 )
-    described = [(video.folder, video.features().meta) for videos in opened.values() for video in videos]
-    faces = check_alike(described)
-    any_folder, meta = described[0]
+    videos = [*opened["training"], *opened["validation"]]
+    first = videos[0]
+    text_width, vector_widths = _common_widths(videos)
     return TrainingData(
         train=tuple(opened["training"]),
         validation=tuple(opened["validation"]),
-        preprocessing=build_config(PreprocessConfig, meta["settings"], source=f"{any_folder}/meta.json"),
-        face_source=faces,
-        text_width=_width_of_words([*opened["training"], *opened["validation"]]),
-        vector_widths=_common_widths([*opened["training"], *opened["validation"]]),
+        face_source=check_alike([(video.folder, video.features().meta) for video in videos]),
+        preprocessing=build_config(
+            PreprocessConfig, first.features().meta["settings"], source=f"{first.folder}/meta.json"
+        ),
+        text_width=text_width,
+        vector_widths=vector_widths,
         warnings=tuple(warnings),
     )
 
 
 def _open_videos(
-    folders: Sequence[Path], source: Labels, targets: Sequence[Target], *, delay_s: float, warnings: list[str]
+    folders: Sequence[Path], labels: Labels, targets: Sequence[Target], *, delay_s: float, warnings: list[str]
 ) -> Iterator[Video]:
     for folder in folders:
-        reader = FeatureReader(folder)
+        video = Video(folder, labels=np.empty((0, len(targets)), np.float32))
         try:
-            features = reader.features()
+            time_s = video.features().time_s
         except InputError as error:
             warnings.append(f"{error}: not used")
             continue
-        # Not the id of the features: the folder may be a link to one of another name.
-        video_id = as_video_id(folder.name)
-        labels = source.at(video_id, features.time_s, targets, delay_s=delay_s, on_warning=warnings.append)
-        yield Video(folder, labels, reader)
+        # Not the video_id of the features: the folder may be a link to one of another name.
+        video.labels = labels.at(video.video_id, time_s, targets, delay_s=delay_s, on_warning=warnings.append)
+        yield video
 
 
-def _width_of_words(videos: Sequence[Video]) -> int | None:
-    """Width of the word vectors; None where no video has a word."""
-    widths: dict[int, Path] = {}
+def _common_widths(videos: Sequence[Video]) -> tuple[int | None, dict[Modality, int]]:
+    """Width of the word vectors, and of the features made elsewhere that all videos have."""
+    found: dict[str, tuple[int, Path]] = {}
+    n_videos: Counter[str] = Counter()
     for video in videos:
         features = video.features()
+        widths = {f"{m}_vectors": rows.shape[1] for m, rows in features.vectors.items()}
         if len(features.words):
-            widths.setdefault(features.word_vectors.shape[1], video.folder)
-    if len(widths) > 1:
-        (one, first), (other, second) = list(widths.items())[:2]
-        raise InputError(f"{first} has word vectors of width {one}, {second} of width {other}; preprocess them alike")
-    return next(iter(widths), None)
-
-
-def _common_widths(videos: Sequence[Video]) -> dict[Modality, int]:
-    """Columns of features made elsewhere, of each modality that all videos have; InputError where they differ."""
-    of_videos = {video.folder: {m: rows.shape[1] for m, rows in video.features().vectors.items()} for video in videos}
-    (first, known), *others = of_videos.items()
-    common: dict[Modality, int] = {m: known[m] for m in MODALITIES if m in known}
-    for folder, given in others:
-        for m in list(common):
-            if m not in given:
-                del common[m]
-            elif given[m] != common[m]:
+            widths["word_vectors"] = features.word_vectors.shape[1]
+        for name, width in widths.items():
+            n_videos[name] += 1
+            known, first = found.setdefault(name, (width, video.folder))
+            if width != known:
                 raise InputError(
-                    f"{first}/{m}_vectors.npy has {common[m]} columns, {folder}/{m}_vectors.npy has {given[m]}; "
-                    "import them alike"
+                    f"{first}/{name}.npy has {known} columns, {video.folder}/{name}.npy has {width}; make them alike"
                 )
-    return common
+    text_width = found["word_vectors"][0] if "word_vectors" in found else None
+    in_all = (m for m in MODALITIES if n_videos[f"{m}_vectors"] == len(videos))
+    return text_width, {m: found[f"{m}_vectors"][0] for m in in_all}
 
 
 def _feature_folders(features: Path) -> dict[str, Path]:

@@ -64,7 +64,7 @@ def find_face(path: Path) -> tuple[NDArray[np.uint8], NDArray]:
     """
     with Video(path) as video:
         image = next(video.frames()).image
-    found = FaceDetector(FaceSettings(), device="cpu").detect([image])[0]
+    found = FaceDetector(FaceSettings(), device="cpu").detect(image)
     if not len(found.boxes):
         raise InputError(f"{path}: no face is found in its first frame; give a picture of a smiling face")
     return image, found.boxes[0]

@@ -1,8 +1,8 @@
-"""Optimised inference for IR-50 and VGGish on CPUs: the same embeddings but for rounding, in about a third of the time.
+"""Optimised inference for IR-50 and VGGish on CPUs: the same embeddings in about a third of the time.
 
-Convolutions are :class:`WinogradConvolution`. BatchNorm is folded into their weights; activation and residual are
-applied tile by tile, while the tile is in the cache. Rows of log-mel that neighbouring patches share are computed once.
-Each thread has images of its own: the matrix products of a tile are too small to be divided among threads.
+BatchNorm is folded into the weights of :class:`WinogradConvolution`; activation and residual are applied to each tile
+while it is in the cache. Rows of log-mel that neighbouring patches share are computed once. Each thread works on its
+own images, because the matrix products of a tile are too small to be divided among threads.
 """
 
 from __future__ import annotations
@@ -23,36 +23,35 @@ from rcma.fast_cpu.winograd import Place, WinogradConvolution
 from rcma.model import IR50, RCMA, IRUnit, VGGish
 
 _IMAGES_AT_ONCE = 32
-"""Enough for fast matrix products, few enough for a tile of them to stay in the cache."""
+"""Enough for fast matrix products, few enough for a tile to stay in the cache."""
 _LARGE_MAPS_AT_ONCE = 8
 _PATCHES_WORTH_SHARING = 4
 _MOST_ROWS_APART = 16
-"""From one patch to the next; at more, the strip is hardly shorter than the patches."""
+"""From one patch to the next; with more, sharing saves little."""
 _FACE_TILE = (5, 5)
 """Divides all maps of IR-50: 40, 20, 10, 5."""
 _PATCH_TILE = (6, 4)
 """Divides all maps of VGGish: 48x32, 24x16, 12x8."""
 _PATCH_TILE_OF_FOURTH = (4, 4)
-"""Divides the eight rows that the fourth convolution gets of the ends of patches, too."""
+"""Also divides the eight edge rows that the fourth convolution gets."""
 
 Embed = Callable[[Tensor], Tensor]
 
 
 def optimised_backbones(model: RCMA) -> dict[str, Embed]:
-    """Optimised inference for the backbones of a model, by modality; only of those in float32 on the CPU."""
+    """Optimised inference for a model's IR-50 and VGGish in float32 on the CPU, by modality."""
     if next(model.parameters()).device.type != "cpu":
         return {}
     plain = {m: network for m, network in model.backbone.items() if getattr(model.settings, m).precision == "float32"}
-    optimised = {m: optimise(network) for m, network in plain.items()}
-    return {m: embed for m, embed in optimised.items() if embed is not None}
+    return {m: embed for m, network in plain.items() if (embed := optimise(network)) is not None}
 
 
 @torch.no_grad()
 def optimise(network: nn.Module) -> Embed | None:
-    """Optimised inference for a network, None for others than IR-50 and VGGish; may be called from several threads.
+    """Optimised inference for IR-50 or VGGish, safe to call from several threads; None for other networks.
 
     Args:
-        network: float32 on the CPU, in evaluation mode. Weights that change later do not change the result.
+        network: float32 on the CPU, in evaluation mode. Later changes of its weights have no effect.
     """
     if isinstance(network, IR50):
         return FastIR50(network)
@@ -63,7 +62,7 @@ class FastIR50:
     """See :class:`rcma.model.backbones.IR50`."""
 
     def __init__(self, network: IR50) -> None:
-        """Transform the weights, which takes six times their memory."""
+        """Transform the weights; this needs six times their memory."""
         convolution, norm, activation = cast("tuple[nn.Conv2d, nn.BatchNorm2d, nn.PReLU]", tuple(network.input_layer))
         scale, self._shift = _scale_and_shift(norm)
         self._weight = (convolution.weight * scale[:, None, None, None]).permute(2, 3, 1, 0).flatten(0, 2)  # (9*3,64)
@@ -80,7 +79,7 @@ class FastIR50:
         return F.normalize(self._output(_parallel(self._body, faces)), dim=1)
 
     def _body(self, faces: Tensor) -> Tensor:
-        # Three channels are too few for Winograd convolution: one product of all pixels with their neighbours.
+        # Three channels are too few for Winograd convolution: one matrix product over all 3x3 neighbourhoods.
         around = _to_maps(F.pad(faces, (1, 1, 1, 1))).unfold(0, 3, 1).unfold(1, 3, 1)  # (40,40,N,3,3,3)
         neighbours = around.permute(0, 1, 2, 4, 5, 3)
         maps = F.prelu(torch.addmm(self._shift, neighbours.reshape(-1, len(self._weight)), self._weight), self._slope)
@@ -97,7 +96,7 @@ class _FastIRUnit:
         self.stride = strided.stride[0]
         scale, shift = _scale_and_shift(norm)
         self._first = WinogradConvolution(convolution.weight * scale[:, None, None], tile=_FACE_TILE)
-        # The border is zero after BatchNorm, not before: what its shift adds is less there, and no single bias.
+        # Padding is added after BatchNorm, so its shift adds less at the border: the bias depends on the place.
         shifts = shift[:, None, None].expand(1, -1, side, side)
         self._bias = _to_maps(F.conv2d(shifts, convolution.weight, padding=1))  # (side,side,1,K)
         self._slope = activation.weight
@@ -129,18 +128,18 @@ class _FastIRUnit:
 class FastVGGish:
     """See :class:`rcma.model.backbones.VGGish`.
 
-    Patches of neighbouring frames are mostly the same rows of log-mel: 92 of 96 at 25 frames per second. What lies
-    further than a few rows from the ends of a patch, where the border of zeros reaches, is the same as well, and is
-    computed once for all patches up to the third pooling; there, those ends are half of the patch.
+    Patches of neighbouring frames share most rows of log-mel: 92 of 96 at 25 frames per second. Up to the third
+    pooling, their maps also share all rows that the zero padding at the ends of a patch does not reach; these are
+    computed once. After it, the other rows are half of the patch.
     """
 
     def __init__(self, network: VGGish) -> None:
-        """Transform the weights, which takes five times the memory of those of the convolutions."""
+        """Transform the weights; this needs five times the memory of the convolutions' weights."""
         self._first, self._output = network.features[0], network.embeddings
         convolutions = [layer for layer in network.features[3:] if isinstance(layer, nn.Conv2d)]
         tiles = _PATCH_TILE, _PATCH_TILE, _PATCH_TILE_OF_FOURTH, _PATCH_TILE, _PATCH_TILE
         self._second, self._third, self._fourth, self._fifth, self._sixth = map(
-            _ConvolutionAndReLU, convolutions, tiles
+            _convolution_and_relu, convolutions, tiles
         )
 
     def __call__(self, patches: Tensor) -> Tensor:
@@ -160,20 +159,20 @@ class FastVGGish:
 
     def _early_layers(self, patches: Tensor) -> Tensor:
         """Patches (N,96,64) -> maps (12,8,N,256) after the third pooling."""
-        # The maps of the first layer are large: those of a few patches stay in the cache.
+        # The first layer's maps are large; a few patches at once stay in the cache.
         few_at_once = patches[:, None].split(_LARGE_MAPS_AT_ONCE)
         maps = torch.cat([_halve(_to_maps(self._first(few)).relu_()) for few in few_at_once], dim=2)
         return _halve(self._fourth(self._third(_halve(self._second(maps)))))
 
     def _early_layers_of_overlapping(self, patches: Tensor, starts: Tensor) -> Tensor:
-        """The same for patches that are the rows from ``starts`` (N,) on of one strip."""
-        # A row after the second pooling stands for four of the strip: patches with the same remainder share theirs.
+        """The same for patches that begin at rows ``starts`` (N,) of one strip."""
+        # After two poolings a row covers four rows of the strip, so patches share rows with an equal start modulo 4.
         phases, phase = (starts % 4).unique(return_inverse=True)
         strip = torch.cat([patches[0], *(patch[96 - d :] for patch, d in zip(patches[1:], starts.diff(), strict=True))])
         height = -len(strip) % 4 + len(strip)
         strips = torch.stack([F.pad(strip[p:], (0, 0, 0, height - len(strip) + p)) for p in phases.tolist()])
-        # Each convolution carries the border of zeros one row further in, each pooling halves how far it came: these
-        # outer rows are computed for each patch, from themselves and the rows next to them.
+        # A convolution spreads the zero padding by one row, a pooling halves its reach. These outer rows are computed
+        # for each patch, from themselves and the rows next to them.
         edges = torch.cat([patches[:, :4], patches[:, 92:]], dim=1)
 
         def rows_of_each(inner: Tensor, rows: list[int], *, n_rows: int) -> Tensor:
@@ -182,7 +181,7 @@ class FastVGGish:
             return inner.transpose(1, 2)[of_strip, phase].transpose(1, 2)
 
         def with_neighbours(edges: Tensor, inner: Tensor, k: int, *, n_rows: int) -> Tensor:
-            """Edges, and the k rows that lie next to each of them."""
+            """Edges, with the k rows next to each of them."""
             n = len(edges) // 2
             above, below = range(n, n + k), range(-n - k, -n)
             between = rows_of_each(inner, [*above, *below], n_rows=n_rows)
@@ -201,10 +200,10 @@ class FastVGGish:
 
 
 def overlapping_patches(patches: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Stretches of patches (N,R,C) each of which is the one before, moved on by a few rows.
+    """Find runs of patches (N,R,C) in which each is its predecessor, moved on by a few rows.
 
     Yields:
-        The first patch, and the row (n,) at which it and those that follow begin in a strip that holds them all.
+        Index of the first patch, and the rows (n,) at which the run's patches begin in a strip that joins them.
     """
     first, starts = 0, [0]
     for k in range(1, len(patches)):
@@ -219,36 +218,31 @@ def overlapping_patches(patches: Tensor) -> Iterator[tuple[int, Tensor]]:
     yield first, torch.tensor(starts)
 
 
-class _ConvolutionAndReLU:
-    def __init__(self, layer: nn.Conv2d, tile: tuple[int, int]) -> None:
-        assert layer.bias is not None
-        self._convolution = WinogradConvolution(layer.weight, layer.bias, tile=tile)
-
-    def __call__(self, maps: Tensor) -> Tensor:
-        return self._convolution(maps, lambda values, _, into: torch.clamp_min(values, 0.0, out=into))
+def _convolution_and_relu(layer: nn.Conv2d, tile: tuple[int, int]) -> Embed:
+    convolution = WinogradConvolution(layer.weight, layer.bias, tile=tile)
+    return lambda maps: convolution(maps, lambda values, _, into: torch.clamp_min(values, 0.0, out=into))
 
 
 def _halve(maps: Tensor) -> Tensor:
-    """Maps (H,W,N,C) -> (H/2,W/2,N,C), the largest of four pixels."""
+    """Max-pool maps (H,W,N,C) -> (H/2,W/2,N,C)."""
     rows = torch.maximum(maps[::2], maps[1::2])
     return torch.maximum(rows[:, ::2], rows[:, 1::2])
 
 
 def _halve_from_any_row(maps: Tensor) -> Tensor:
-    """Maps (H,W,N,C) -> (H-1,W/2,N,C): row k is what :func:`_halve` makes of rows k and k + 1."""
+    """Max-pool maps (H,W,N,C) -> (H-1,W/2,N,C): row k is the result for rows k and k + 1."""
     rows = torch.maximum(maps[:-1], maps[1:])
     return torch.maximum(rows[:, ::2], rows[:, 1::2])
 
 
 def _outer(maps: Tensor, k: int) -> Tensor:
-    """The first k rows of maps (H,W,N,C), and the last."""
+    """The first and last k rows of maps (H,W,N,C)."""
     return torch.cat([maps[:k], maps[-k:]])
 
 
 def _scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """What BatchNorm multiplies by and then adds in evaluation mode, (C,) each."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
+    """Factor and summand of BatchNorm in evaluation mode, (C,) each."""
+    assert norm.running_mean is not None and norm.running_var is not None
     scale = norm.weight / (norm.running_var + norm.eps).sqrt()
     return scale, norm.bias - norm.running_mean * scale
 
@@ -259,7 +253,7 @@ def _to_maps(images: Tensor) -> Tensor:
 
 
 def _parallel(work: Embed, images: Tensor) -> Tensor:
-    """Work on pieces of a batch (N,...) of about the same size, one in each thread at a time."""
+    """Divide a batch (N,...) into equal pieces for the threads."""
     n_threads = torch.get_num_threads()
     n_rounds = math.ceil(len(images) / (_IMAGES_AT_ONCE * n_threads))
     pieces = images.tensor_split(min(n_rounds * n_threads, len(images)))
@@ -268,10 +262,10 @@ def _parallel(work: Embed, images: Tensor) -> Tensor:
 
 @cache
 def _threads(n: int) -> ThreadPoolExecutor:
-    """Threads of one core each, shared by all that predict at the same time."""
+    """Threads of one core each, shared by concurrent predictions."""
     return ThreadPoolExecutor(n, "fast_cpu", initializer=use_cores, initargs=(1,))
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, where nothing is forked
-    # The threads of a process are not there in one that is forked from it.
+    # A forked process does not have its parent's threads.
     os.register_at_fork(after_in_child=_threads.cache_clear)

@@ -23,29 +23,28 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 POINTS = (1.0, 0.0, -1.0, 2.0, -2.0, 0.5, -0.5)
-"""Where polynomials are evaluated, beside infinity; near 1, because powers of them cost digits. What is added to the
-product at the first one is added to all outputs: the powers of 1 are 1."""
+"""Points of evaluation beside infinity; near 1, because powers of other numbers cost precision. All powers of the first
+are 1, so a bias that is added to its product is added to all outputs."""
 
 Place = tuple[slice, slice]
 """Rows and columns of a tile in its map."""
 Finish = Callable[[Tensor, Place, Tensor], object]
-"""What follows a convolution, done while a tile is in the cache: its values (h,w,N,K), free to be overwritten, its
-place, and the tensor of the same shape that receives the result."""
+"""Follows a convolution while a tile is in the cache: takes its values (h,w,N,K), which may be overwritten, its place,
+and the tensor of the same shape for the result."""
 
 
 class WinogradConvolution:
-    """A convolution with a border of zeros, for inference on the CPU; exact but for rounding.
+    """A convolution with zero padding, for inference on the CPU; exact except for rounding.
 
     Args:
         weight: (K,C,3,3) float32.
-        bias: (K,); None: nothing is added.
+        bias: (K,), optional.
         stride: 1 or 2.
-        tile: rows and columns of outputs that are computed at once, each from 1 to 6: the larger, the fewer products
-            and the more rounding. Best where they divide the map.
+        tile: rows and columns of outputs computed at once, 1 to 6 each, preferably divisors of the map's; a larger tile
+            needs fewer products and has more rounding error.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, *, stride: int = 1, tile: tuple[int, int]) -> None:
-        """Transform the weights."""
         self.tile, self.stride = tile, stride
         (at_rows, g_rows, bt_rows), (at_columns, g_columns, bt_columns) = (cook_toom(m, stride=stride) for m in tile)
         self._to_rows, self._to_columns = _float32(bt_rows), _float32(bt_columns)
@@ -56,16 +55,16 @@ class WinogradConvolution:
         self._bias = bias
 
     def __call__(self, maps: Tensor, finish: Finish) -> Tensor:
-        """Maps (H,W,N,C) of N images, pixel after pixel, -> (H/stride,W/stride,N,K), rounded up."""
+        """Maps (H,W,N,C) of N images -> (H/stride,W/stride,N,K), rounded up."""
         n, n_in = maps.shape[2:]
         n_out = self._weight.shape[-1]
         height, width = (-(-size // self.stride) for size in maps.shape[:2])
         (h, w), (a, b) = self.tile, (len(self._to_rows), len(self._to_columns))
         to_columns, from_columns = self._to_columns.expand(a, b, b), self._from_columns.expand(h, w, b)
         tiles = [(top, left) for top in range(0, height, h) for left in range(0, width, w)]
-        # Few, so that they stay in the cache, but enough for the products not to wait for the weights.
+        # Few enough to stay in the cache, enough for the products not to wait for the weights.
         at_once = min(math.ceil(n_in / n), len(tiles))
-        # Written again and again; a last group that has fewer tiles leaves part of them unused.
+        # Buffers for all groups of tiles; a smaller last group leaves part of them unused.
         rows = maps.new_empty(a, maps.shape[1], n * n_in)
         transformed, products = maps.new_empty(a, b, at_once, n * n_in), maps.new_empty(a * b, at_once * n, n_out)
         back, values = maps.new_empty(h, b, at_once, n * n_out), maps.new_empty(h, w, n * n_out)
@@ -121,9 +120,9 @@ def _of_taps(m: int, n_taps: int) -> tuple[Matrix, Matrix, Matrix]:
 
 
 def _inside(first: int, length: int, size: int) -> tuple[slice, slice]:
-    """Which of the pixels ``first`` to ``first + length`` a map of this size has, and which part of them this is.
+    """The part of the pixels ``first`` to ``first + length`` inside a map of this size: in the map, and in the range.
 
-    Beyond are zeros, and what they are multiplied by can be left out.
+    The pixels outside are zero, and need no multiplication.
     """
     start, stop = max(first, 0), min(first + length, size)
     return slice(start, stop), slice(start - first, stop - first)

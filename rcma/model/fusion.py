@@ -8,8 +8,8 @@ For each modality m, in each step, with X_m (L,d_m) of the step before and J_m (
     H_m = ReLU(tanh((X_m U_m + c_m) C_m))                   (L,d_J)    U_m (d_m,d_m)
     X_m <- X_m + Dropout(ReLU(H_m O_m + o_m))               (L,d_m)    O_m (d_J,d_m)
 
-In cross-attention, J is each of the other modalities by itself, without FC, and the updates are added up. Beyond the
-paper, off by default: a time projection that is tied to no length.
+In cross-attention, J is each of the other modalities separately, without FC, and their updates are summed. Beyond the
+paper: a relative time projection, for windows of any length.
 
 :class:`JointCrossAttention` has the equations of JCA (arXiv 2203.14779).
 """
@@ -26,22 +26,24 @@ from rcma.config import MODALITIES, FusionKind, FusionSettings
 
 PUBLISHED_STEPS: dict[FusionKind, int] = {"rcma": 2, "rjcma": 2, "jca": 1, "cross-attention": 1, "concat": 0}
 _TIME_TAPS = 31
-"""Frames that the time projection of any length sees around each one."""
+"""Length of the relative time projection, in frames."""
 
-Source = tuple[str, tuple[str, ...]]
-"""A modality, and those in the joint representation that it is attended to."""
+
+def n_steps(settings: FusionSettings) -> int:
+    """Number of refinements; by default as published for the kind."""
+    return PUBLISHED_STEPS[settings.kind] if settings.steps is None else settings.steps
 
 
 def in_order(names: Iterable[str]) -> tuple[str, ...]:
-    """Modalities in the order of every concatenation: face, audio, text, then others as they are given."""
+    """Modalities in the order of every concatenation: face, audio, text, then any others."""
     names = tuple(names)
     return (*(m for m in MODALITIES if m in names), *(name for name in names if name not in MODALITIES))
 
 
-def joint_sources(kind: FusionKind, modalities: Sequence[str]) -> dict[str, Source]:
-    """What is attended to what, by the name that its layers have.
+def joint_members(kind: FusionKind, modalities: Sequence[str]) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """For each name of layers: the refined modality, and the members of its joint representation.
 
-    The others of a modality are those after it, then those before it: for face, audio and text, the order in which the
+    The other modalities are those after it, then those before it: for face, audio and text, the order in which the
     published code concatenates them.
     """
     others = {m: (*modalities[k + 1 :], *modalities[:k]) for k, m in enumerate(modalities)}
@@ -56,18 +58,16 @@ class CrossModalAttentionStep(nn.Module):
     """One refinement of the modalities.
 
     Args:
-        widths: d_m of each modality, at least two of them; any names.
-        length: L, the number of frames; the time projection has one weight for each pair of positions.
-        settings: kind ``rcma``, ``rjcma`` or ``cross-attention``; dropout is the probability of zeroing an entry of C_m
-            and of the update.
+        widths: d_m of each modality, at least two; any names.
+        length: L, the number of frames.
+        settings: kind ``rcma``, ``rjcma`` or ``cross-attention``; dropout applies to C_m and to the update.
     """
 
     def __init__(self, widths: Mapping[str, int], *, length: int, settings: FusionSettings) -> None:
-        """Build the layers, with random weights."""
         super().__init__()
         self.settings = settings
         modalities = in_order(widths)
-        self.sources = joint_sources(settings.kind, modalities)
+        self.sources = joint_members(settings.kind, modalities)
         d_joint = {name: sum(widths[n] for n in joint) for name, (_, joint) in self.sources.items()}
         d = {name: widths[m] for name, (m, _) in self.sources.items()}
         self.joint = nn.ModuleDict()  # FC_m; in rjcma all share one
@@ -78,7 +78,7 @@ class CrossModalAttentionStep(nn.Module):
             self.joint["all"] = nn.Linear(width, width)
         self.time = nn.ModuleDict(
             {
-                name: nn.Linear(length, length) if settings.time == "absolute" else TimeConvolution(length)
+                name: nn.Linear(length, length) if settings.time == "absolute" else RelativeTimeProjection(length)
                 for name in self.sources
             }
         )  # W_m, b_m
@@ -87,12 +87,11 @@ class CrossModalAttentionStep(nn.Module):
         self.dropout = nn.Dropout(settings.dropout)
 
     def forward(self, features: Mapping[str, Tensor], valid: Tensor | None = None) -> dict[str, Tensor]:
-        """The features after this step.
+        """Refine the features.
 
         Args:
-            features: X_m, (B,L,d_m) float, for each modality; left as they are.
-            valid: (B,L) bool, False where a frame is padding; such frames take no part in sums over time. None: all
-                frames are valid.
+            features: X_m, (B,L,d_m) float, for each modality; not modified.
+            valid: (B,L) bool, False for padding, which takes no part in sums over time; None: no padding.
 
         Returns:
             The new X_m, (B,L,d_m), for each modality.
@@ -100,48 +99,46 @@ class CrossModalAttentionStep(nn.Module):
         joints: dict[tuple[str, ...], Tensor] = {}
         refined = dict(features)
         for name, (m, members) in self.sources.items():
-            if name in self.joint or members not in joints:
-                joints[members] = self._joint(name, members, features)
+            if members not in joints:
+                concatenated = torch.cat([features[n] for n in members], dim=-1)  # (B,L,d_J)
+                layer = name if name in self.joint else "all"
+                joints[members] = self.joint[layer](concatenated) if layer in self.joint else concatenated  # J_m
             refined[m] = refined[m] + self._update(name, features[m], joints[members], valid)
         return refined
 
-    def _joint(self, name: str, members: Sequence[str], features: Mapping[str, Tensor]) -> Tensor:
-        concatenated = torch.cat([features[n] for n in members], dim=-1)  # (B,L,d_J)
-        layer = name if name in self.joint else "all"
-        return self.joint[layer](concatenated) if layer in self.joint else concatenated
-
     def _update(self, name: str, x: Tensor, joint: Tensor, valid: Tensor | None) -> Tensor:
-        key = self.time[name](_only(valid, x).transpose(1, 2))  # (B,d_m,L)
+        key = self.time[name](_only(valid, x).transpose(1, 2))  # K_m (B,d_m,L)
         score = key @ _only(valid, joint) / math.sqrt(joint.shape[-1])  # (B,d_m,d_J)
         time = self.time[name]
-        if isinstance(time, TimeConvolution):
+        if isinstance(time, RelativeTimeProjection):
             score = time.mean_over_time(score, valid, length=x.shape[1])
-        attention = self.dropout(torch.tanh(score))  # (B,d_m,d_J)
-        attended = torch.relu(torch.tanh(self.value[name](x) @ attention))  # (B,L,d_J)
-        return torch.as_tensor(self.dropout(torch.relu(self.output[name](attended))))  # (B,L,d_m)
+        attention = self.dropout(torch.tanh(score))  # C_m (B,d_m,d_J)
+        attended = torch.relu(torch.tanh(self.value[name](x) @ attention))  # H_m (B,L,d_J)
+        return torch.as_tensor(self.dropout(torch.relu(self.output[name](attended))))  # update of X_m (B,L,d_m)
 
 
-class TimeConvolution(nn.Module):
-    """A time projection W that depends on the distance of two frames alone: for windows of any length.
+class RelativeTimeProjection(nn.Module):
+    """A time projection W that depends only on the distance of two frames, for windows of any length.
 
-    Sums over time become means over the frames that are there, so that neither length nor padding matters.
+    Sums over time become means over the valid frames, so that neither length nor padding matters.
+
+    Args:
+        usual_length: sets the initial scale of the scores.
     """
 
     def __init__(self, usual_length: int) -> None:
-        """Build the layer, with random weights; ``usual_length`` sets the size of the scores at first."""
         super().__init__()
         self.taps = nn.Conv1d(1, 1, _TIME_TAPS, padding=_TIME_TAPS // 2)
         self.scale = nn.Parameter(torch.tensor(math.sqrt(usual_length)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B,d,L) -> (B,d,L), each feature by itself."""
+        """(B,d,L) -> (B,d,L), each feature separately."""
         return torch.as_tensor(self.taps(x.flatten(0, 1)[:, None])).view_as(x)
 
     def mean_over_time(self, total: Tensor, valid: Tensor | None, *, length: int) -> Tensor:
-        """A sum over time (B,d,d) divided by the number of valid frames, times a learnt factor."""
-        if valid is None:
-            return self.scale * total / length
-        return self.scale * total / valid.sum(dim=1).clamp(min=1)[:, None, None]
+        """Divide a sum over time (B,d,d) by the number of valid frames, and multiply it by a learnt factor."""
+        n_frames = length if valid is None else valid.sum(dim=1).clamp(min=1)[:, None, None]
+        return self.scale * total / n_frames
 
 
 class JointCrossAttention(nn.Module):
@@ -160,7 +157,6 @@ class JointCrossAttention(nn.Module):
     """
 
     def __init__(self, widths: Mapping[str, int], *, length: int, rank: int = 32) -> None:
-        """Build the layers, with random weights."""
         super().__init__()
         total = sum(widths.values())
         self.modalities = in_order(widths)
@@ -183,7 +179,7 @@ class JointCrossAttention(nn.Module):
 
 
 class Fusion(nn.Module):
-    """The refinement that the settings name, step after step; nothing to do for one modality or ``concat``.
+    """All refinement steps; none for a single modality or ``concat``.
 
     Args:
         widths: d_m of each modality; any names.
@@ -192,22 +188,19 @@ class Fusion(nn.Module):
     """
 
     def __init__(self, widths: Mapping[str, int], *, length: int, settings: FusionSettings) -> None:
-        """Build the layers, with random weights."""
         super().__init__()
-        steps = settings.steps if settings.steps is not None else PUBLISHED_STEPS[settings.kind]
-        self.depth = steps if len(widths) > 1 and settings.kind != "concat" else 0
+        self.depth = n_steps(settings) if len(widths) > 1 and settings.kind != "concat" else 0
         self.steps = nn.ModuleList(
             JointCrossAttention(widths, length=length)
             if settings.kind == "jca"
             else CrossModalAttentionStep(widths, length=length, settings=settings)
             for _ in range(self.depth)
         )
-
         self.is_tied_to_length = self.depth > 0 and (settings.kind == "jca" or settings.time == "absolute")
-        """Whether windows of another length than L are impossible."""
+        """Whether windows must have length L."""
 
     def forward(self, features: Mapping[str, Tensor], valid: Tensor | None = None) -> dict[str, Tensor]:
-        """Refined features; arguments and result as in :meth:`CrossModalAttentionStep.forward`."""
+        """As :meth:`CrossModalAttentionStep.forward`."""
         refined = dict(features)
         for step in self.steps:
             refined = step(refined, valid)

@@ -1,8 +1,7 @@
 """Checkpoints of the published code (praveena2j/RJCMA): RCMA, and its later form, RJCMA.
 
-RCMA is the code of the first commit, of the day of arXiv 2403.13659 v1; RJCMA that of 28 March 2024 and later.
-Names and shapes are mapped to :class:`rcma.model.RCMA`; kind of fusion, widths, window length, number of steps and
-width of the word vectors are read off them. Face, audio and text are called video, logmel and bert there.
+RCMA is the code of the first commit (arXiv 2403.13659 v1), RJCMA that of 28 March 2024 and later. All settings of the
+model follow from the names and shapes in a checkpoint. Face, audio and text are called video, logmel and bert there.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from torch import Tensor
 
 from preprocessing.errors import InputError
 from rcma.config import FusionSettings, ModelSettings, Target, TCNSettings
-from rcma.model.backbones import check_entries, named_tensors, read_state_dict
 from rcma.model.network import RCMA
+from rcma.model.weight_files import check_entries, named_tensors, read_state_dict
 
 RENAMES = (
     ("backbone.face.", "spatial.visual.backbone."),
@@ -49,17 +48,16 @@ RENAMES = (
     ("head.output.", "regressor2."),
     ("head.", "regressor."),
 )
-"""Pieces of this project's parameter names and what they are called in the published code."""
+"""Parts of this project's parameter names, and of those of the published code."""
 
 ALIAS = re.compile(r"^(temporal\.\w+\.network\.\d+\.)net\.(0|4)\.")
-"""The published code registers each TCN convolution twice: net.0 is conv1, net.4 is conv2."""
+"""The published code registers each TCN convolution under two names: net.0 is conv1, net.4 is conv2."""
 
 UNUSED = re.compile(r"^(spatial\.visual\.logits|coattn\.dcn_layers\.\d+\.dense_coattn\.query_linear)\.(weight|bias)$")
-"""Head for facial expressions, which the published forward never reaches, and RJCMA's layer on the joint
-representation, whose result is not used there."""
+"""Layers whose results the published code never uses: a classifier of expressions, and RJCMA's joint layer."""
 
-OWN = ("audio_mean", "audio_std", "text_mean", "text_std")
-"""This project's normalisation, of which a published checkpoint holds nothing."""
+NORMALISATION = {"audio_mean": 0.0, "audio_std": 1.0, "text_mean": 0.0, "text_std": 1.0}
+"""Not in a published checkpoint; these values change nothing."""
 
 
 def load(
@@ -69,24 +67,22 @@ def load(
     text_mean: float | None = None,
     text_std: float | None = None,
 ) -> RCMA:
-    """A model with the weights of a published checkpoint, in evaluation mode, on the CPU, float32.
+    """Load a checkpoint of the published code, on the CPU, in float32 and evaluation mode.
 
-    The published code standardises word vectors before they reach the model, with one mean and one standard deviation
-    over all frames and dimensions. Checkpoints do not hold them; its preprocessing writes them to
-    ``mean_std_info.pkl``, in which they are ``[fold]["train"]["bert"]["mean"]`` and ``["std"]``. Without them, word
-    vectors must be standardised by the caller, and predictions from features as rcma-preprocess makes them are wrong.
+    The published code standardises word vectors before they reach the model, and its checkpoints lack the statistics:
+    its preprocessing writes them to ``mean_std_info.pkl``, as ``[fold]["train"]["bert"]["mean"]`` and ``["std"]``.
+    Without them, predictions from features of rcma-preprocess are wrong.
 
     Args:
         path_or_state_dict: file written by ``torch.save(model.state_dict(), path)``, or such a dictionary, which is
-            copied. The names may carry the prefix ``module.`` of DataParallel; the aliases ``net.0`` and ``net.4`` of
-            the TCN, the unused ``spatial.visual.logits`` and RJCMA's unused ``query_linear`` may be there or not.
-        target: what the checkpoint was trained for; it has one output and does not say which.
-        text_mean: mean of the word vectors the checkpoint was trained on, zeros where no word is spoken included.
+            copied. Names may have the prefix ``module.`` of DataParallel; duplicate and unused entries are optional.
+        target: what the checkpoint was trained for; it has one output and does not name it.
+        text_mean: mean of the word vectors in training, zeros where no word is spoken included.
         text_std: their standard deviation.
 
     Returns:
-        RCMA with one target. Its face input must be (x/255 - 0.5) / 0.5, its audio input unnormalised log-mel, its text
-        input word vectors, or standardised ones without ``text_mean`` and ``text_std``.
+        RCMA with one target, for faces (x/255 - 0.5) / 0.5, raw log-mel, and word vectors, which must be standardised
+        unless ``text_mean`` and ``text_std`` are given.
 
     Warns:
         UserWarning: ``text_mean`` and ``text_std`` are not given.
@@ -94,32 +90,21 @@ def load(
     Raises:
         ValueError: only one of ``text_mean`` and ``text_std`` is given, or one cannot be used.
         InputError: the file cannot be read, or an entry is missing, surplus (the nearest right name is given), has the
-            wrong shape, or contradicts its alias.
+            wrong shape, or contradicts its duplicate.
     """
     if (text_mean is None) != (text_std is None):
         raise ValueError("text_mean and text_std go together: give both or none")
-    if isinstance(path_or_state_dict, Mapping):
-        source = "state dict"
-        given = named_tensors(path_or_state_dict, source=source)
-    else:
-        source = str(path_or_state_dict)
-        given = read_state_dict(Path(path_or_state_dict))
-    if given and all(name.startswith("module.") for name in given):
-        given = {name.removeprefix("module."): value for name, value in given.items()}
-    aliases = {name: value for name, value in given.items() if ALIAS.match(name)}
-    given = {name: value for name, value in given.items() if name not in aliases and not UNUSED.match(name)}
-
+    source, entries = _read(path_or_state_dict)
+    given = {name: value for name, value in entries.items() if not ALIAS.match(name) and not UNUSED.match(name)}
     settings = _settings(given, target=target, source=source)
     with torch.device("meta"):  # no memory and no random numbers for weights that are replaced at once
         model = RCMA(settings)
     own = model.state_dict()
-    published = {name: _published_name(name) for name in own if name not in OWN}
+    published = {name: _published_name(name) for name in own if name not in NORMALISATION}
     check_entries(given, {published[name]: own[name].shape for name in published}, source=source)
-    _check_aliases(aliases, given, source=source)
-    copy = isinstance(path_or_state_dict, Mapping)
-    state = {name: given[published[name]].to("cpu", own[name].dtype, copy=copy) for name in published}
-    for name in OWN:
-        state[name] = torch.full(own[name].shape, 1.0 if name.endswith("_std") else 0.0)
+    _check_aliases(entries, source=source)
+    state = {name: given[published[name]].to("cpu", own[name].dtype, copy=True) for name in published}
+    state |= {name: torch.full(own[name].shape, value) for name, value in NORMALISATION.items()}
     model.load_state_dict(state, assign=True)
     if text_mean is None or text_std is None:
         warnings.warn(
@@ -133,23 +118,36 @@ def load(
     return model.eval()
 
 
+def _read(path_or_state_dict: str | Path | Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
+    """The checkpoint's name in errors, and its entries."""
+    if isinstance(path_or_state_dict, Mapping):
+        source = "state dict"
+        given = named_tensors(path_or_state_dict, source=source)
+    else:
+        source = str(path_or_state_dict)
+        given = read_state_dict(Path(path_or_state_dict))
+    if given and all(name.startswith("module.") for name in given):
+        given = {name.removeprefix("module."): value for name, value in given.items()}
+    return source, given
+
+
+def _check_aliases(entries: Mapping[str, Tensor], *, source: str) -> None:
+    for name in filter(ALIAS.match, entries):
+        original = ALIAS.sub(lambda match: match[1] + ("conv1." if match[2] == "0" else "conv2."), name)
+        if original not in entries:
+            raise InputError(f"{source}: unknown entry {name!r}; there is no {original!r} of which it could be a copy")
+        if not torch.equal(entries[name], entries[original]):
+            raise InputError(f"{source}: {name!r} differs from {original!r}; they should be the same tensor")
+
+
 def _published_name(name: str) -> str:
     for here, there in RENAMES:
         name = name.replace(here, there)
     return name
 
 
-def _check_aliases(aliases: Mapping[str, Tensor], given: Mapping[str, Tensor], *, source: str) -> None:
-    for name, value in aliases.items():
-        original = ALIAS.sub(lambda match: match[1] + ("conv1." if match[2] == "0" else "conv2."), name)
-        if original not in given:
-            raise InputError(f"{source}: unknown entry {name!r}; there is no {original!r} of which it could be a copy")
-        if not torch.equal(value, given[original]):
-            raise InputError(f"{source}: {name!r} differs from {original!r}; they should be the same tensor")
-
-
 def _settings(given: Mapping[str, Tensor], *, target: Target, source: str) -> ModelSettings:
-    """Sizes read off the shapes; raises InputError where an entry that tells one is not there."""
+    """Sizes from the shapes of the entries; raises InputError for a missing entry."""
 
     def shape(name: str, n_dimensions: int) -> torch.Size:
         if name not in given:

@@ -15,7 +15,6 @@ class TemporalLevel(nn.Module):
     """Two causal convolutions of one dilation and a residual connection around them."""
 
     def __init__(self, in_channels: int, channels: int, *, kernel_size: int, dilation: int, dropout: float) -> None:
-        """Build the layers, with random weights."""
         super().__init__()
         self.past = (kernel_size - 1) * dilation  # frames before t that a convolution sees at t
         self.conv1 = weight_norm(nn.Conv1d(in_channels, channels, kernel_size, dilation=dilation))
@@ -23,7 +22,7 @@ class TemporalLevel(nn.Module):
         self.downsample: nn.Module = nn.Identity()
         if in_channels != channels:
             self.downsample = nn.Conv1d(in_channels, channels, kernel_size=1)
-            # Published. The authors' code means it for the other convolutions as well, where weight normalisation
+            # Published. The authors' code initialises the other convolutions likewise, but weight normalisation
             # undoes it.
             nn.init.xavier_uniform_(self.downsample.weight, gain=math.sqrt(2))
         self.activation = nn.LeakyReLU()
@@ -37,7 +36,7 @@ class TemporalLevel(nn.Module):
 
 
 class TemporalConvNet(nn.Module):
-    """Levels of dilation 1, 2, 4, ...: the output at a frame sees that frame and the past only.
+    """Levels with dilations 1, 2, 4, ...: the output at a frame depends on that frame and the past only.
 
     The receptive field of the published sizes (4 levels, kernel 5) is 1 + 2 * 4 * (1 + 2 + 4 + 8) = 121 frames.
 
@@ -49,7 +48,6 @@ class TemporalConvNet(nn.Module):
     """
 
     def __init__(self, in_channels: int, channels: Sequence[int], *, kernel_size: int, dropout: float) -> None:
-        """Build the layers, with random weights."""
         super().__init__()
         self.levels = nn.ModuleList(
             TemporalLevel(before, after, kernel_size=kernel_size, dilation=2**level, dropout=dropout)

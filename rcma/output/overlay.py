@@ -33,7 +33,6 @@ from preprocessing.files import replace_own
 from preprocessing.media import (
     Video,
     audio_stream,
-    container_time_s,
     decode_stream,
     open_recording,
     read_packets,
@@ -221,7 +220,7 @@ class _SoundClock:
     """From the times of a recording's sound to those of the video."""
 
     def __init__(self, recording: Video) -> None:
-        self.packets = recording.clock.sound
+        self.packets = recording.clock.audio
         self._origin_s = recording.start_s
         self._end_s = 0.0
 
@@ -284,7 +283,7 @@ def _continuous(frames: Iterator[AudioFrame], clock: _SoundClock, *, rate: int, 
             return
         if graph is None or own != source:
             graph, source = _sound_graph(*own, rate=rate, layout=layout, first=n_samples), own
-        time_s = clock.time_s(container_time_s(frame), frame.samples / frame.sample_rate)
+        time_s = clock.time_s(frame.time, frame.samples / frame.sample_rate)
         frame.pts, frame.time_base = round(time_s * frame.sample_rate), Fraction(1, frame.sample_rate)
         for piece in _pulled(graph, frame):
             n_samples += piece.samples

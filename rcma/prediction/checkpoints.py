@@ -13,10 +13,8 @@ from preprocessing.errors import InputError
 from preprocessing.features import Alignment, Features
 from rcma.config import TARGETS, FaceSource, Modality, Target
 from rcma.data import (
-    check_face_size,
+    check_features,
     check_like_training,
-    check_sound,
-    check_vectors,
     fixed_settings,
     other_source,
     settings_for_raw_videos,
@@ -86,16 +84,7 @@ class Checkpoints:
             check_like_training(
                 features.video_id, features.meta, preprocessing=preprocessing, source=source, model=model.settings
             )
-            width = features.word_vectors.shape[1]
-            has_words = model.settings.uses("text", kind="words") and len(features.words)
-            if has_words and width != model.settings.text_width:
-                raise InputError(
-                    f"{features.video_id}: its word vectors have width {width}, but the model takes "
-                    f"{model.settings.text_width}; preprocess it with the words.model of the training features"
-                )
-            check_face_size(model.settings, features.faces.shape[1])
-            check_sound(model.settings, features)
-            check_vectors(model.settings, features)
+            check_features(model.settings, features)
 
     def remarks(self, sources: Mapping[str, FaceSource]) -> Iterator[str]:
         """At most one line for each source of the training's faces, where those of videos have another source.

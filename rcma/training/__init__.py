@@ -2,10 +2,7 @@
 Out: a run folder.
 """
 
-from rcma.training.loop import EpochRow, TrainingResult, train
+from rcma.training.loop import train
+from rcma.training.run_folder import EpochRow, TrainingResult
 
-__all__ = [
-    "EpochRow",
-    "TrainingResult",
-    "train",
-]
+__all__ = ["EpochRow", "TrainingResult", "train"]
