@@ -37,7 +37,6 @@ from rcma.prediction import Checkpoints, predict_video
 from rcma.training.loop import train
 from rcma.training.run_folder import load_state
 
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
