@@ -1,4 +1,4 @@
-# Everything runs in .venv, which is made on first use; python3 and make are all that is needed.
+# Everything runs in .venv, which is created on first use; only python3 and make are needed.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -6,23 +6,23 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 .PHONY: help demo test test-all lint types bench clean
 
 help:
-	@echo "make demo              the whole job on the bundled clips: preprocess, train, predict, evaluate"
-	@echo "make demo VIDEO=a.mp4  the same, then the demo's model on your own clip"
-	@echo "make test              lint, types, and the tests that take seconds"
-	@echo "make test-all          the slow tests as well: kills, several processes, Ray, the browser"
-	@echo "make lint              ruff and mypy alone"
-	@echo "make bench             benchmarks; results go to benchmarks/results"
-	@echo "make clean             remove what the demo made"
+	@echo "make demo              preprocess, train, predict and evaluate on the bundled clips"
+	@echo "make demo VIDEO=a.mp4  the same, then predict your own clip with the demo's model"
+	@echo "make test              lint, types and quick tests"
+	@echo "make test-all          also slow tests: killed processes, torchrun, Ray, the browser"
+	@echo "make lint              ruff and mypy only"
+	@echo "make bench             run the benchmarks, which write benchmarks/results/"
+	@echo "make clean             remove the output of the demo"
 
 # VIDEO reaches the script through the environment, so that no shell ever reads the file's name.
 demo: .venv/.demo
 	@$(BIN)/python benchmarks/run_demo.py
 
-# Files of tests side by side, one thread for each of the processes, which share the cores.
+# Test files run in parallel processes of one thread each.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --numprocesses auto --maxprocesses 4 --dist loadfile
 
-# Slow tests one after the other: they start clusters and kill processes.
+# Slow tests run one after the other: they start clusters and kill processes.
 test-all: test
 	$(BIN)/python -m pytest -m slow
 
@@ -46,7 +46,7 @@ clean:
 $(BIN)/python:
 	$(PYTHON) -m venv .venv
 
-# Stamps: what was installed, renewed when the project's requirements change.
+# Stamps of the installations, which are renewed when setup.cfg changes.
 .venv/.demo: setup.cfg | $(BIN)/python
 	@echo "installing into .venv (a few minutes, about 6 GB: PyTorch) ..."
 	$(INSTALL) -e ".[offline-models,report]"

@@ -2,25 +2,22 @@
 
 usage: python benchmarks/bench_fast_cpu.py [--batch N] [--repeat N]
 
-Needs the extra ``bench``; without it, only the first two are measured. Passes of all runtimes take turns, so that what
-else the machine does falls on all of them; medians of N passes after one that does not count. Weights are random,
-patches are those of successive frames at 25 per second. OMP_NUM_THREADS sets the threads. Writes benchmarks/results/;
-the last line printed is the result, as JSON.
+Needs the extra ``bench``; without it, only the first two are measured. All runtimes take turns; figures are medians of
+N passes after one for warm-up. Weights are random, patches are those of successive frames at 25 per second.
+OMP_NUM_THREADS sets the threads. Writes benchmarks/results/; the last line printed is the result, as JSON.
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from results import write_result
+from measuring import Measurement, argument_parser, median_seconds, write_result
 from torch import Tensor, nn
 
 from preprocessing.media import MEL_RATE
@@ -33,7 +30,7 @@ Embed = Callable[[Tensor], Any]
 
 
 def onnx_runtime(path: Path) -> Embed:
-    """A network in ONNX Runtime."""
+    """Load a network in ONNX Runtime."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -44,7 +41,7 @@ def onnx_runtime(path: Path) -> Embed:
 
 
 def openvino(path: Path) -> Embed:
-    """A network in OpenVINO."""
+    """Load a network in OpenVINO."""
     import openvino
 
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
@@ -53,7 +50,7 @@ def openvino(path: Path) -> Embed:
 
 
 def runtimes(network: nn.Module, x: Tensor) -> dict[str, Embed]:
-    """What can be measured here, by name."""
+    """Load a network in every runtime that is installed."""
     optimised = optimise(network)
     assert optimised is not None
     found: dict[str, Embed] = {"eager": network, "optimised": optimised}
@@ -67,40 +64,32 @@ def runtimes(network: nn.Module, x: Tensor) -> dict[str, Embed]:
     return found
 
 
-def measure(name: str, network: nn.Module, x: Tensor, repeat: int) -> list[dict[str, Any]]:
-    """A row for each runtime."""
-    seconds: dict[str, list[float]] = {}
-    with torch.inference_mode():
-        embeds = runtimes(network.eval().to(memory_format=torch.channels_last), x)
-        expected = network(x)
-        for _ in range(repeat + 1):
-            for runtime, embed in embeds.items():
-                begin = time.perf_counter()
-                embed(x)
-                seconds.setdefault(runtime, []).append(time.perf_counter() - begin)
-        errors = {
-            runtime: float((embed(x) - expected).abs().max() / expected.std()) for runtime, embed in embeds.items()
-        }
-    median_s = {runtime: statistics.median(times[1:]) for runtime, times in seconds.items()}
+@torch.inference_mode()
+def measure(name: str, network: nn.Module, x: Tensor, repeat: int) -> list[Measurement]:
+    """Measure one network: a row for each runtime."""
+    embeds = runtimes(network.eval().to(memory_format=torch.channels_last), x)
+    expected = network(x)
+    seconds = dict(zip(embeds, median_seconds(repeat, *(partial(embed, x) for embed in embeds.values())), strict=True))
     return [
         {
             "network": name,
             "runtime": runtime,
-            "per_s": round(len(x) / median_s[runtime], 1),
-            "optimised_is_times_as_fast": round(median_s[runtime] / median_s["optimised"], 2),
-            "largest_difference_to_eager_in_standard_deviations": float(f"{errors[runtime]:.1e}"),
+            "per_s": round(len(x) / seconds[runtime], 1),
+            "optimised_is_times_as_fast": round(seconds[runtime] / seconds["optimised"], 2),
+            "largest_difference_to_eager_in_standard_deviations": float(
+                f"{(embed(x) - expected).abs().max() / expected.std():.1e}"
+            ),
             "batch": len(x),
             "threads": torch.get_num_threads(),
         }
-        for runtime in embeds
+        for runtime, embed in embeds.items()
     ]
 
 
 def main() -> None:
     """Measure and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__, repeat=5)
     parser.add_argument("--batch", type=int, default=128, metavar="N")
-    parser.add_argument("--repeat", type=int, default=5, metavar="N")
     args = parser.parse_args()
     torch.manual_seed(0)
     hop = MEL_RATE // FRAME_RATE

@@ -2,25 +2,23 @@
 
 usage: python benchmarks/bench_report.py [--videos 1 100] [--repeat N]
 
-The demo's clips again and again, each copy a recording of its own with its own preview. Debian's chromium (extra
-``dev``) opens each page until its first video is drawn, and then chooses the last one until it can be played: medians
-of N times after one that does not count. Writes benchmarks/results/; the last line printed is the result, as JSON.
+The demo's clips in a loop, each copy a recording of its own with its own preview. Debian's chromium (extra ``dev``)
+opens each page until its first video is drawn, and then chooses the last one until it can be played. Figures are
+medians of N times after one for warm-up. Writes benchmarks/results/; the last line printed is the result, as JSON.
 """
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import statistics
-import sys
 import tempfile
 import time
 from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
 
+from measuring import Measurement, argument_parser, show, write_result
 from playwright.sync_api import Browser, sync_playwright
-from results import write_result
 
 from rcma.output import ReportedVideo, write_report
 from rcma.predictor import Predictor
@@ -30,18 +28,14 @@ CLIPS = Path("benchmarks/demo/clips")
 
 
 def predict_demo() -> list[ReportedVideo]:
-    """The demo's clips."""
+    """Predict the demo's clips."""
     predictor = Predictor(DEMO / "run", changes=True)
     folders = sorted(path.parent for path in (DEMO / "features").glob("*/meta.json"))
-    predictions = [predictor(folder) for folder in folders]
-    return [
-        ReportedVideo(prediction, folder, CLIPS / f"{folder.name}.mp4")
-        for prediction, folder in zip(predictions, folders, strict=True)
-    ]
+    return [ReportedVideo(predictor(folder), folder, CLIPS / f"{folder.name}.mp4") for folder in folders]
 
 
 def write_page(videos: list[ReportedVideo], folder: Path, n_videos: int) -> float:
-    """Write a page of so many videos; seconds."""
+    """Write a page of that many videos; seconds."""
     copies = []
     for number, video in enumerate(islice(cycle(videos), n_videos)):
         assert video.video is not None
@@ -73,12 +67,11 @@ def look(browser: Browser, folder: Path, n_videos: int) -> tuple[float, float]:
 
 def main() -> None:
     """Measure and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__, repeat=3)
     parser.add_argument("--videos", nargs="+", type=int, default=[1, 100], metavar="N")
-    parser.add_argument("--repeat", type=int, default=3, metavar="N")
     args = parser.parse_args()
     videos = predict_demo()
-    rows: list[dict[str, float]] = []
+    rows: list[Measurement] = []
     with tempfile.TemporaryDirectory() as temporary, sync_playwright() as playwright:
         folder = Path(temporary)
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
@@ -86,17 +79,15 @@ def main() -> None:
             write_s = write_page(videos, folder, n_videos)
             seconds = [look(browser, folder, n_videos) for _ in range(args.repeat + 1)][1:]
             open_s, choose_s = (statistics.median(column) for column in zip(*seconds, strict=True))
-            rows.append(
-                {
-                    "videos": n_videos,
-                    "megabytes": round((folder / "report.html").stat().st_size / 1e6, 1),
-                    "seconds_to_write": round(write_s, 2),
-                    "seconds_to_open": round(open_s, 2),
-                    "seconds_to_choose_another": round(choose_s, 2),
-                    "opening_ratio_to_first_row": round(open_s / (rows[0]["seconds_to_open"] if rows else open_s), 2),
-                }
-            )
-            print(rows[-1], file=sys.stderr)
+            row = {
+                "videos": n_videos,
+                "megabytes": round((folder / "report.html").stat().st_size / 1e6, 1),
+                "seconds_to_write": round(write_s, 2),
+                "seconds_to_open": round(open_s, 2),
+                "seconds_to_choose_another": round(choose_s, 2),
+                "opening_ratio_to_first_row": round(open_s / (rows[0]["seconds_to_open"] if rows else open_s), 2),
+            }
+            rows.append(show(row))
         browser.close()
     write_result("report", rows)
 

@@ -1,45 +1,35 @@
-"""How right the recognised words and their times are, beside plain Whisper in the same run.
+"""How correct the recognised words and their times are, beside plain Whisper in the same run.
 
 usage: python benchmarks/bench_speech.py [--media FOLDER]
 
 Systems: our recogniser with both of its libraries, and openai-whisper's own transcribe with its defaults and word
-times as the baseline, all of them with Whisper base (for openai-whisper, the
-checkpoint in $RCMA_TEST_WHISPER, else the one it downloads). The language is detected where nothing else is said.
+times as the baseline, all with Whisper base.
 
     errors    words wrong in the 36 of six GRID clips, with the language given and detected
-    invented  words heard in recordings and made signals in which nobody speaks
-    times     starts of words of a voice made by espeak-ng, which tells when each word begins, with digital silence
-              between the sentences and with white noise 20 dB below the speech; also how many words last longer than
-              the next one's start
-    captions  starts of the words that open the human captions of a real recording
+    invented  words heard in recordings and synthetic signals in which nobody speaks
+    times     starts of the words of a synthetic voice that reports when each word begins (espeak-ng), with digital
+              silence between the sentences and with white noise 20 dB below the speech
 
-Words are compared in lower case without punctuation, each digit as a word, letters beside a digit apart from it: "X4."
-is "x four". Errors of times are of the words that Levenshtein's alignment (jiwer) finds right. What needs espeak-ng
-(Debian: libespeak-ng1) or the recordings (RCMA_TEST_MEDIA) is skipped, and says so, where they are not there. Writes
-benchmarks/results/; the last line printed is the result, as JSON.
+Words are compared in lower case without punctuation, each digit as a word. Errors of times are of the words that
+Levenshtein's alignment (jiwer) finds right. Whatever needs espeak-ng (Debian: libespeak-ng1) or the recordings
+(RCMA_TEST_MEDIA) is skipped with a message where they are missing. Writes benchmarks/results/; the last line printed is
+the result, as JSON.
 """
 
 from __future__ import annotations
 
-import argparse
-import ctypes
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar
 
 import jiwer
 import numpy as np
 import torch
-import torchaudio.functional
-from measuring import OPENAI_WHISPER, whisper_base
+from espeak import Espeak
+from measuring import BACKENDS, OPENAI_WHISPER, Measurement, argument_parser, settings, show, write_result
 from numpy.typing import NDArray
-from results import write_result
 
-from preprocessing.config import SpeechSettings
 from preprocessing.errors import InputError
 from preprocessing.features import Word
 from preprocessing.media import SAMPLE_RATE, Audio, Video, read_audio
@@ -53,7 +43,7 @@ GRID = {
     "grid_sbwe5n": "set blue with E five now",
     "grid_swwp2s": "set white with P two soon",
 }
-"""What is said in each clip: the corpus prescribes it."""
+"""The words of each clip, which the corpus prescribes."""
 
 SPEECHLESS = (
     "liveportrait_d9.mp4",
@@ -64,14 +54,6 @@ SPEECHLESS = (
     "pyfeat_no_face.mp4",
 )
 SIGNAL_S = 30
-
-CAPTIONED = "torchcodec_nasa_13013.mp4"
-CAPTIONS = (
-    (0.21, "This is the optical and science segment of the Webb"),
-    (4.26, "space telescope in one of the largest cleanrooms in the world"),
-    (8.35, "at NASA's Goddard Space Flight Center in Greenbelt, Maryland"),
-)
-"""When each caption is shown, seconds, and its words."""
 
 SENTENCES = (
     "The small dog is sleeping in the corner of the old kitchen.",
@@ -85,71 +67,32 @@ SENTENCES = (
     "Fresh bread and butter make a good breakfast.",
     "Our teacher speaks slowly, so everybody understands the lesson.",
 )
-SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0
+PAUSE_S = (0.5, 15.0)
+"""Shortest and longest pause between the sentences."""
 NOISE_DB = -20.0
-"""Of the noise, relative to the speech."""
+"""Relative to the speech."""
 GOOD_START_S = 0.2
 
-DIGITS = {
-    "0": "zero",
-    "1": "one",
-    "2": "two",
-    "3": "three",
-    "4": "four",
-    "5": "five",
-    "6": "six",
-    "7": "seven",
-    "8": "eight",
-    "9": "nine",
-}
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 Listener = Callable[[Audio, str | None], Sequence[Word]]
 """Words of a sound in a language; None has it detected."""
-Measurement = dict[str, Any]
+Token = tuple[str, float]
+"""A normalised word and its start in seconds, NaN if unknown."""
 
 
-@dataclass(frozen=True)
-class Token:
-    """A normalised word."""
-
-    text: str
-    start_s: float
-    """NaN when unknown."""
-
-
-def normalise(text: str) -> list[str]:
-    """Words in lower case without punctuation; each digit is a word, and what stands beside it another."""
-    pieces = re.findall(r"[^\W\d_]+|\d", re.sub(r"['’]", "", text.lower()))
-    return [DIGITS.get(piece, piece) for piece in pieces]
-
-
-def tokens(words: Sequence[Word]) -> list[Token]:
-    """Normalised words; of those that were written as one, only the first has a known start."""
+def normalise(words: Sequence[Token]) -> list[Token]:
+    """Split words into lower-case runs of letters and single digits; only the first piece of each has a known start."""
     return [
-        Token(text, word.start_s if index == 0 else np.nan)
-        for word in words
-        for index, text in enumerate(normalise(word.text))
+        (DIGITS[int(piece)] if piece.isdigit() else piece, start_s if index == 0 else np.nan)
+        for text, start_s in words
+        for index, piece in enumerate(re.findall(r"[^\W\d_]+|\d", re.sub(r"['’]", "", text.lower())))
     ]
 
 
-def matches(truth: Sequence[Token], heard: Sequence[Token]) -> list[tuple[int, int]]:
-    """Indices of the words that are the same in the best alignment."""
-    aligned = jiwer.process_words(_joined(truth), _joined(heard)).alignments[0]
-    return [
-        pair
-        for part in aligned
-        if part.type == "equal"
-        for pair in zip(
-            range(part.ref_start_idx, part.ref_end_idx), range(part.hyp_start_idx, part.hyp_end_idx), strict=True
-        )
-    ]
-
-
-def _joined(words: Sequence[Token]) -> str:
-    return " ".join(word.text for word in words)
-
-
-# ---- systems
+def plain(text: str) -> str:
+    """Normalise a text."""
+    return " ".join(word for word, _ in normalise([(text, np.nan)]))
 
 
 def our_listener(backend: str) -> Listener:
@@ -158,10 +101,8 @@ def our_listener(backend: str) -> Listener:
 
     def listen(audio: Audio, language: str | None) -> Sequence[Word]:
         if language not in loaded:
-            settings = SpeechSettings.model_validate(
-                {"backend": backend, "model": whisper_base(backend), "language": language}
-            )
-            loaded[language] = SpeechRecogniser(settings, device="cpu")
+            speech = settings(backend).speech.model_copy(update={"language": language})
+            loaded[language] = SpeechRecogniser(speech, device="cpu")
         return loaded[language].transcribe(audio).words
 
     return listen
@@ -172,7 +113,7 @@ def baseline_listener() -> Listener:
     whisper = load_openai_whisper(OPENAI_WHISPER, device="cpu")
 
     def listen(audio: Audio, language: str | None) -> Sequence[Word]:
-        torch.manual_seed(0)  # Where it is not content with its words, Whisper draws others at random.
+        torch.manual_seed(0)  # if its first result is unlikely, Whisper samples others
         samples = np.asarray(audio.samples[:])
         result = whisper.transcribe(samples, word_timestamps=True, fp16=False, language=language)
         return [
@@ -184,11 +125,8 @@ def baseline_listener() -> Listener:
     return listen
 
 
-# ---- sounds
-
-
-def sound_of(path: Path) -> Audio:
-    """Sound of a recording.
+def read_sound(path: Path) -> Audio:
+    """Read the sound of a recording.
 
     Raises:
         InputError: there is no such file, or it has no sound.
@@ -200,211 +138,119 @@ def sound_of(path: Path) -> Audio:
     return audio
 
 
-def made_signals() -> dict[str, Audio]:
-    """Sounds without any speech."""
-    n_samples = SIGNAL_S * SAMPLE_RATE
-    phase = 2.0 * np.pi * 440.0 * np.arange(n_samples) / SAMPLE_RATE
-    return {
-        "digital silence": _audio(np.zeros(n_samples)),
-        "white noise": _audio(0.1 * np.random.default_rng(0).standard_normal(n_samples)),
-        "tone of 440 Hz": _audio(0.3 * np.sin(phase)),
-    }
-
-
-def _audio(samples: NDArray[np.float64]) -> Audio:
+def sound_of(samples: NDArray[np.float64]) -> Audio:
+    """Make a sound of samples."""
     return Audio(samples=samples.astype(np.float32), start_s=0.0)
 
 
-class Espeak:
-    """A synthetic voice that tells when each word begins: the part of espeak-ng's speak_lib.h that this takes."""
-
-    class _Event(ctypes.Structure):
-        _fields_: ClassVar = [
-            ("type", ctypes.c_int),
-            ("unique_identifier", ctypes.c_uint),
-            ("text_position", ctypes.c_int),
-            ("length", ctypes.c_int),
-            ("audio_position", ctypes.c_int),
-            ("sample", ctypes.c_int),
-            ("user_data", ctypes.c_void_p),
-            ("id", ctypes.c_char * 8),
-        ]
-
-    _RETRIEVAL, _DONT_EXIT, _UTF8, _BY_CHARACTER = 1, 0x8000, 1, 1
-    _END_OF_EVENTS, _WORD = 0, 1
-
-    def __init__(self) -> None:
-        """Load the library and its English voice; once in a process, a second time it hangs.
-
-        Raises:
-            OSError: it is not installed, or its data is not.
-        """
-        self._library = ctypes.CDLL("libespeak-ng.so.1")
-        self._rate = self._library.espeak_Initialize(self._RETRIEVAL, 0, None, self._DONT_EXIT)
-        if self._rate <= 0 or self._library.espeak_SetVoiceByName(b"en-us") != 0:
-            raise OSError("libespeak-ng cannot load its voice en-us")
-        self._pieces: list[NDArray[np.int16]] = []
-        self._starts_s: dict[int, float] = {}
-        kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(self._Event))
-        self._callback = kind(self._take)  # Kept, because the library only has its address.
-        self._library.espeak_SetSynthCallback(self._callback)
-
-    def say(self, sentence: str) -> tuple[NDArray[np.float64], list[Token]]:
-        """Speak a sentence in ASCII.
-
-        Returns:
-            Samples (N,) in [-1, 1] at 16 kHz, and the words with their starts in them; a word that espeak-ng runs
-            together with the one before, such as in "of the", has no start of its own.
-        """
-        self._pieces.clear()
-        self._starts_s.clear()
-        text = sentence.encode("ascii") + b"\0"
-        size = ctypes.c_size_t(len(text))
-        self._library.espeak_Synth(text, size, 0, self._BY_CHARACTER, 0, self._UTF8, None, None)
-        self._library.espeak_Synchronize()
-        wave = torch.from_numpy(np.concatenate(self._pieces) / 32768.0)
-        samples: NDArray[np.float64] = torchaudio.functional.resample(wave, self._rate, SAMPLE_RATE).numpy()
-        words = [
-            Token(text, self._starts_s.get(written.start(), np.nan))
-            for written in re.finditer(r"\S+", sentence)
-            for text in normalise(written.group())
-        ]
-        return samples, words
-
-    def _take(self, wave: Any, n_samples: int, events: Any) -> int:
-        if wave and n_samples > 0:
-            self._pieces.append(np.ctypeslib.as_array(wave, (n_samples,)).copy())
-        index = 0
-        while events[index].type != self._END_OF_EVENTS:
-            if events[index].type == self._WORD:
-                self._starts_s[events[index].text_position - 1] = events[index].audio_position / 1000.0
-            index += 1
-        return 0  # Go on.
+def speechless_signals() -> dict[str, Audio]:
+    """Make sounds without any speech."""
+    n_samples = SIGNAL_S * SAMPLE_RATE
+    phase = 2.0 * np.pi * 440.0 * np.arange(n_samples) / SAMPLE_RATE
+    return {
+        "digital silence": sound_of(np.zeros(n_samples)),
+        "white noise": sound_of(0.1 * np.random.default_rng(0).standard_normal(n_samples)),
+        "tone of 440 Hz": sound_of(0.3 * np.sin(phase)),
+    }
 
 
-def synthetic_recordings(espeak: Espeak) -> tuple[dict[str, Audio], list[Token]]:
-    """The sentences with pauses around them, as they are and with noise; and their words with true starts."""
+def synthetic_speech(espeak: Espeak) -> tuple[dict[str, Audio], list[Token]]:
+    """Speak the sentences with pauses around them, without and with noise; and their words with true starts."""
     rng = np.random.default_rng(0)
-    pieces, truth, voices = [], [], []
-    n_samples = 0
+
+    def pause() -> NDArray[np.float64]:
+        return np.zeros(round(rng.uniform(*PAUSE_S) * SAMPLE_RATE))
+
+    pieces: list[NDArray[np.float64]] = []
+    truth: list[Token] = []
     for sentence in SENTENCES:
-        pieces.append(_pause(rng))
-        n_samples += len(pieces[-1])
+        pieces.append(pause())
         voice, words = espeak.say(sentence)
-        truth += [Token(word.text, n_samples / SAMPLE_RATE + word.start_s) for word in words]
+        begin_s = sum(map(len, pieces)) / SAMPLE_RATE
+        truth += normalise([(text, begin_s + start_s) for text, start_s in words])
         pieces.append(voice)
-        voices.append(voice)
-        n_samples += len(voice)
-    clean = np.concatenate([*pieces, _pause(rng)])
-    loudness = np.sqrt(np.mean(np.concatenate(voices) ** 2))
+    clean = np.concatenate([*pieces, pause()])
+    loudness = np.sqrt(np.mean(np.concatenate(pieces[1::2]) ** 2))
     noise = loudness * 10.0 ** (NOISE_DB / 20.0) * rng.standard_normal(len(clean))
-    return {"digital silence": _audio(clean), f"noise at {NOISE_DB:.0f} dB": _audio(clean + noise)}, truth
+    return {"digital silence": sound_of(clean), f"noise at {NOISE_DB:.0f} dB": sound_of(clean + noise)}, truth
 
 
-def _pause(rng: np.random.Generator) -> NDArray[np.float64]:
-    return np.zeros(round(rng.uniform(SHORTEST_PAUSE_S, LONGEST_PAUSE_S) * SAMPLE_RATE))
-
-
-# ---- measurements
-
-
-def errors(listen: Listener, clips: Mapping[str, Audio], language: str | None) -> Measurement:
-    """Words wrong in GRID clips."""
-    truth = [normalise(GRID[clip]) for clip in clips]
-    heard = [normalise(" ".join(word.text for word in listen(audio, language))) for audio in clips.values()]
-    found = jiwer.process_words([" ".join(words) for words in truth], [" ".join(words) for words in heard])
+def measure_errors(listen: Listener, clips: Mapping[str, Audio], language: str | None) -> Measurement:
+    """Count the wrong words in GRID clips."""
+    heard = {clip: plain(" ".join(word.text for word in listen(audio, language))) for clip, audio in clips.items()}
+    found = jiwer.process_words([plain(GRID[clip]) for clip in heard], list(heard.values()))
     return {
         "measures": "errors",
         "language": language or "detected",
         "words_wrong": found.substitutions + found.deletions + found.insertions,
-        "words": sum(map(len, truth)),
+        "words": found.hits + found.substitutions + found.deletions,
         "word_error_rate": round(found.wer, 3),
-        "heard": {clip: " ".join(words) for clip, words in zip(clips, heard, strict=True)},
+        "heard": heard,
     }
 
 
-def invented(listen: Listener, sounds: Mapping[str, Audio]) -> Measurement:
-    """Number of words where nobody speaks."""
+def measure_invented(listen: Listener, sounds: Mapping[str, Audio]) -> Measurement:
+    """Count the words where nobody speaks."""
     numbers = {name: len(listen(audio, None)) for name, audio in sounds.items()}
     return {"measures": "invented", "words": sum(numbers.values()), "words_by_sound": numbers}
 
 
-def times(listen: Listener, audio: Audio, truth: Sequence[Token]) -> Measurement:
-    """Errors of starts of words, seconds; positive means late."""
-    words = listen(audio, None)
-    heard = tokens(words)
-    pairs = matches(truth, heard)
-    late = np.array([heard[theirs].start_s - truth[true].start_s for true, theirs in pairs])
+def measure_times(listen: Listener, audio: Audio, truth: Sequence[Token]) -> Measurement:
+    """Errors of the starts of words, seconds; positive means late."""
+    heard = normalise([(word.text, word.start_s) for word in listen(audio, None)])
+    reference, hypothesis = (" ".join(text for text, _ in words) for words in (truth, heard))
+    right = [part for part in jiwer.process_words(reference, hypothesis).alignments[0] if part.type == "equal"]
+    late = np.array(
+        [
+            heard[part.hyp_start_idx + k][1] - truth[part.ref_start_idx + k][1]
+            for part in right
+            for k in range(part.ref_end_idx - part.ref_start_idx)
+        ]
+    )
+    n_right = len(late)
     late = late[~np.isnan(late)]
     return {
         "measures": "times",
         "recording_s": round(len(audio.samples) / SAMPLE_RATE, 1),
         "words": len(truth),
         "words_heard": len(heard),
-        "words_right": len(pairs),
+        "words_right": n_right,
         "starts_compared": len(late),
         "median_absolute_error_s": round(float(np.median(np.abs(late))), 3),
         "90th_percentile_s": round(float(np.percentile(np.abs(late), 90)), 3),
         f"share_within_{GOOD_START_S}_s": round(float(np.mean(np.abs(late) <= GOOD_START_S)), 3),
         "median_error_s": round(float(np.median(late)), 3),
-        "words_that_overlap_the_next": sum(bool(word.end_s > after.start_s) for word, after in pairwise(words)),
     }
 
 
-def captions(listen: Listener, audio: Audio) -> Measurement:
-    """Error of the start of each caption's first word, seconds; positive means late, None means not heard."""
-    truth: list[Token] = []
-    firsts: list[int] = []
-    for shown_s, text in CAPTIONS:
-        firsts.append(len(truth))
-        truth += [Token(word, shown_s if index == 0 else np.nan) for index, word in enumerate(normalise(text))]
-    heard = tokens(listen(audio, None))
-    starts = {true: heard[theirs].start_s for true, theirs in matches(truth, heard)}
-    return {
-        "measures": "captions",
-        "words": len(truth),
-        "words_right": len(starts),
-        "errors_s": {
-            truth[first].text: round(float(starts[first] - truth[first].start_s), 2) if first in starts else None
-            for first in firsts
-        },
-    }
-
-
-def measure_all(systems: Mapping[str, Callable[[], Listener]], media: Path | None) -> Iterator[Measurement]:
-    """Every measurement that can be made here, of every system."""
+def measure_all(media: Path | None) -> Iterator[Measurement]:
+    """Measure everything that can be measured here, for every system."""
     clips: dict[str, Audio] = {}
-    speechless = made_signals()
-    captioned = None
+    speechless = speechless_signals()
     if media is not None and media.is_dir():
-        clips = {clip: sound_of(media / f"{clip}.mpg") for clip in GRID}
-        speechless |= {name: sound_of(media / name) for name in SPEECHLESS}
-        captioned = sound_of(media / CAPTIONED)
+        clips = {clip: read_sound(media / f"{clip}.mpg") for clip in GRID}
+        speechless |= {name: read_sound(media / name) for name in SPEECHLESS}
     else:
-        missing = "no folder of recordings is given" if media is None else f"{media} is no folder"
-        print(f"skipped: errors, captions, invented in recordings ({missing}); set RCMA_TEST_MEDIA or give --media")
+        print(f"skipped: errors, invented in recordings (no folder {media}); set RCMA_TEST_MEDIA or give --media")
     synthetic: dict[str, Audio] = {}
     truth: list[Token] = []
     try:
-        synthetic, truth = synthetic_recordings(Espeak())
+        synthetic, truth = synthetic_speech(Espeak())
     except OSError as error:
         print(f"skipped: times ({error}); install espeak-ng, on Debian: apt-get install libespeak-ng1")
-
-    for name, load in systems.items():
-        listen = load()
+    for system in (*BACKENDS, "baseline"):
+        listen = baseline_listener() if system == "baseline" else our_listener(system)
         if clips:
-            yield {"system": name, **errors(listen, clips, "en")}
-            yield {"system": name, **errors(listen, clips, None)}
-        yield {"system": name, **invented(listen, speechless)}
+            yield {"system": system, **measure_errors(listen, clips, "en")}
+            yield {"system": system, **measure_errors(listen, clips, None)}
+        yield {"system": system, **measure_invented(listen, speechless)}
         for between, audio in synthetic.items():
-            yield {"system": name, "between_sentences": between, **times(listen, audio, truth)}
-        if captioned is not None:
-            yield {"system": name, **captions(listen, captioned)}
+            yield {"system": system, "between_sentences": between, **measure_times(listen, audio, truth)}
 
 
 def main() -> None:
     """Measure and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     media = os.environ.get("RCMA_TEST_MEDIA")
     parser.add_argument(
         "--media",
@@ -414,19 +260,10 @@ def main() -> None:
         help="folder of recordings, default $RCMA_TEST_MEDIA",
     )
     args = parser.parse_args()
-    systems = {
-        "openai-whisper": lambda: our_listener("openai-whisper"),
-        "faster-whisper": lambda: our_listener("faster-whisper"),
-        "baseline": baseline_listener,
-    }
-    measurements = []
     try:
-        for measurement in measure_all(systems, args.media):
-            print(measurement, flush=True)
-            measurements.append(measurement)
+        write_result("speech", [show(row) for row in measure_all(args.media)])
     except InputError as error:
         raise SystemExit(str(error)) from None
-    write_result("speech", measurements)
 
 
 if __name__ == "__main__":

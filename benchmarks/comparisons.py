@@ -1,4 +1,4 @@
-"""Paired comparisons of systems whose predictions cover the same recordings: what a difference of CCC is worth.
+"""Paired comparisons of systems that predict the same recordings: the uncertainty of differences of CCC.
 
 The unit is a conversation: rows of one are far from independent, and so are its two ends. A system has the predictions
 of one or several seeds.
@@ -18,7 +18,7 @@ from rcma.evaluate import resampled_ccc
 N_RESAMPLES = 2000
 CONFIDENCE = 0.95
 MAX_EXACT = 12
-"""Conversations of which all ways to exchange predictions are tried."""
+"""Largest number of conversations for which all ways to exchange predictions are tried."""
 
 Units = Sequence[NDArray[np.float32]]
 """(n,K) of each conversation."""
@@ -26,11 +26,10 @@ Units = Sequence[NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Difference:
-    """Of two systems' CCC, pooled over all rows, mean over targets and seeds."""
+    """Difference of two systems' CCC, pooled over all rows, mean over targets and seeds; ends of its interval."""
 
     mean: float
     low: float
-    """Ends of the interval."""
     high: float
 
     @property
@@ -40,22 +39,19 @@ class Difference:
 
 
 def pooled_ccc(seeds: Sequence[Units], labels: Units, draws: NDArray[np.integer] | None = None) -> NDArray[np.float64]:
-    """CCC over the rows of the drawn conversations.
+    """CCC over the rows of the drawn conversations, (S,R,K).
 
     Args:
         seeds: predictions of each of S seeds.
         labels: NaN where there is none.
         draws: (R,C) indices of conversations; None: each once.
-
-    Returns:
-        (S,R,K).
     """
-    everything = np.arange(len(labels))[None]
-    return np.stack([resampled_ccc(units, labels, draws=everything if draws is None else draws) for units in seeds])
+    draws = np.arange(len(labels))[None] if draws is None else draws
+    return np.stack([resampled_ccc(units, labels, draws=draws) for units in seeds])
 
 
 def bootstrap(seeds: Sequence[Units], labels: Units, *, seed: int = 0) -> NDArray[np.float64]:
-    """Mean CCC over targets, (S,R) for each seed and resample of conversations, which are the same for all systems."""
+    """Mean CCC over targets, (S,R) for each seed and resample; all systems get the same resamples of conversations."""
     draws = np.random.default_rng(seed).integers(len(labels), size=(N_RESAMPLES, len(labels)))
     return np.asarray(pooled_ccc(seeds, labels, draws).mean(axis=2))
 
@@ -63,7 +59,7 @@ def bootstrap(seeds: Sequence[Units], labels: Units, *, seed: int = 0) -> NDArra
 def compare(
     one: Sequence[Units], other: Sequence[Units], labels: Units, *, resampled: tuple[NDArray[np.float64], ...]
 ) -> Difference:
-    """Difference of two systems with a percentile interval; conversations are resampled together, seeds apart.
+    """Difference of two systems with a percentile interval; they share resampled conversations, but not seeds.
 
     Args:
         one: predictions of each seed.
@@ -84,15 +80,15 @@ def compare(
 
 
 def sign_flip_test(one: Sequence[Units], other: Sequence[Units], labels: Units) -> float:
-    """Two-sided p of the hypothesis that the two systems may change places in any conversation.
+    """Two-sided p of the hypothesis that the two systems are exchangeable in every conversation.
 
-    The systems' predictions of whole conversations are exchanged in all seeds at once, which must be equally many: in
-    all 2^C ways, or with more than MAX_EXACT conversations in random ones; p is the share of the ways whose difference
-    is at least as large as the one found.
+    Predictions of whole conversations are exchanged in all seeds at once (both systems need equally many): in all 2^C
+    ways, or in random ones with more than MAX_EXACT conversations. p is the share of the ways whose difference is at
+    least as large as the one found.
     """
     n = len(labels)
     if n <= MAX_EXACT:
-        ways = np.array(list(itertools.product((0, 1), repeat=n)))  # (2^C,C), the first is what was found
+        ways = np.array(list(itertools.product((0, 1), repeat=n)))  # (2^C,C), the first exchanges nothing
     else:
         ways = np.random.default_rng(0).integers(2, size=(2**MAX_EXACT, n))
         ways[0] = 0

@@ -3,14 +3,14 @@
 usage: python benchmarks/make_demo_clips.py [--out benchmarks/demo]
 
 A public-domain portrait is warped over time and a synthetic voice speaks. Valence and arousal are drawn first, as
-smooth curves that know nothing of each other; the clip then shows them:
+independent smooth curves; the clip then shows them:
 
     face    mouth corners and inner brows follow valence; eyes, mouth opening and head motion follow arousal
     voice   pitch, rate and loudness follow arousal
     words   follow valence
 
-In some stretches the face is behind a panel, in others nobody speaks, so that no modality is enough by itself. The
-labels are synthetic: they are what the clip was made from, nobody rated it.
+In some segments the face is behind a panel, in others nobody speaks, so that no modality is enough by itself. The
+labels are synthetic: the clip was made from them, nobody rated it.
 
 A tool for maintainers: it needs espeak-ng (``apt-get install espeak-ng``) and scikit-image (the ``dev`` extra).
 """
@@ -41,7 +41,7 @@ SPLITS = {"Train_Set": 10, "Validation_Set": 3, "Test_Set": 3}
 LEFT, TOP = 64, 0
 """Corner of the part of the portrait (512x512) that is shown."""
 PIVOT = (224.0, 150.0)
-"""Point the head turns about, x and y in the portrait."""
+"""Centre of the head's rotation, x and y in the portrait."""
 
 SENTENCES = {
     "positive": (
@@ -79,7 +79,7 @@ SENTENCES = {
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of a clip over which the labels stay near one level."""
+    """A part of a clip in which the labels stay near one level."""
 
     start_s: float
     end_s: float
@@ -134,7 +134,7 @@ def write_script(rng: np.random.Generator, *, hidden: bool, silent: bool) -> Scr
 
 
 def _ease(times: NDArray[np.float64], levels: Sequence[tuple[float, float, float]]) -> NDArray[np.float64]:
-    """Go from level to level in 0.6 s around each border, along half a cosine; (T,)."""
+    """Move from level to level within 0.6 s around each border, along half a cosine; (T,)."""
     curve = np.full(len(times), levels[0][2])
     for start_s, _, level in levels[1:]:
         progress = np.clip((times - start_s) / 0.6 + 0.5, 0.0, 1.0)
@@ -143,7 +143,7 @@ def _ease(times: NDArray[np.float64], levels: Sequence[tuple[float, float, float
 
 
 class Portrait:
-    """A face that shows valence and arousal."""
+    """A portrait whose face shows valence and arousal."""
 
     def __init__(self) -> None:
         """Load the portrait of Eileen Collins (NASA, public domain)."""
@@ -189,7 +189,7 @@ class Portrait:
         return np.clip(np.stack(channels, axis=-1) + 0.5, 0, 255).astype(np.uint8)
 
     def _head_pose(self, arousal: float, phase: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Coordinates in the portrait of each pixel shown, for a head that sways the more the more aroused it is."""
+        """Coordinates in the portrait of each pixel shown; the head sways more with more arousal."""
         swing = 0.15 + 0.85 * (1.0 + arousal) / 2
         angle = np.deg2rad(5.0) * swing * np.sin(phase)
         x = self._x - PIVOT[0] - 7.0 * swing * np.sin(0.7 * phase)
@@ -249,18 +249,8 @@ def speak(script: Script, rng: np.random.Generator) -> NDArray[np.float64]:
 def synthesise(text: str, arousal: float) -> NDArray[np.float64]:
     """One sentence by espeak-ng, (N,) in [-1,1] at 16 kHz, without silence around it."""
     alert = (1.0 + arousal) / 2
-    words = [
-        "espeak-ng",
-        "-v",
-        "en-us",
-        "-p",
-        f"{25 + 60 * alert:.0f}",
-        "-s",
-        f"{150 + 60 * alert:.0f}",
-        "--stdout",
-        text,
-    ]
-    result = subprocess.run(words, capture_output=True, check=True)
+    voice_options = ["-v", "en-us", "-p", f"{25 + 60 * alert:.0f}", "-s", f"{150 + 60 * alert:.0f}"]
+    result = subprocess.run(["espeak-ng", *voice_options, "--stdout", text], capture_output=True, check=True)
     # Read by hand: the header of a streamed WAV does not know its length.
     with wave.open(io.BytesIO(result.stdout)) as file:
         rate = file.getframerate()
@@ -314,7 +304,7 @@ def main() -> None:
     splits = [split for split, n_clips in SPLITS.items() for _ in range(n_clips)]
     for number, split in enumerate(splits, start=1):
         rng = np.random.default_rng((args.seed, number))
-        # Half of the clips hide the face for a while, half fall silent; together they take all four forms.
+        # Half of the clips hide the face for a while, half have a silence, in all four combinations.
         script = write_script(rng, hidden=number % 2 == 0, silent=number % 4 in (1, 2))
         samples = speak(script, rng)
         clip = args.out / "clips" / f"demo_{number:02d}.mp4"

@@ -2,8 +2,8 @@
 
 usage: python benchmarks/make_gallery.py
 
-Writes benchmarks/gallery/: the contact sheet of a feature folder, the report, and a frame of an overlay. The report is
-photographed by Debian's chromium (extra ``dev``).
+Writes benchmarks/gallery/: the contact sheet of a feature folder, the report, and a frame of an overlay. Debian's
+chromium (extra ``dev``) takes the screenshot of the report.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ GALLERY = Path("benchmarks/gallery")
 NAME = "demo_14"
 MOMENT_S = 2.0
 WIDTH = 1000
-"""Pixels; what GitHub shows of a README."""
+"""Pixels: the width of a README on GitHub."""
 
 
 def save_small(picture: Image.Image, name: str) -> None:
-    """Write a PNG of few colours, at most ``WIDTH`` pixels wide."""
+    """Write a PNG of 128 colours, at most ``WIDTH`` pixels wide."""
     picture.thumbnail((WIDTH, 10 * WIDTH), Image.Resampling.LANCZOS)
     picture.convert("RGB").quantize(128).save(GALLERY / f"{name}.png", optimize=True)
 
 
-def photograph_report(path: Path) -> None:
-    """Screenshot of the demo's report at one moment."""
+def capture_report(path: Path) -> None:
+    """Take a screenshot of the demo's report at one moment."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1300, "height": 900})
@@ -48,7 +48,7 @@ def photograph_report(path: Path) -> None:
 
 
 def draw_overlay(path: Path) -> Image.Image:
-    """One frame of the clip with its prediction drawn in."""
+    """Draw the prediction into one frame of the clip."""
     features = load_features(DEMO / "features" / NAME)
     prediction = Predictor(DEMO / "run")(features)
     write_overlay(path, CLIPS / f"{NAME}.mp4", features, prediction, on_frame=lambda done, total: None)
@@ -65,7 +65,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         draw_contact_sheet(load_features(DEMO / "features" / NAME), Path(temporary) / "sheet.png")
         save_small(Image.open(Path(temporary) / "sheet.png"), "contact_sheet")
-        photograph_report(Path(temporary) / "report.png")
+        capture_report(Path(temporary) / "report.png")
         save_small(Image.open(Path(temporary) / "report.png"), "report")
         save_small(draw_overlay(Path(temporary) / "overlay.mp4"), "overlay")
 

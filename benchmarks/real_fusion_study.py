@@ -1,30 +1,28 @@
-"""What fusion is worth on continuous labels of real people.
+"""Compare fusions on continuous labels of real people.
 
 usage: python benchmarks/real_fusion_study.py PATH [--held-out OTHER] [--seeds N] [--systems NAME ...] [--keep FOLDER]
 
 PATH is laid out like the emotion labels of AVEC 2019 (cross-cultural emotion): ``labels/SESSION.csv`` with columns
-timestamp, arousal, valence and liking, apart by semicolons, and a folder of the same layout for each unimodal system,
-whose predictions are the features: the columns of ``visual-*`` are the picture, all others the voice. Two sessions may
-be the two ends of one conversation; the pairs of AVEC 2019 are known here.
+timestamp, arousal, valence and liking, separated by semicolons, and a folder of the same layout for each unimodal
+system, whose predictions are the features: the columns of ``visual-*`` are the picture, all others the voice. Two
+sessions may be the two ends of one conversation; the pairs of AVEC 2019 are known here.
 
-Folds hold out whole conversations. In each, two of the training conversations are set aside for validation: every
-network tries the same learning rates and keeps the rate, and the epoch, that is best there; ridge regression likewise
-chooses its strength; nothing is fitted again. CCC is pooled over the held-out rows of all folds. Differences have a
-bootstrap over conversations and seeds. One contrast was chosen before the study was run: RCMA with 2 steps against
-concatenation, both with a linear head, mean of arousal and valence; it has a sign-flip test over conversations, too.
+Folds hold out whole conversations. In each, two of the training conversations are for validation: they choose the
+learning rate and the epoch of every network, and the strength of ridge regression; nothing is fitted again. CCC is
+pooled over the held-out rows of all folds. Differences have a bootstrap over conversations and seeds. One contrast was
+chosen before the study was run: RCMA with 2 steps against concatenation, both with a linear head, mean of arousal and
+valence; it has a sign-flip test over conversations, too.
 
 With ``--held-out``, everything is trained on all of PATH and tested on the sessions of OTHER instead; their predictions
-go to ``--out``, and they are scored if OTHER has labels. ``--keep`` keeps the predictions of each training, so that a
-study that was stopped goes on. Writes benchmarks/results/, figures only; the last line printed is the result, as JSON.
+go to ``--out``, and they are scored if OTHER has labels. ``--keep`` keeps the predictions of each training, so that an
+interrupted study resumes. Writes benchmarks/results/, figures only; the last line printed is the result, as JSON.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,10 +31,9 @@ from typing import Any
 import numpy as np
 import torch
 from comparisons import bootstrap, compare, pooled_ccc, sign_flip_test
+from joblib import Memory
+from measuring import Measurement, argument_parser, print_rows, rounded, write_result
 from numpy.typing import NDArray
-from results import write_result
-from rich.console import Console
-from rich.table import Table
 from sessions import (
     TARGETS,
     Fold,
@@ -54,7 +51,6 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from preprocessing.errors import InputError
-from preprocessing.files import replace_when_whole
 from rcma.config import Modality, ModelSettings
 from rcma.data import Video, cut_window, fit_normalisation, overlap_average, windows
 from rcma.metrics import training_loss
@@ -75,8 +71,8 @@ CONTRAST_SEEDS = 10
 REFERENCES = ("picture", "mean of all systems", "ridge, both", "concat", "rcma, 2 steps")
 """With which every system is compared."""
 
-REACHED = "validation score"
-"""Name of it among the predictions that are kept."""
+Train = Callable[..., tuple[float, Predictions]]
+""":func:`train_network`, which may return what it returned before."""
 
 
 @dataclass(frozen=True)
@@ -89,11 +85,11 @@ class System:
     head: str | None = "linear"
     """None: as published for the kind of fusion."""
     view: str = "plain"
-    """Which of VIEWS it is given."""
+    """View of the features, see :class:`Session`."""
 
 
 def systems() -> dict[str, System]:
-    """All networks; the head is linear where nothing else is said, so that rows differ in fusion alone."""
+    """All networks; the head is linear unless named, so that rows differ in fusion alone."""
     concat = {"kind": "concat"}
     chosen = (
         System("picture", concat, modalities=("face",)),
@@ -113,11 +109,10 @@ def systems() -> dict[str, System]:
     return {system.name: system for system in chosen}
 
 
-# Networks.
-
-
-def train_network(system: System, fold: Fold, *, rate: float, seed: int, epochs: int) -> tuple[float, Predictions]:
-    """Train one network; the validation score of its best epoch, and what that predicts of the test sessions."""
+def train_network(
+    system: System, fold: Fold, fold_name: str, *, rate: float, seed: int, epochs: int
+) -> tuple[float, Predictions]:
+    """Train one network; the validation score of its best epoch, and its predictions of the test sessions."""
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
     videos = {s.name: s.videos[system.view] for s in (*fold.train, *fold.validation, *fold.test)}
@@ -138,11 +133,12 @@ def train_network(system: System, fold: Fold, *, rate: float, seed: int, epochs:
         if reached > best:
             best, weights = reached, {name: value.clone() for name, value in model.state_dict().items()}
     model.load_state_dict(weights)
+    print(f"{system.name}, {fold_name}, rate {rate:g}, seed {seed}: validation {best:.3f}", file=sys.stderr, flush=True)
     return best, {s.name: predict(model, whole[s.name], hop=LENGTH // 2) for s in fold.test}
 
 
 def build(system: System, videos: Sequence[Video]) -> RCMA:
-    """A network with random weights that standardises with the statistics of the training videos."""
+    """Make a network with random weights that standardises with the statistics of the training videos."""
     settings = ModelSettings.model_validate(
         {
             "targets": TARGETS,
@@ -172,7 +168,7 @@ def _whole_session(model: RCMA, video: Video) -> dict[str, Tensor]:
 
 
 def _batches(whole: Sequence[Mapping[str, Tensor]], random: np.random.Generator) -> Iterator[dict[str, Tensor]]:
-    """Windows that follow each other from a random row on, in random order."""
+    """Consecutive windows from a random row on, in random order."""
     places = []
     for session in whole:
         n = len(session["labels"])
@@ -200,11 +196,8 @@ def predict(model: RCMA, session: Mapping[str, Tensor], *, hop: int) -> NDArray[
     return overlap_average(starts, model(batch).numpy(), n)
 
 
-# Ridge regression, and no training at all.
-
-
 def references(folds: Sequence[Fold]) -> dict[str, list[Predictions]]:
-    """What needs no network; of each the predictions of all test sessions, as those of a single seed."""
+    """Predictions of all test sessions without networks, as those of a single seed."""
     columns: dict[str, tuple[Modality, ...]] = {"voice": ("audio",), "picture": ("face",), "both": ("face", "audio")}
     found: dict[str, list[Predictions]] = {
         "mean of all systems": [{s.name: s.untrained for fold in folds for s in fold.test}]
@@ -215,7 +208,7 @@ def references(folds: Sequence[Fold]) -> dict[str, list[Predictions]]:
 
 
 def fit_ridge(fold: Fold, modalities: Sequence[Modality]) -> Predictions:
-    """Ridge regression whose strength is chosen on the validation sessions."""
+    """Predict with ridge regression, whose strength is chosen on the validation sessions."""
 
     def columns(session: Session) -> NDArray[np.float32]:
         vectors = session.videos["look-ahead"].features().vectors
@@ -235,49 +228,28 @@ def _merge(predictions: Iterable[Predictions]) -> Predictions:
     return {name: values for of_fold in predictions for name, values in of_fold.items()}
 
 
-# The study.
-
-
-class Trainings:
-    """Trained networks: what each reached on validation, and what it predicts; kept in a folder."""
-
-    def __init__(self, folder: Path, *, epochs: int, on_outcome: Callable[[str], None]) -> None:
-        """Use what is in ``folder`` already."""
-        self._folder, self._epochs, self._on_outcome = folder, epochs, on_outcome
-
-    def outcome(self, system: System, fold: Fold, *, rate: float, seed: int) -> tuple[float, Predictions]:
-        """What :func:`train_network` returns."""
-        path = self._folder / f"{system.name}-{fold.name}-{rate:g}-{seed}-{self._epochs}.npz".replace(" ", "_")
-        if not path.exists():
-            reached, predictions = train_network(system, fold, rate=rate, seed=seed, epochs=self._epochs)
-            arrays: dict[str, Any] = {REACHED: np.array(reached), **predictions}
-            with replace_when_whole(path) as partial, partial.open("wb") as file:
-                np.savez(file, **arrays)
-            self._on_outcome(f"{path.stem}: validation {reached:.3f}")
-        with np.load(path) as kept:
-            return float(kept[REACHED]), {name: kept[name] for name in kept.files if name != REACHED}
-
-    def best_rate(self, system: System, fold: Fold) -> float:
-        """The learning rate with the best validation score of the first seed."""
-        return max(LEARNING_RATES, key=lambda rate: self.outcome(system, fold, rate=rate, seed=0)[0])
-
-
 def study(
-    chosen: Sequence[System], folds: Sequence[Fold], trainings: Trainings, *, seeds: int, contrast_seeds: int
+    chosen: Sequence[System], folds: Sequence[Fold], train: Train, *, seeds: int, contrast_seeds: int, epochs: int
 ) -> Iterator[dict[str, list[Predictions]]]:
     """After each seed, the predictions of all test sessions by every system and each of its seeds so far."""
+
+    def outcome(system: System, fold: Fold, rate: float, seed: int) -> tuple[float, Predictions]:
+        return train(system, fold, fold.name, rate=rate, seed=seed, epochs=epochs)
+
     found: dict[str, list[Predictions]] = {system.name: [] for system in chosen}
     for seed in range(max(seeds, contrast_seeds)):
         for system in chosen:
-            if seed < (max(seeds, contrast_seeds) if system.name in CONTRAST else seeds):
-                rates = {fold.name: trainings.best_rate(system, fold) for fold in folds}
-                outcomes = [trainings.outcome(system, fold, rate=rates[fold.name], seed=seed) for fold in folds]
-                found[system.name].append(_merge(predictions for _, predictions in outcomes))
+            if seed < seeds or (seed < contrast_seeds and system.name in CONTRAST):
+                of_folds = []
+                for fold in folds:
+                    rate = max(LEARNING_RATES, key=lambda rate: outcome(system, fold, rate, 0)[0])
+                    of_folds.append(outcome(system, fold, rate, seed)[1])
+                found[system.name].append(_merge(of_folds))
         yield found
 
 
-def summarise(predictions: Mapping[str, Sequence[Predictions]], sessions: Sequence[Session]) -> list[dict[str, Any]]:
-    """One row for each system, and one for the contrast, as JSON can hold them."""
+def summarise(predictions: Mapping[str, Sequence[Predictions]], sessions: Sequence[Session]) -> list[Measurement]:
+    """One row for each system, and one for the contrast."""
     conversations = sorted({s.conversation for s in sessions})
 
     def units(values: Predictions) -> list[NDArray[np.float32]]:
@@ -291,7 +263,7 @@ def summarise(predictions: Mapping[str, Sequence[Predictions]], sessions: Sequen
         found = compare(by_system[one], by_system[other], labels, resampled=(resampled[one], resampled[other]))
         return {"difference": found.mean, "interval": [found.low, found.high], "significant": found.significant}
 
-    rows: list[dict[str, Any]] = []
+    rows: list[Measurement] = []
     for name, seeds in by_system.items():
         scores = pooled_ccc(seeds, labels)[:, 0]  # (S,K)
         together = pooled_ccc([[np.mean(parts, axis=0) for parts in zip(*seeds, strict=True)]], labels)[0, 0]
@@ -311,42 +283,35 @@ def summarise(predictions: Mapping[str, Sequence[Predictions]], sessions: Sequen
         n = min(len(by_system[one]), len(by_system[other]))
         p = sign_flip_test(by_system[one][:n], by_system[other][:n], labels)
         rows.append({"contrast": list(CONTRAST), "seeds": n, **difference(one, other), "sign_flip_p": p})
-    return rounded(rows)
+    content: list[Measurement] = rounded(rows)
+    return content
 
 
-def rounded(value: Any) -> Any:
-    """Nested figures with four decimals."""
-    if isinstance(value, Mapping):
-        return {key: rounded(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [rounded(inner) for inner in value]
-    return round(float(value), 4) if isinstance(value, float | np.floating) else value
+def print_study(rows: Sequence[Measurement]) -> None:
+    """Print the result as a table; n.s. stands for no significant difference."""
 
+    def shown(difference: Mapping[str, Any]) -> str:
+        low, high = difference["interval"]
+        return f"{difference['difference']:+.3f} [{low:+.3f}, {high:+.3f}]" + (
+            "" if difference["significant"] else " n.s."
+        )
 
-def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
-    """What was found, to standard output."""
-    table = Table(caption="differences of the mean, 95 % intervals over conversations and seeds; n.s.: 0 is inside")
-    for heading in ("", *TARGETS, "mean", "ensemble", *(f"against {name}" for name in REFERENCES)):
-        table.add_column(heading, justify="right" if heading else "left")
-    for row in (row for row in rows if "system" in row):
-        against = [_shown(row["against"][name]) if name in row["against"] else "-" for name in REFERENCES]
-        scores = [f"{row[name]:.3f}" for name in (*TARGETS, "mean")]
-        table.add_row(row["system"], *scores, f"{row['ensemble']['mean']:.3f}" if "ensemble" in row else "-", *against)
-    Console(width=240).print(table)
-    for row in (row for row in rows if "contrast" in row):
-        one, other = row["contrast"]
-        print(f"{one} against {other}, {row['seeds']} seeds: {_shown(row)}, sign-flip p = {row['sign_flip_p']:.3f}")
-
-
-def _shown(row: Mapping[str, Any]) -> str:
-    low, high = row["interval"]
-    return f"{row['difference']:+.3f} [{low:+.3f}, {high:+.3f}]" + ("" if row["significant"] else " n.s.")
+    flat = []
+    for row in rows:
+        if "system" in row:
+            against = {f"against {name}": shown(difference) for name, difference in row["against"].items()}
+            flat.append({**row, **against, "ensemble": row["ensemble"]["mean"] if "ensemble" in row else None})
+        else:
+            one, other = row["contrast"]
+            print(f"{one} against {other}, {row['seeds']} seeds: {shown(row)}, sign-flip p = {row['sign_flip_p']:.3f}")
+    columns = ["system", *TARGETS, "mean", "ensemble", *(f"against {name}" for name in REFERENCES)]
+    print_rows("differences of the mean, 95 % intervals over conversations and seeds", flat, columns)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train all systems and write the result."""
     known = systems()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("path", type=Path, metavar="PATH", help="folder with labels and systems")
     parser.add_argument(
         "--held-out", type=Path, metavar="OTHER", help="sessions to predict after training on all of PATH"
@@ -356,10 +321,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--contrast-seeds", type=int, default=CONTRAST_SEEDS, metavar="N", help="default: 10")
     parser.add_argument("--epochs", type=int, default=EPOCHS, metavar="N", help=f"of every training; default: {EPOCHS}")
     parser.add_argument("--systems", nargs="+", choices=known, default=list(known), metavar="NAME", help="networks")
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="for what each network predicts, to go on later")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="for the predictions of each network, to resume")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         sessions = read_sessions(args.path, folder / "features")
@@ -367,22 +331,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.held_out is not None:
             folds = [held_out_fold(sessions, read_sessions(args.held_out, folder / "others"))]
         tested = [s for fold in folds for s in fold.test]
-        keep = args.keep or folder / "trainings"
-        keep.mkdir(parents=True, exist_ok=True)
-        trainings = Trainings(
-            keep,
-            epochs=args.epochs,
-            on_outcome=lambda line: print(f"{time.perf_counter() - begin:6.0f} s  {line}", file=sys.stderr, flush=True),
-        )
+        memory = Memory(args.keep or folder / "trainings", verbose=0)
+        # A fold is known by its name: its feature folders have other names in each run.
+        train = memory.cache(train_network, ignore=["fold"])
         found = references(folds)
         chosen = [known[name] for name in args.systems]
-        for of_networks in study(chosen, folds, trainings, seeds=args.seeds, contrast_seeds=args.contrast_seeds):
+        plan = {"seeds": args.seeds, "contrast_seeds": args.contrast_seeds, "epochs": args.epochs}
+        for of_networks in study(chosen, folds, train, **plan):
             predictions = {**found, **of_networks}
             if args.out is not None:
                 write_predictions(args.out, predictions, tested)
             if labelled := [s for s in tested if np.isfinite(s.labels).any()]:
                 rows = summarise(predictions, labelled)
-                print_table(rows)
+                print_study(rows)
                 write_result(
                     "real-fusion-study" + ("-held-out" if args.held_out else ""),
                     [{"epochs": args.epochs, **row} for row in rows],

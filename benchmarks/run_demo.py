@@ -2,8 +2,8 @@
 
 usage: make demo [VIDEO=my.mp4]
 
-Runs the four commands as a user would and prints each of them. What is already there is not done again, so a second run
-is quick. With VIDEO set, the trained model is run on that file too.
+Runs the four commands as a user would, and prints them. Finished steps are not repeated, so a second run is quick. With
+VIDEO set, the trained model also predicts that file.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ def main() -> None:
     print(f"\nThe demo took {time.perf_counter() - begin:.0f} s. On the {len(held_out)} held-out clips, CCC:")
     for target in ("valence", "arousal", "mean"):
         print(f"  {target:8} {scores[target]:.3f}")
-    print(f"features {FEATURES}/, model {RUN}/, predictions {PREDICTIONS}/; to look at: {PREDICTIONS}/report.html")
+    print(f"features {FEATURES}/, model {RUN}/, predictions {PREDICTIONS}/; open {PREDICTIONS}/report.html")
     print(
-        "The clips are an animated portrait with a synthetic voice and synthetic labels: they show that the parts work"
+        "The clips are an animated portrait with a synthetic voice and synthetic labels. They show that the parts work"
     )
-    print("together, and say nothing of how well a model does on people.")
+    print("together, not how well a model predicts people.")
     video = os.environ.get("VIDEO")
     if video:
         command("rcma-predict", "--checkpoint", RUN, "--out", OWN, "--report", "--", Path(video))
-        print(f"\nValence and arousal per frame of {video} are in {OWN}/; to look at: {OWN}/report.html.")
-        print("NOTE: this model has seen nothing but synthetic labels. Its values for real people mean nothing.")
+        print(f"\nValence and arousal per frame of {video} are in {OWN}/; open {OWN}/report.html.")
+        print("NOTE: this model was trained on synthetic labels only. Its values for real people mean nothing.")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Recordings of the study on real labels: tables of one row a moment, conversations, folds."""
+"""Recordings of the study on real labels: tables with one row per time, conversations, folds."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ PAIRS = (
     ("Devel_HU_03", "Devel_HU_05"),
     ("Devel_HU_04", "Devel_HU_10"),
 )
-"""Sessions that are the two ends of one conversation; a session in no pair is a conversation by itself."""
+"""Sessions that are the two ends of one conversation; any other session is a conversation by itself."""
 N_FOLDS = 5
 ROWS_TOGETHER = 2
-"""Rows that become one, their mean: 5 a second are enough for labels as smooth as these, in a third of the time."""
+"""Rows that are averaged into one: 5 per second are enough for labels this smooth, in a third of the time."""
 SIDE_ROWS = 12
-"""Rows to each side, about 2.5 s, over which ridge regression sees the mean of every column."""
+"""Rows to each side, about 2.5 s, over which ridge regression gets the mean of every column."""
 
 Predictions = dict[str, NDArray[np.float32]]
 """(T,2) of each session."""
@@ -47,9 +47,9 @@ class Session:
     name: str
     conversation: str
     videos: Mapping[str, Video]
-    """Feature folder and labels (T,2), of each of VIEWS."""
+    """Feature folder and labels (T,2) of each view of the features: plain, picture twice, look-ahead."""
     untrained: NDArray[np.float32]
-    """(T,2) mean of all systems' predictions."""
+    """(T,2) mean of the predictions of all systems."""
 
     @property
     def labels(self) -> NDArray[np.float32]:
@@ -58,7 +58,7 @@ class Session:
 
 
 def read_sessions(path: Path, folder: Path) -> list[Session]:
-    """Read all sessions of PATH; feature folders are made of them in ``folder``.
+    """Read all sessions of PATH and write their features into ``folder``.
 
     Raises:
         InputError: a file is missing or cannot be read.
@@ -100,13 +100,13 @@ def _read_session(path: Path, name: str, pictures: Sequence[Path], voices: Seque
 
 
 def _read_table(path: Path) -> NDArray[np.float64]:
-    """(T,4): seconds, arousal, valence, liking; of every ROWS_TOGETHER rows the mean."""
+    """(T,4): seconds, arousal, valence, liking; means of ROWS_TOGETHER rows."""
     columns = ("timestamp", *TARGETS, "liking")
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = [[float(row[name]) for name in columns] for row in csv.DictReader(file, delimiter=";")]
     except (OSError, KeyError, ValueError, TypeError) as error:
-        raise InputError(f"{path}: columns {', '.join(columns)}, apart by ;, are needed: {error}") from None
+        raise InputError(f"{path}: columns {', '.join(columns)}, separated by ;, are needed: {error}") from None
     n = len(rows) // ROWS_TOGETHER
     return np.array(rows[: n * ROWS_TOGETHER]).reshape(n, ROWS_TOGETHER, len(columns)).mean(axis=1)
 
@@ -140,7 +140,7 @@ class Fold:
 
 
 def divide(sessions: Sequence[Session]) -> list[Fold]:
-    """Five folds that hold out every fifth conversation; those of the next fold are for validation."""
+    """Make five folds that test on every fifth conversation and validate on the test conversations of the next fold."""
     given = {s.conversation for s in sessions}
     # In the order of PAIRS every fold gets both languages.
     order = [name for pair in PAIRS if (name := "+".join(pair)) in given]
@@ -160,13 +160,13 @@ def divide(sessions: Sequence[Session]) -> list[Fold]:
 
 
 def held_out_fold(sessions: Sequence[Session], others: Sequence[Session]) -> Fold:
-    """All sessions are for training or validation, which is on the conversations of the last fold."""
+    """Make one fold that tests on ``others`` and validates on the last fifth of the conversations."""
     last = divide(sessions)[-1]
     return Fold("held out", [*last.train, *last.validation], last.test, others)
 
 
 def score(predictions: Predictions, sessions: Sequence[Session]) -> float:
-    """Mean over the targets of CCC over the rows of all sessions."""
+    """CCC over the rows of all sessions, mean over the targets."""
     predicted = np.concatenate([predictions[s.name] for s in sessions])
     labels = np.concatenate([s.labels for s in sessions])
     return float(np.mean([ccc(predicted[:, k], labels[:, k]) for k in range(len(TARGETS))]))
@@ -175,7 +175,7 @@ def score(predictions: Predictions, sessions: Sequence[Session]) -> float:
 def write_predictions(
     folder: Path, predictions: Mapping[str, Sequence[Predictions]], sessions: Sequence[Session]
 ) -> None:
-    """A CSV file for each session, with a column for each system and target: the mean over its seeds."""
+    """Write a CSV file for each session, with a column for each system and target: the mean over its seeds."""
     folder.mkdir(parents=True, exist_ok=True)
     for session in sessions:
         columns = {

@@ -1,24 +1,22 @@
-"""Train the text expert: valence and arousal of sentences, on EmoBank; score it there and on OMG-Emotion.
+"""Train the text expert, valence and arousal of sentences, on EmoBank; score it there and on OMG-Emotion.
 
 usage: python benchmarks/train_text_affect.py EMOBANK.csv [--omg OMG_FOLDER] [--save]
 
-Trains on the split ``train``, chooses nothing by looking at the split ``dev`` but the sizes written below, and prints r
-and CCC on ``dev``; on OMG-Emotion's validation transcripts, which it has never seen, likewise. With --save the weights
-become those of the package; the result always goes to benchmarks/results.
+Trains on the split ``train`` and scores r and CCC on every split, and on OMG-Emotion's validation transcripts, which
+are not used in training. Only the sizes and rates below were chosen by looking at the split ``dev``. ``--save``
+replaces the weights in the package. Writes benchmarks/results/; the last line printed is the result, as JSON.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from measuring import Measurement, argument_parser, write_result
 from numpy.typing import NDArray
-from results import write_result
 from safetensors.numpy import save_file
 from torch import nn
 
@@ -29,16 +27,15 @@ HIDDEN = 32
 EPOCHS = 30
 BATCH = 128
 RATE = 3e-3
-"""Largest learning rate, in the middle of a cycle that rises and falls."""
+"""Largest learning rate of the one-cycle schedule."""
 WEIGHT_DECAY = 1e-2
 INPUT_DROPOUT, HIDDEN_DROPOUT = 0.3, 0.5
 SEED = 0
 
 
 def read_emobank(path: Path) -> dict[str, tuple[list[str], NDArray[np.float32]]]:
-    """Texts, and (N,2) valence and arousal in [-1,1], of each split."""
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    """Read the texts, and (N,2) valence and arousal in [-1,1], of each split."""
+    rows = read_rows(path)
     splits = {}
     for split in sorted({row["split"] for row in rows}):
         chosen = [row for row in rows if row["split"] == split]
@@ -49,26 +46,26 @@ def read_emobank(path: Path) -> dict[str, tuple[list[str], NDArray[np.float32]]]
 
 
 def read_omg(folder: Path) -> tuple[list[str], NDArray[np.float32]]:
-    """Validation transcripts of OMG-Emotion, and (N,2) valence and arousal; utterances without words are left out."""
-    texts = {}
-    with (folder / "omg_ValidationTranscripts.csv").open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            texts[row["video"], row["utterance"]] = row["transcript"].strip()
-    kept, labels = [], []
-    with (folder / "omg_ValidationVideos.csv").open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            text = texts.get((row["video"], row["utterance"]), "")
-            if text:
-                kept.append(text)
-                labels.append([float(row["valence"]), float(row["arousal"])])
-    return kept, np.array(labels, np.float32)
+    """Read the validation transcripts of OMG-Emotion, and (N,2) valence and arousal; without utterances of no words."""
+    transcripts = read_rows(folder / "omg_ValidationTranscripts.csv")
+    texts = {(row["video"], row["utterance"]): row["transcript"].strip() for row in transcripts}
+    videos = read_rows(folder / "omg_ValidationVideos.csv")
+    rows = [row for row in videos if texts.get((row["video"], row["utterance"]))]
+    labels = [[float(row["valence"]), float(row["arousal"])] for row in rows]
+    return [texts[row["video"], row["utterance"]] for row in rows], np.array(labels, np.float32)
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Read a CSV file."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def train(vectors: NDArray[np.float32], labels: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-    """Weights of :func:`rcma.experts.words.regress`, trained with the squared error of standardised labels."""
+    """Train weights for :func:`rcma.experts.regress` with the squared error of standardised labels."""
     torch.manual_seed(SEED)
     mean, std = vectors.mean(axis=0), vectors.std(axis=0)
-    std[std < 1e-6] = 1.0  # an entry that never varies says nothing
+    std[std < 1e-6] = 1.0  # constant entries
     label_mean, label_std = labels.mean(axis=0), labels.std(axis=0)
     x, y = torch.from_numpy((vectors - mean) / std), torch.from_numpy((labels - label_mean) / label_std)
     hidden, output = nn.Linear(x.shape[1], HIDDEN), nn.Linear(HIDDEN, 2)
@@ -82,17 +79,14 @@ def train(vectors: NDArray[np.float32], labels: NDArray[np.float32]) -> dict[str
             nn.functional.mse_loss(network(x[batch]), y[batch]).backward()
             optimizer.step()
             schedule.step()
-    # Standardising, and its reverse, go into the weights: nothing else has to be stored.
-    weights = {name: value.detach().numpy() for name, value in [*_named(hidden, "hidden"), *_named(output, "output")]}
+    # The weights include the standardisation and its inverse.
+    layers = nn.ModuleDict({"hidden": hidden, "output": output})
+    weights = {name: value.detach().numpy() for name, value in layers.named_parameters()}
     weights["hidden.bias"] = weights["hidden.bias"] - weights["hidden.weight"] @ (mean / std)
     weights["hidden.weight"] = weights["hidden.weight"] / std
     weights["output.weight"] = weights["output.weight"] * label_std[:, None]
     weights["output.bias"] = weights["output.bias"] * label_std + label_mean
     return weights
-
-
-def _named(layer: nn.Linear, name: str) -> list[tuple[str, torch.Tensor]]:
-    return [(f"{name}.weight", layer.weight), (f"{name}.bias", layer.bias)]
 
 
 def score(predicted: NDArray[np.float32], labels: NDArray[np.float32]) -> dict[str, float]:
@@ -106,7 +100,7 @@ def score(predicted: NDArray[np.float32], labels: NDArray[np.float32]) -> dict[s
 
 def main() -> None:
     """Train, score, and write the result; with --save, the weights as well."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("emobank", type=Path, help="CSV file with id, split, V, A, D, text")
     parser.add_argument("--omg", type=Path, help="folder of OMG-Emotion's CSV files")
     parser.add_argument("--save", action="store_true", help="write the weights into the package")
@@ -117,7 +111,7 @@ def main() -> None:
     weights = train(vectors["train"], splits["train"][1])
     stored = {name: value.astype(np.float16 if value.ndim == 2 else np.float32) for name, value in weights.items()}
     read_back = {name: value.astype(np.float32) for name, value in stored.items()}
-    measurements: list[dict[str, Any]] = [
+    measurements: list[Measurement] = [
         {"data": f"EmoBank, {split}", "sentences": len(texts), **score(regress(read_back, vectors[split]), labels)}
         for split, (texts, labels) in splits.items()
     ]
@@ -132,8 +126,8 @@ def main() -> None:
         save_file(stored, WEIGHTS, metadata=describe(measurements))
 
 
-def describe(measurements: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """What the program says of the weights, see :class:`rcma.experts.registry.Entry`."""
+def describe(measurements: Sequence[Measurement]) -> dict[str, str]:
+    """Metadata of the weights, see :class:`rcma.experts.registry.Entry`."""
     scores = "; ".join(
         f"{m['data']}: r {m['valence r']:.3f} valence, {m['arousal r']:.3f} arousal"
         for m in measurements

@@ -1,15 +1,16 @@
-"""What predictions are worth.
+"""Scores of predictions: the challenge's CCC, PCC and RMSE, each video separately, bootstrap intervals.
 
-The challenge's score is the CCC of each target over the concatenation of all annotated frames, and their mean
-(:func:`evaluate`, quick: training asks for it after every epoch). :func:`evaluate_in_detail` adds PCC, RMSE, every
-video by itself, and intervals: how much the score would move with another choice of videos.
+The challenge's score is the CCC of each target over the concatenation of all annotated frames, and the mean over the
+targets.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,30 +22,15 @@ from rcma.metrics import ccc, pcc, rmse
 _ROUNDING = 2e-6
 """Predictions in files have six decimals."""
 CONFIDENCE = 0.95
-"""Share of the resamples that an interval covers."""
+"""Coverage of the bootstrap intervals."""
 MIN_VIDEOS_FOR_INTERVALS = 20
-"""Of fewer videos there are no intervals, which would be too narrow to be believed: on made data of three kinds, 95 %
-intervals held the true score in 62 to 84 % of samples of 10 videos, 76 to 93 % of 20, 90 to 95 % of 76."""
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What predictions are worth."""
-
-    ccc: Mapping[Target, float]
-    """CCC of each target, in [-1,1]; NaN where it is undefined."""
-    mean: float
-    """Mean over the targets; NaN if one of them is NaN."""
-    n_videos: int
-    """Videos with both predictions and annotations."""
-    n_frames: int
-    """Annotated frames among them."""
-    warnings: tuple[str, ...] = ()
+"""With fewer videos, intervals are much too narrow: on three kinds of synthetic data, 95 % intervals contained the true
+score in 62 to 84 % of samples of 10 videos, 76 to 93 % of 20, 90 to 95 % of 76."""
 
 
 @dataclass(frozen=True)
 class Measures:
-    """One target, or the mean of all; NaN where undefined."""
+    """Scores of one target, or their mean over the targets; NaN where undefined."""
 
     ccc: float
     """In [-1,1]."""
@@ -56,19 +42,19 @@ class Measures:
 
 @dataclass(frozen=True)
 class VideoScores:
-    """One video."""
+    """Scores of one video."""
 
     video_id: str
     n_predicted: int
     """Rows of the prediction."""
     n_annotation_rows: int
-    """Rows of the annotation, those without a label included."""
+    """Rows of the annotation, with or without a label."""
     n_not_annotated: int
     """Rows of the annotation without a label: -5 in the challenge's files."""
     n_compared: int
-    """Annotated frames that lie within both."""
+    """Annotated frames within both."""
     by_target: Mapping[Target, Measures]
-    """NaN where undefined: constant labels or predictions, fewer than two labels, a prediction that is not there."""
+    """NaN where undefined: constant labels or predictions, fewer than two labels, a missing prediction."""
 
     @property
     def mean_ccc(self) -> float:
@@ -79,27 +65,32 @@ class VideoScores:
 
 @dataclass(frozen=True)
 class Intervals:
-    """Percentile bootstrap intervals of CCC over videos: lower and upper end; NaN where a resample has no CCC."""
+    """Percentile bootstrap intervals of CCC over videos."""
 
-    by_target: Mapping[Target, tuple[float, float]]
-    mean: tuple[float, float]
+    ends: Mapping[str, tuple[float, float]]
+    """Lower and upper end for each target and ``mean``; NaN where a resample has no CCC."""
     n_resamples: int
     seed: int
 
 
 @dataclass(frozen=True)
-class DetailedScores:
-    """The challenge's score and what lies behind it."""
+class Scores:
+    """Scores of a set of videos."""
 
     by_target: Mapping[Target, Measures]
     """Over the concatenation of all annotated frames."""
     mean: Measures
-    """Mean of the targets."""
+    """Mean over the targets; NaN if one of them is NaN."""
     intervals: Intervals | None
-    """None with fewer than :data:`MIN_VIDEOS_FOR_INTERVALS` videos that have annotated frames."""
+    """None without resampling, or with fewer than :data:`MIN_VIDEOS_FOR_INTERVALS` annotated videos."""
     videos: tuple[VideoScores, ...]
-    """Videos with both predictions and annotations, by name."""
+    """Videos with both predictions and annotations, sorted by name."""
     warnings: tuple[str, ...]
+
+    @property
+    def ccc(self) -> dict[Target, float]:
+        """CCC of each target, in [-1,1]; NaN where undefined."""
+        return {target: measures.ccc for target, measures in self.by_target.items()}
 
     @property
     def n_frames(self) -> int:
@@ -114,34 +105,17 @@ class DetailedScores:
 
 @dataclass(frozen=True)
 class Disagreement:
-    """How well the disagreement of several models ranks the errors of their mean, for one target."""
+    """How well the disagreement of several models predicts the error of their mean, for one target."""
 
     n_frames: int
     """Frames with a label and with predictions of two models or more."""
     spearman: float
-    """Rank correlation of the models' standard deviation with the absolute error, in [-1,1]: 1 where they disagree the
-    more, the larger the error; 0 where the one says nothing of the other. NaN where one of them does not vary."""
+    """Rank correlation of the models' standard deviation with the absolute error, in [-1,1]; NaN if either is constant.
+    """
     all: Measures
     """Over these frames."""
     least: Measures
-    """Over the half of them on which the models disagree least."""
-
-
-@dataclass(frozen=True)
-class _Pair:
-    """Predictions and annotations (n,n_targets) of one video, over the frames that both have."""
-
-    video_id: str
-    n_predicted: int
-    annotation: NDArray[np.floating]
-    """All its rows."""
-    predicted: NDArray[np.floating]
-    annotated: NDArray[np.floating]
-
-    @property
-    def labelled(self) -> NDArray[np.bool_]:
-        """(n,) frames with a label for at least one target."""
-        return ~np.isnan(self.annotated).all(axis=1)
+    """Over the half of these frames on which the models disagree least."""
 
 
 def evaluate(
@@ -149,63 +123,41 @@ def evaluate(
     annotations: Mapping[str, NDArray[np.floating]],
     *,
     targets: Sequence[Target] = TARGETS,
+    n_resamples: int = 0,
+    seed: int = 0,
 ) -> Scores:
     """Compare predictions with annotations.
 
-    Args:
-        predictions: (n,n_targets) in [-1,1] for each video_id; NaN where not predicted.
-        annotations: (n,n_targets) likewise, NaN where not annotated. Where the two differ in length, the frames that
-            both have are compared and a warning gives the two counts.
-        targets: names of the columns.
-
-    Raises:
-        InputError: no video has both.
-    """
-    pairs = _pair_up(predictions, annotations)
-    predicted, annotated = _concatenate(pairs)
-    values = {target: ccc(predicted[:, k], annotated[:, k]) for k, target in enumerate(targets)}
-    return Scores(
-        ccc=values,
-        mean=float(np.mean(list(values.values()))),
-        n_videos=len(pairs),
-        n_frames=int(sum(pair.labelled.sum() for pair in pairs)),
-        warnings=_warnings(predictions, annotations, pairs),
-    )
-
-
-def evaluate_in_detail(
-    predictions: Mapping[str, NDArray[np.floating]],
-    annotations: Mapping[str, NDArray[np.floating]],
-    *,
-    targets: Sequence[Target] = TARGETS,
-    n_resamples: int = 1000,
-    seed: int = 0,
-) -> DetailedScores:
-    """Compare predictions with annotations: all of :func:`evaluate`, PCC, RMSE, each video, intervals over videos.
-
-    The intervals tell how far the score depends on which videos are in the set. They say nothing of another training
-    run, take videos as independent of each other, which two videos of one person are not, and are somewhat too narrow
+    The intervals show how much the score depends on the choice of videos. They do not cover the variation between
+    training runs, treat videos as independent, which two videos of one person are not, and are somewhat too narrow
     for a few dozen videos, see :data:`MIN_VIDEOS_FOR_INTERVALS`.
 
     Args:
-        predictions: see :func:`evaluate`.
-        annotations: see :func:`evaluate`.
+        predictions: (n,n_targets) in [-1,1] for each video_id; NaN where not predicted.
+        annotations: (n,n_targets) likewise, NaN where not annotated. If the lengths of a video differ, the frames that
+            both have are compared, with a warning.
         targets: names of the columns.
-        n_resamples: how many sets of videos are drawn with replacement, each as large as the one given.
-        seed: of the draws; videos are drawn by their place in the sorted list of names.
+        n_resamples: number of bootstrap samples of the videos, sorted by name; 0: no intervals.
+        seed: of the bootstrap.
 
     Raises:
         InputError: no video has both.
     """
-    pairs = _pair_up(predictions, annotations)
-    by_target = _measure(*_concatenate(pairs), targets)
+    common = sorted(predictions.keys() & annotations.keys())
+    if not common:
+        raise InputError(
+            f"predictions ({_some(predictions)}) and annotations ({_some(annotations)}) have no video in common; "
+            "their names must be equal"
+        )
+    predicted, annotated = zip(*(_overlap(predictions[name], annotations[name]) for name in common), strict=True)
+    by_target = _measure(np.concatenate(predicted), np.concatenate(annotated), targets)
     means = (float(np.mean(values)) for values in zip(*map(astuple, by_target.values()), strict=True))
-    return DetailedScores(
+    return Scores(
         by_target=by_target,
         mean=Measures(*means),
-        intervals=_intervals(pairs, targets, n_resamples=n_resamples, seed=seed),
-        videos=tuple(_score_video(pair, targets) for pair in pairs),
-        warnings=_warnings(predictions, annotations, pairs),
+        intervals=_intervals(predicted, annotated, targets, n_resamples=n_resamples, seed=seed),
+        videos=tuple(_score_video(name, predictions[name], annotations[name], targets) for name in common),
+        warnings=_warnings(predictions, annotations),
     )
 
 
@@ -216,31 +168,31 @@ def compare_disagreement(
     *,
     targets: Sequence[Target] = TARGETS,
 ) -> tuple[dict[Target, Disagreement], tuple[str, ...]]:
-    """Compare how far models disagree with how far their mean is off, over the frames of all videos.
+    """Compare the disagreement of several models with the error of their mean, over the frames of all videos.
 
     Args:
         predictions: see :func:`evaluate`.
         annotations: see :func:`evaluate`.
-        spreads: the predictions once more, and their standard deviations, (n,n_targets) both, of each video.
+        spreads: mean of the models and their standard deviation, both (n,n_targets), of each video.
         targets: names of the columns.
 
     Returns:
-        Of each target that has such frames; and warnings, one line for each video whose predictions are not those that
-        the standard deviations belong to, which are left out.
+        The comparison for each target that has such frames; and a warning for each video that is left out because its
+        predictions are not the mean in ``spreads``.
     """
     from scipy.stats import spearmanr  # takes a while to import; comes with scikit-learn
 
-    parts, warnings = [], []
+    parts, warnings = [np.empty((3, 0, len(targets)))], []
     for video_id in sorted(predictions.keys() & annotations.keys() & spreads.keys()):
         predicted, annotated = predictions[video_id], annotations[video_id]
-        values, spread = spreads[video_id]
-        n = min(len(predicted), len(annotated), len(values))
-        if not np.allclose(values[:n], predicted[:n], atol=_ROUNDING, rtol=0.0, equal_nan=True):
-            warnings.append(f"{video_id}: the table holds other predictions; its models' disagreement is left out")
+        mean, spread = spreads[video_id]
+        n = min(len(predicted), len(annotated), len(mean))
+        if not np.allclose(mean[:n], predicted[:n], atol=_ROUNDING, rtol=0.0, equal_nan=True):
+            warnings.append(f"{video_id}: the table has other predictions; the disagreement of its models is left out")
             continue
         parts.append(np.stack([predicted[:n], annotated[:n], spread[:n]]))  # (3,n,n_targets)
+    columns = np.concatenate(parts, axis=1)
     compared: dict[Target, Disagreement] = {}
-    columns = np.concatenate(parts, axis=1) if parts else np.empty((3, 0, len(targets)))
     for k, target in enumerate(targets):
         predicted, annotated, spread = columns[:, np.isfinite(columns[..., k]).all(axis=0), k].astype(np.float64)
         if not len(spread):
@@ -257,42 +209,42 @@ def compare_disagreement(
     return compared, tuple(warnings)
 
 
-def disagreement_as_json(compared: Mapping[Target, Disagreement]) -> dict[str, object]:
-    """For each target ``n_frames``, ``spearman``, and ``ccc``, ``pcc``, ``rmse`` under ``all`` and ``least``."""
-    return {
-        target: {
-            "n_frames": one.n_frames,
-            "spearman": _or_null(one.spearman),
-            **{part: _measures_as_json(measures) for part, measures in (("all", one.all), ("least", one.least))},
-        }
-        for target, one in compared.items()
-    }
-
-
-def as_json(scores: DetailedScores) -> dict[str, object]:
-    """Scores as JSON can hold them: what is undefined is null, not NaN.
+def as_json(scores: Scores, disagreement: Mapping[Target, Disagreement] | None = None) -> dict[str, Any]:
+    """Scores as in ``scores.json``; null stands for NaN, which JSON does not have.
 
     Returns:
-        The targets and ``mean``: CCC; ``pcc``, ``rmse``: an object each with the same keys; ``ccc_interval``: null, or
-        [lower, upper] under the same keys, with ``confidence``, ``n_resamples`` and
-        ``seed``; ``n_videos``, ``n_frames`` (annotated frames compared), ``n_not_annotated`` (rows with -5);
-        ``warnings``: lines of text; ``videos``: a list with, for each video, ``video``, ``n_predicted``,
-        ``n_annotation_rows``, ``n_not_annotated``, ``n_compared``, and under each target ``ccc``, ``pcc``, ``rmse``.
+        Each target and ``mean``: CCC. ``pcc`` and ``rmse``: an object with the same keys. ``ccc_interval``: null, or
+        [lower, upper] under the same keys, with ``confidence``, ``n_resamples`` and ``seed``. ``n_videos``,
+        ``n_frames`` (annotated frames compared), ``n_not_annotated`` (rows with -5). ``warnings``: lines of text.
+        ``videos``: for each video ``video``, ``n_predicted``, ``n_annotation_rows``, ``n_not_annotated``,
+        ``n_compared``, and under each target ``ccc``, ``pcc``, ``rmse``. ``disagreement``, if given: for each target
+        ``n_frames``, ``spearman``, and ``ccc``, ``pcc``, ``rmse`` under ``all`` and ``least``.
     """
-    whole = {**scores.by_target, "mean": scores.mean}
-    content: dict[str, object] = {name: _or_null(measures.ccc) for name, measures in whole.items()}
-    content["pcc"] = {name: _or_null(measures.pcc) for name, measures in whole.items()}
-    content["rmse"] = {name: _or_null(measures.rmse) for name, measures in whole.items()}
-    content["ccc_interval"] = None
+    measures = {**scores.by_target, "mean": scores.mean}
+    interval: dict[str, Any] | None = None
     if scores.intervals is not None:
-        intervals = {**scores.intervals.by_target, "mean": scores.intervals.mean}
-        ends = {name: [_or_null(end) for end in interval] for name, interval in intervals.items()}
         drawn = {"n_resamples": scores.intervals.n_resamples, "seed": scores.intervals.seed}
-        content["ccc_interval"] = {**ends, "confidence": CONFIDENCE, **drawn}
-    content |= {"n_videos": len(scores.videos), "n_frames": scores.n_frames}
-    content |= {"n_not_annotated": scores.n_not_annotated, "warnings": list(scores.warnings)}
-    content["videos"] = [_video_as_json(video) for video in scores.videos]
-    return content
+        interval = {**scores.intervals.ends, "confidence": CONFIDENCE, **drawn}
+    videos = []
+    for video in scores.videos:
+        values = asdict(video)
+        by_target = values.pop("by_target")
+        videos.append({"video": values.pop("video_id"), **values, **by_target})
+    content = {
+        **{name: one.ccc for name, one in measures.items()},
+        "pcc": {name: one.pcc for name, one in measures.items()},
+        "rmse": {name: one.rmse for name, one in measures.items()},
+        "ccc_interval": interval,
+        "n_videos": len(scores.videos),
+        "n_frames": scores.n_frames,
+        "n_not_annotated": scores.n_not_annotated,
+        "warnings": list(scores.warnings),
+        "videos": videos,
+    }
+    if disagreement is not None:
+        content["disagreement"] = {target: asdict(one) for target, one in disagreement.items()}
+    with_null: dict[str, Any] = json.loads(json.dumps(content), parse_constant=lambda _: None)
+    return with_null
 
 
 def resampled_ccc(
@@ -300,120 +252,100 @@ def resampled_ccc(
 ) -> NDArray[np.float64]:
     """CCC over the concatenation of the videos of each draw, without concatenating them.
 
-    CCC needs no more of a video than its number of labels, sums, sums of squares and of products: those of a draw are
-    the sums of its videos'. They are taken about the mean over all videos, so that their differences keep their digits.
+    The moments in CCC follow from sums over frames, and the sums of a draw are the sums of its videos' sums.
 
     Args:
         predicted: (n,K) for each of V videos.
         annotated: (n,K) likewise, NaN where not annotated.
-        draws: (R,D) integers in [0,V): the videos of each of R draws; a video may be there several times.
+        draws: (R,D) integers in [0,V): the videos of each of R draws, with repetition.
 
     Returns:
         (R,K); NaN where :func:`rcma.metrics.ccc` is.
     """
-    n_draws, n_videos = len(draws), len(predicted)
-    times = np.zeros((n_draws, n_videos))
-    np.add.at(times, (np.arange(n_draws)[:, None], draws), 1.0)
-    columns = range(predicted[0].shape[1])
-    return np.stack(
-        [_ccc_of_sums([p[:, k] for p in predicted], [a[:, k] for a in annotated], times) for k in columns], axis=1
-    )
-
-
-def _ccc_of_sums(
-    predicted: Sequence[NDArray[np.floating]], annotated: Sequence[NDArray[np.floating]], times: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """CCC (R,) of one target when each of V videos is there ``times`` (R,V) times."""
-    labelled = [~np.isnan(y) for y in annotated]
-    x = [p[kept].astype(np.float64) for p, kept in zip(predicted, labelled, strict=True)]
-    y = [a[kept].astype(np.float64) for a, kept in zip(annotated, labelled, strict=True)]
-    unusable = np.array([not (np.isfinite(a).all() and np.isfinite(b).all()) for a, b in zip(x, y, strict=True)])
-    x, y = ([np.where(np.isfinite(values), values, 0.0) for values in side] for side in (x, y))
-    x_origin, y_origin = (float(np.concatenate(v).mean()) if any(map(len, v)) else 0.0 for v in (x, y))
-    sums = np.array(
-        [
-            [len(a), a.sum(), b.sum(), (a**2).sum(), (b**2).sum(), (a * b).sum()]
-            for a, b in ((a - x_origin, b - y_origin) for a, b in zip(x, y, strict=True))
-        ]
-    )  # (V,6)
+    # Sums of squares about an origin near the mean do not lose digits.
+    x_origin, y_origin = _origin(predicted), _origin(annotated)
+    sums, extremes = [], []
+    # A missing or infinite prediction makes the sums of its video, and so the CCC of each draw with it, NaN.
     with np.errstate(divide="ignore", invalid="ignore"):
-        n, *of_draw = (times @ sums).T
+        for x, y in zip(predicted, annotated, strict=True):
+            labelled = ~np.isnan(y)
+            extremes.append([np.where(labelled, v, -np.inf).max(axis=0, initial=-np.inf) for v in (x, -x, y, -y)])
+            x, y = np.where(labelled, x - x_origin, 0.0), np.where(labelled, y - y_origin, 0.0)
+            sums.append([values.sum(axis=0) for values in (labelled, x, y, x**2, y**2, x * y)])
+        n, *of_draw = np.moveaxis(np.array(sums)[draws].sum(axis=1), 1, 0)  # (6,R,K)
         x_mean, y_mean, xx, yy, xy = (values / n for values in of_draw)
         shift = (x_mean - y_mean) + (x_origin - y_origin)
         result = 2.0 * (xy - x_mean * y_mean) / (xx - x_mean**2 + yy - y_mean**2 + shift**2)
-    says_nothing = (n < 2) | (times[:, unusable].sum(axis=1) > 0) | _constant(x, times) | _constant(y, times)
-    return np.where(says_nothing, np.nan, result)
+    # Sums are rounded, so they do not show whether all values are the same.
+    x_max, minus_x_min, y_max, minus_y_min = np.moveaxis(np.array(extremes)[draws].max(axis=1), 1, 0)  # (4,R,K)
+    constant = (x_max <= -minus_x_min) | (y_max <= -minus_y_min)
+    return np.where(constant, np.nan, result)
 
 
-def _constant(values: Sequence[NDArray[np.float64]], times: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """(R,) draws in which all values are the same; not seen from their sums, which are rounded."""
-    highest = np.array([v.max(initial=-np.inf) for v in values])
-    lowest = np.array([v.min(initial=np.inf) for v in values])
-    drawn = times > 0
-    return np.where(drawn, highest, -np.inf).max(axis=1) <= np.where(drawn, lowest, np.inf).min(axis=1)
+def _origin(values: Sequence[NDArray[np.floating]]) -> NDArray[np.float64]:
+    """(K,) means of all finite values in float64, 0 where there is none."""
+    finite = np.ma.masked_invalid(np.concatenate(values).astype(np.float64))
+    return np.asarray(finite.mean(axis=0).filled(0.0))
 
 
-def _intervals(pairs: Sequence[_Pair], targets: Sequence[Target], *, n_resamples: int, seed: int) -> Intervals | None:
-    pairs = [pair for pair in pairs if pair.labelled.any()]
-    if len(pairs) < MIN_VIDEOS_FOR_INTERVALS:
+def _intervals(
+    predicted: Sequence[NDArray[np.floating]],
+    annotated: Sequence[NDArray[np.floating]],
+    targets: Sequence[Target],
+    *,
+    n_resamples: int,
+    seed: int,
+) -> Intervals | None:
+    kept = [k for k, labels in enumerate(annotated) if _has_label(labels).any()]
+    if n_resamples == 0 or len(kept) < MIN_VIDEOS_FOR_INTERVALS:
         return None
-    draws = np.random.default_rng(seed).integers(len(pairs), size=(n_resamples, len(pairs)))
-    values = resampled_ccc([pair.predicted for pair in pairs], [pair.annotated for pair in pairs], draws=draws)
+    draws = np.random.default_rng(seed).integers(len(kept), size=(n_resamples, len(kept)))
+    values = resampled_ccc([predicted[k] for k in kept], [annotated[k] for k in kept], draws=draws)
     tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(np.column_stack([values, values.mean(axis=1)]), [tail, 1 - tail], axis=0)
-    *of_targets, mean = ((float(a), float(b)) for a, b in zip(low, high, strict=True))
-    return Intervals(dict(zip(targets, of_targets, strict=True)), mean, n_resamples=n_resamples, seed=seed)
+    ends = np.quantile(np.column_stack([values, values.mean(axis=1)]), [tail, 1 - tail], axis=0)
+    pairs = ((float(low), float(high)) for low, high in ends.T)
+    return Intervals(dict(zip([*targets, "mean"], pairs, strict=True)), n_resamples=n_resamples, seed=seed)
 
 
-def _pair_up(
-    predictions: Mapping[str, NDArray[np.floating]], annotations: Mapping[str, NDArray[np.floating]]
-) -> list[_Pair]:
-    common = sorted(predictions.keys() & annotations.keys())
-    if not common:
-        raise InputError(
-            f"predictions ({_some(predictions)}) and annotations ({_some(annotations)}) have no video in common; "
-            "their names must be equal"
-        )
-    pairs = []
-    for video_id in common:
-        predicted, annotation = predictions[video_id], annotations[video_id]
-        n = min(len(predicted), len(annotation))
-        pairs.append(_Pair(video_id, len(predicted), annotation, predicted[:n], annotation[:n]))
-    return pairs
+def _overlap(
+    predicted: NDArray[np.floating], annotated: NDArray[np.floating]
+) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    n = min(len(predicted), len(annotated))
+    return predicted[:n], annotated[:n]
 
 
-def _concatenate(pairs: Sequence[_Pair]) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-    return np.concatenate([pair.predicted for pair in pairs]), np.concatenate([pair.annotated for pair in pairs])
+def _has_label(labels: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """(n,) whether a frame has a label for at least one target."""
+    return ~np.isnan(labels).all(axis=1)
 
 
 def _warnings(
-    predictions: Mapping[str, object],
-    annotations: Mapping[str, object],
-    pairs: Sequence[_Pair],
+    predictions: Mapping[str, NDArray[np.floating]], annotations: Mapping[str, NDArray[np.floating]]
 ) -> tuple[str, ...]:
     warnings = [f"{name}: no predictions; not compared" for name in sorted(annotations.keys() - predictions.keys())]
     warnings += [f"{name}: no annotation; not compared" for name in sorted(predictions.keys() - annotations.keys())]
-    for pair in pairs:
-        n_predicted, n_annotated = pair.n_predicted, len(pair.annotation)
+    for name in sorted(predictions.keys() & annotations.keys()):
+        predicted, annotated = _overlap(predictions[name], annotations[name])
+        n_predicted, n_annotated, n = len(predictions[name]), len(annotations[name]), len(predicted)
         if n_predicted != n_annotated:
-            n = len(pair.annotated)
-            warnings.append(
-                f"{pair.video_id}: {n_predicted} predictions, {n_annotated} annotated rows; compared over {n}"
-            )
-        gaps = (np.isnan(pair.predicted) & ~np.isnan(pair.annotated)).any(axis=1)
+            warnings.append(f"{name}: {n_predicted} predictions, {n_annotated} annotated rows; compared over {n}")
+        gaps = (np.isnan(predicted) & ~np.isnan(annotated)).any(axis=1)
         if gaps.any():
-            warnings.append(f"{pair.video_id}: {gaps.sum()} annotated frames have no prediction: CCC is undefined")
+            warnings.append(f"{name}: {gaps.sum()} annotated frames have no prediction: CCC is undefined")
     return tuple(warnings)
 
 
-def _score_video(pair: _Pair, targets: Sequence[Target]) -> VideoScores:
+def _score_video(
+    video_id: str, predictions: NDArray[np.floating], annotation: NDArray[np.floating], targets: Sequence[Target]
+) -> VideoScores:
+    predicted, annotated = _overlap(predictions, annotation)
     return VideoScores(
-        video_id=pair.video_id,
-        n_predicted=pair.n_predicted,
-        n_annotation_rows=len(pair.annotation),
-        n_not_annotated=int(np.isnan(pair.annotation).all(axis=1).sum()),
-        n_compared=int(pair.labelled.sum()),
-        by_target=_measure(pair.predicted, pair.annotated, targets),
+        video_id=video_id,
+        n_predicted=len(predictions),
+        n_annotation_rows=len(annotation),
+        n_not_annotated=int(np.isnan(annotation).all(axis=1).sum()),
+        n_compared=int(_has_label(annotated).sum()),
+        by_target=_measure(predicted, annotated, targets),
     )
 
 
@@ -426,21 +358,6 @@ def _measure(
 
 def _measure_target(predicted: NDArray[np.floating], annotated: NDArray[np.floating]) -> Measures:
     return Measures(ccc=ccc(predicted, annotated), pcc=pcc(predicted, annotated), rmse=rmse(predicted, annotated))
-
-
-def _video_as_json(video: VideoScores) -> dict[str, object]:
-    content: dict[str, object] = {"video": video.video_id}
-    for name in ("n_predicted", "n_annotation_rows", "n_not_annotated", "n_compared"):
-        content[name] = getattr(video, name)
-    return content | {target: _measures_as_json(measures) for target, measures in video.by_target.items()}
-
-
-def _measures_as_json(measures: Measures) -> dict[str, float | None]:
-    return {name: _or_null(value) for name, value in asdict(measures).items()}
-
-
-def _or_null(value: float) -> float | None:
-    return None if math.isnan(value) else value
 
 
 def _some(names: Mapping[str, object]) -> str:

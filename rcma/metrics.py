@@ -1,9 +1,9 @@
-"""Concordance correlation coefficient (CCC): the challenge's score, and the loss made of it; PCC and RMSE beside it.
+"""Concordance correlation coefficient (CCC), the challenge's score, and the loss based on it; PCC and RMSE.
 
     CCC(x, y) = 2 cov(x, y) / (var(x) + var(y) + (mean(x) - mean(y))^2)
 
 with population moments (divided by N), x the prediction and y the label (Lin, Biometrics 45, 1989). It lies in
-[-1, 1]; 1 only for x = y. CCC over a concatenation of windows is not the mean of the windows' CCCs.
+[-1, 1] and is 1 only for x = y. The CCC of a concatenation of windows is not the mean of the windows' CCCs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def ccc(x: ArrayLike, y: ArrayLike) -> float:
         y: labels, (N,), NaN where there is none.
 
     Returns:
-        CCC in [-1, 1]; NaN where it says nothing: fewer than two labels, constant predictions or constant labels,
+        CCC in [-1, 1]; NaN where it is undefined: fewer than two labels, constant predictions or constant labels,
         or a labelled position whose prediction is NaN or infinite.
 
     Raises:
@@ -42,38 +42,23 @@ def ccc(x: ArrayLike, y: ArrayLike) -> float:
 
 
 def pcc(x: ArrayLike, y: ArrayLike) -> float:
-    """Pearson's correlation coefficient, cov(x, y) / sqrt(var(x) var(y)): what CCC would be without shift and scale.
+    """Pearson's correlation coefficient, cov(x, y) / sqrt(var(x) var(y)), which ignores shift and scale.
 
-    Args:
-        x: predictions, (N,), any real type.
-        y: labels, (N,), NaN where there is none.
-
-    Returns:
-        PCC in [-1, 1]; NaN where CCC is NaN, see :func:`ccc`.
-
-    Raises:
-        ValueError: x and y are not one-dimensional or differ in length.
+    It takes what :func:`ccc` takes, lies in [-1, 1], and is NaN where CCC is NaN.
     """
     prediction, label = _at_labels(x, y)
     if not _varies(prediction, label):
         return float("nan")
     x_centred, y_centred = prediction - prediction.mean(), label - label.mean()
     correlation = np.dot(x_centred, y_centred) / (np.linalg.norm(x_centred) * np.linalg.norm(y_centred))
-    return float(np.clip(correlation, -1.0, 1.0))  # the last digit may stand beyond
+    return float(np.clip(correlation, -1.0, 1.0))  # rounding may exceed 1
 
 
 def rmse(x: ArrayLike, y: ArrayLike) -> float:
-    """Root of the mean squared error, in the unit of the labels.
+    """Root mean squared error, in the unit of the labels.
 
-    Args:
-        x: predictions, (N,), any real type.
-        y: labels, (N,), NaN where there is none.
-
-    Returns:
-        RMSE >= 0, of constants too; NaN without any label, or if a labelled position's prediction is NaN or infinite.
-
-    Raises:
-        ValueError: x and y are not one-dimensional or differ in length.
+    It takes what :func:`ccc` takes and is >= 0, also for constants; NaN without any label, or if a labelled position's
+    prediction is NaN or infinite.
     """
     prediction, label = _at_labels(x, y)
     if len(label) == 0 or not np.isfinite(prediction).all():
@@ -86,28 +71,28 @@ def _at_labels(x: ArrayLike, y: ArrayLike) -> tuple[NDArray[np.float64], NDArray
     prediction, label = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     if prediction.ndim != 1 or prediction.shape != label.shape:
         raise ValueError(
-            f"predictions and labels are two arrays (N,) of equal length, given: {prediction.shape} and {label.shape}"
+            f"predictions and labels must be arrays (N,) of equal length, given: {prediction.shape} and {label.shape}"
         )
     labelled = ~np.isnan(label)
     return prediction[labelled], label[labelled]
 
 
 def _varies(prediction: NDArray[np.float64], label: NDArray[np.float64]) -> bool:
-    """Whether a correlation says something: two labels or more, all finite, neither side constant."""
+    """Whether a correlation is defined: two labels or more, all finite, neither side constant."""
     if len(label) < 2 or not (np.isfinite(prediction).all() and np.isfinite(label).all()):
         return False
     return bool(np.ptp(prediction) > 0.0 and np.ptp(label) > 0.0)
 
 
 def training_loss(prediction: Tensor, labels: Tensor, *, over: Literal["window", "batch"], mse_weight: float) -> Tensor:
-    """What training minimises: 1 - CCC, mixed with the mean squared error.
+    """1 - CCC, mixed with the mean squared error.
 
-    Under ``torch.distributed``, each process gives its part of the batch and gets the loss of the whole batch, the same
-    in all of them. Averaged over the processes, as DistributedDataParallel does it, their gradients are those of that
-    loss, however the windows and labels are spread. All processes must call it together.
+    Under ``torch.distributed``, each process passes its part of the batch and all get the loss of the whole batch.
+    Their gradients, averaged over the processes as DistributedDataParallel does, are those of that loss, however the
+    windows and labels are distributed. All processes must call it together.
 
     Args:
-        prediction: see :func:`ccc_loss`; the number of windows B may differ from process to process.
+        prediction: see :func:`ccc_loss`; the number of windows B may differ between processes.
         labels: see :func:`ccc_loss`.
         over: ``window``: the mean over windows; ``batch``: one CCC over all frames of the batch.
         mse_weight: share of the mean squared error, 0 to 1.
@@ -118,11 +103,9 @@ def training_loss(prediction: Tensor, labels: Tensor, *, over: Literal["window",
     if over == "batch":
         prediction, labels = prediction.flatten(0, 1)[None], labels.flatten(0, 1)[None]  # (1,B*L,K)
     terms, counted = _ccc_terms(prediction, labels, shared=over == "batch")
-    n_terms = counted.sum()
+    total, n_terms = (terms * counted).sum(), counted.sum()
     if over == "window":
-        total, n_terms = _over_processes(torch.stack([(terms * counted).sum(), n_terms.to(terms.dtype)]))
-    else:
-        total = (terms * counted).sum()
+        total, n_terms = _over_processes(torch.stack([total, n_terms.to(total.dtype)]))
     loss = total / n_terms.clamp_min(1)
     if mse_weight == 0.0:
         return loss
@@ -133,10 +116,7 @@ def training_loss(prediction: Tensor, labels: Tensor, *, over: Literal["window",
 
 
 def n_loss_terms(labels: Tensor, *, over: Literal["window", "batch"]) -> Tensor:
-    """How many values of 1 - CCC a batch's loss is the mean of; scalar, int64.
-
-    Under ``torch.distributed``, those of all processes, as in :func:`training_loss`.
-    """
+    """Number of values of 1 - CCC that :func:`training_loss` averages, over all processes; scalar, int64."""
     labelled = ~torch.isnan(labels)  # (B,L,K)
     if over == "window":
         return _over_processes((labelled.sum(dim=1) >= 2).sum())
@@ -147,8 +127,8 @@ def ccc_loss(prediction: Tensor, labels: Tensor) -> Tensor:
     """Mean of 1 - CCC over windows and targets.
 
     Computed as mean((x - y)^2) / (var(x) + var(y) + (mean(x) - mean(y))^2), which is the same number and exactly 0
-    for a perfect prediction. A window whose labels are constant has no CCC; there the numerator, the mean squared
-    error, stands in so that the gradient still leads to the labels.
+    for a perfect prediction. A window with constant labels has no CCC; its term is the numerator, the mean squared
+    error, whose gradient still leads to the labels.
 
     Args:
         prediction: (B,L,K) float; never read where the label is NaN.
@@ -168,20 +148,20 @@ def ccc_loss(prediction: Tensor, labels: Tensor) -> Tensor:
 def _ccc_terms(prediction: Tensor, labels: Tensor, *, shared: bool) -> tuple[Tensor, Tensor]:
     """1 - CCC of each window and target (B,K), and whether it counts; see :func:`ccc_loss`.
 
-    ``shared``: a window's frames are spread over all processes, each of which gives as many windows.
+    ``shared``: the frames of each window are distributed over all processes.
     """
     if prediction.ndim != 3 or prediction.shape != labels.shape:
         raise ValueError(
-            f"ccc_loss takes prediction and labels of one shape (B,L,K), "
+            f"prediction and labels must have the same shape (B,L,K), "
             f"given: {tuple(prediction.shape)} and {tuple(labels.shape)}"
         )
-    dtype = torch.promote_types(prediction.dtype, torch.float32)  # moments need more digits than half precision has
+    dtype = torch.promote_types(prediction.dtype, torch.float32)  # half precision is too coarse for moments
     labelled = ~torch.isnan(labels)  # (B,L,K)
     x = prediction.to(dtype).masked_fill(~labelled, 0.0)
     y = labels.to(dtype).masked_fill(~labelled, 0.0)
 
     def sums(*columns: Tensor) -> Tensor:
-        """Each of n tensors (B,L,K) summed over its frames: (n,B,K)."""
+        """Sum each of n tensors (B,L,K) over its frames: (n,B,K)."""
         own = torch.stack(columns).sum(dim=2)
         return _over_processes(own) if shared else own
 
@@ -190,7 +170,7 @@ def _ccc_terms(prediction: Tensor, labels: Tensor, *, shared: bool) -> tuple[Ten
     x_mean, y_mean = x_sum / n, y_sum / n
     x_centred, y_centred = ((value - mean[:, None]) * labelled for value, mean in ((x, x_mean), (y, y_mean)))
     x_var, y_var, squared_error = sums(x_centred.square(), y_centred.square(), (x - y).square()) / n
-    # The floor, the variance of rounding errors at values of size one, only ever matters where x and y agree that far.
+    # The floor is the variance of rounding errors at values near 1; it matters only where x and y agree that closely.
     denominator = (x_var + y_var + (x_mean - y_mean).square()).clamp_min(torch.finfo(dtype).eps ** 2)
 
     highest = y.masked_fill(~labelled, -torch.inf).amax(dim=1)
@@ -207,5 +187,5 @@ def _in_several_processes() -> bool:
 
 
 def _over_processes(sums: Tensor) -> Tensor:
-    """Sum over all processes, through which the gradient reaches each of them."""
+    """Sum over all processes, differentiable in each of them."""
     return torch.as_tensor(all_reduce(sums)) if _in_several_processes() else sums

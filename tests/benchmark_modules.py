@@ -1,4 +1,4 @@
-"""Programs of benchmarks/, which are no package, as modules."""
+"""Import programs of benchmarks/, which is not a package."""
 
 import sys
 from importlib import import_module
@@ -7,7 +7,7 @@ from types import ModuleType
 
 
 def import_benchmark(name: str) -> ModuleType:
-    """A program, with the modules beside it that it imports."""
+    """Import a program together with the modules beside it."""
     folder = str(Path(__file__).parents[1] / "benchmarks")
     sys.path.insert(0, folder)
     try:

@@ -1,9 +1,9 @@
-"""Fixtures: where real recordings and models lie, and small videos made on the spot."""
+"""Fixtures: folders of real recordings and models, and small videos encoded on the spot."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,25 +14,36 @@ import pytest
 DEMO = Path(__file__).parents[1] / "benchmarks" / "demo"
 
 
-def _folder_from_environment(variable: str, holds: str) -> Path:
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Run a module on one thread: the number of threads decides the order of sums, and with it the last bits."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def _folder_from_environment(variable: str, content: str) -> Path:
     value = os.environ.get(variable)
     if not value:
-        pytest.skip(f"{variable} is not set (a folder with {holds})")
+        pytest.skip(f"{variable} is not set (a folder with {content})")
     return Path(value)
 
 
 @pytest.fixture(scope="session")
 def media() -> Path:
-    """Folder of real recordings, easy and nasty."""
+    """Folder of real recordings."""
     return _folder_from_environment("RCMA_TEST_MEDIA", "real video clips")
 
 
 @pytest.fixture(scope="session")
 def cases(media: Path) -> Path:
-    """Folder of small inputs with faults of many kinds, beside the real recordings."""
+    """Folder of small inputs with many kinds of faults, beside the real recordings."""
     folder = media.parent / "cases"
     if not folder.is_dir():
-        pytest.skip(f"{folder} is not there")
+        pytest.skip(f"{folder} does not exist")
     return folder
 
 
@@ -44,7 +55,7 @@ def whisper_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def demo_clips() -> Path:
-    """The clips that come with the project."""
+    """Clips that come with the project."""
     return DEMO / "clips"
 
 
@@ -56,7 +67,7 @@ def demo_annotations() -> Path:
 
 @pytest.fixture(scope="session")
 def make_video() -> Callable[..., Path]:
-    """Writes a small video: ``make_video(path, images, rate=25, samples=None, ...)``."""
+    """Function that writes a small video: ``make_video(path, images, rate=25, samples=None, ...)``."""
 
     def make(
         path: Path,
@@ -104,7 +115,7 @@ def short_clip(demo_clips: Path, make_video: Callable[..., Path], tmp_path_facto
 
 @pytest.fixture(scope="session")
 def two_people(demo_clips: Path, make_video: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recording with a face on the left and another one on the right."""
+    """A video with one face on the left and another on the right."""
     from preprocessing.media import Video
 
     with Video(demo_clips / "demo_01.mp4") as one, Video(demo_clips / "demo_04.mp4") as other:

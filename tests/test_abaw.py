@@ -9,8 +9,8 @@ import pytest
 
 from preprocessing.errors import InputError
 from preprocessing.files import WRITTEN
-from rcma.abaw.files import (
-    fill_template,
+from rcma.abaw import (
+    Location,
     find_annotations,
     find_split,
     read_annotation,
@@ -21,7 +21,6 @@ from rcma.abaw.files import (
     write_per_video,
     write_single_file,
 )
-from rcma.abaw.rows import Location
 
 
 def write(path: Path, text: str) -> Path:
@@ -61,7 +60,7 @@ def test_annotation_rows_stay_at_their_frames(tmp_path: Path, end: str):
         ("\xff\xfe", "line 1"),
     ],
 )
-def test_annotation_that_is_not_right_is_refused_with_file_and_line(tmp_path: Path, text: str, where: str):
+def test_wrong_annotation_is_refused_with_file_and_line(tmp_path: Path, text: str, where: str):
     path = write(tmp_path / "video.txt", text)
     with pytest.raises(InputError) as error:
         read_annotation(path)
@@ -100,13 +99,13 @@ def test_per_video_file_is_one_line_per_frame(tmp_path: Path):
 
 
 @pytest.mark.parametrize("values", [[[0.0, np.nan]], [[0.0, 1.5]], [[0.0]], [0.0, 0.0]])
-def test_predictions_that_no_file_may_hold_are_refused(tmp_path: Path, values: list):
+def test_predictions_outside_the_range_are_refused(tmp_path: Path, values: list):
     with pytest.raises(ValueError, match="video"):
         write_per_video(tmp_path, "video", np.array(values))
     assert not list(tmp_path.iterdir())
 
 
-def test_what_is_written_per_video_reads_back(tmp_path: Path):
+def test_per_video_files_read_back(tmp_path: Path):
     made = predictions(3, 250)
     for video_id, values in made.items():
         write_per_video(tmp_path, video_id, values)
@@ -118,7 +117,7 @@ def test_what_is_written_per_video_reads_back(tmp_path: Path):
 
 
 @pytest.mark.parametrize("as_folder", [False, True])
-def test_what_is_written_in_one_file_reads_back(tmp_path: Path, as_folder: bool):
+def test_single_file_reads_back(tmp_path: Path, as_folder: bool):
     made = predictions(3, 250)
     write_single_file(tmp_path / "predictions.txt", made)
     lines = (tmp_path / "predictions.txt").read_text().splitlines()
@@ -141,13 +140,13 @@ def test_frames_that_a_single_file_leaves_out_are_nan(tmp_path: Path):
     "row",
     ["v/00001.jpg,0.4", "v/0000x.jpg,0,0", "v/00000.jpg,0,0", "00001.jpg,0,0", "v/00001.jpg,0,-5", "v/00002.jpg,0,0"],
 )
-def test_single_file_that_is_not_right_is_refused_with_its_line(tmp_path: Path, row: str):
+def test_wrong_single_file_is_refused_with_its_line(tmp_path: Path, row: str):
     path = write(tmp_path / "p.txt", f"image_location,valence,arousal\nv/00002.jpg,0.2,0\n{row}\n")
     with pytest.raises(InputError, match=r"p\.txt, line 3"):
         read_predictions(path)
 
 
-def test_predictions_are_of_one_kind_and_there(tmp_path: Path):
+def test_missing_or_mixed_predictions_are_refused(tmp_path: Path):
     with pytest.raises(InputError, match="no such predictions"):
         read_predictions(tmp_path / "none")
     write_single_file(tmp_path / "all.txt", predictions(2))
@@ -176,22 +175,20 @@ def test_template_that_is_not_covered_names_every_video(tmp_path: Path):
     rows = "video0/00003.jpg\nvideo0/00004.jpg\nvideo1/00001.jpg\nother_left/00001.jpg\nthird/00001.jpg\n"
     template = read_template(write(tmp_path / "sample.txt", rows))
     with pytest.raises(InputError) as error:
-        fill_template(template, predictions(3, 9))
+        write_single_file(tmp_path / "out.txt", predictions(3, 9), template=template)
     for part in ("video0: 3 frames predicted, 4 needed", "other_left: no", "third: no"):
         assert part in str(error.value)
     assert "video1" not in str(error.value)
     reconcile(template[2:3], {"video1": 1})
     with pytest.raises(InputError, match="video1: 0 frames predicted, 1 needed"):
         reconcile(template[2:3], {"video1": 0})
-    with pytest.raises(InputError):
-        write_single_file(tmp_path / "out.txt", predictions(3, 9), template=template)
     assert not (tmp_path / "out.txt").exists()
 
 
 @pytest.mark.parametrize(
     "rows", ["v/00001.jpg\nv/00002.jpg\nv/00001.jpg\n", "v\n", "", "image_location,valence,arousal\n"]
 )
-def test_template_that_is_not_right_is_refused(tmp_path: Path, rows: str):
+def test_wrong_template_is_refused(tmp_path: Path, rows: str):
     with pytest.raises(InputError, match=r"sample\.txt"):
         read_template(write(tmp_path / "sample.txt", rows))
 
@@ -217,10 +214,10 @@ def test_differences_of_length_are_spelled_out(tmp_path: Path):
 
 def test_a_row_or_two_beyond_the_last_frame_repeat_it(tmp_path: Path):
     values = np.linspace(-1, 1, 198 * 2, dtype=np.float32).reshape(198, 2)
-    rows = list(fill_template(sample(tmp_path, "a", 200), {"a": values}))
-    assert [row[0] for row in rows[-2:]] == ["a/00199.jpg", "a/00200.jpg"]
-    assert [row[1:] for row in rows[-3:]] == [tuple(map(float, values[-1]))] * 3
-    np.testing.assert_array_equal([row[1:] for row in rows[:198]], values)
+    write_single_file(tmp_path / "out.txt", {"a": values}, template=sample(tmp_path, "a", 200))
+    read = read_predictions(tmp_path / "out.txt")["a"]
+    np.testing.assert_array_equal(read[197:], [read[197]] * 3)
+    np.testing.assert_allclose(read[:198], values, atol=5e-7)
 
 
 @pytest.mark.parametrize(

@@ -10,15 +10,13 @@ import scipy.stats
 
 from preprocessing.errors import InputError
 from rcma import cli
-from rcma.abaw.files import write_per_video
+from rcma.abaw import write_per_video
 from rcma.evaluate import (
     MIN_VIDEOS_FOR_INTERVALS,
     Measures,
     as_json,
     compare_disagreement,
-    disagreement_as_json,
     evaluate,
-    evaluate_in_detail,
     resampled_ccc,
 )
 from rcma.metrics import ccc
@@ -41,7 +39,7 @@ def labels() -> dict[str, np.ndarray]:
     return made
 
 
-def test_score_is_that_of_the_concatenation_not_the_mean_over_videos(labels):
+def test_score_is_over_the_concatenation_not_the_mean_over_videos(labels):
     random = np.random.default_rng(2)
     predicted = {name: np.nan_to_num(values) + random.normal(0, 0.3, values.shape) for name, values in labels.items()}
     scores = evaluate(predicted, labels)
@@ -55,15 +53,15 @@ def test_score_is_that_of_the_concatenation_not_the_mean_over_videos(labels):
     of_b = reference(predicted["b"][:, 0], labels["b"][:, 0])
     assert scores.ccc["valence"] == pytest.approx(expected[0], abs=1e-12)
     assert scores.ccc["arousal"] == pytest.approx(expected[1], abs=1e-12)
-    assert scores.mean == pytest.approx(sum(expected) / 2, abs=1e-12)
+    assert scores.mean.ccc == pytest.approx(sum(expected) / 2, abs=1e-12)
     assert abs((of_a + of_b) / 2 - scores.ccc["valence"]) > 0.01
-    assert (scores.n_videos, scores.n_frames, scores.warnings) == (2, 124, ())
+    assert (len(scores.videos), scores.n_frames, scores.warnings) == (2, 124, ())
 
 
 def test_lengths_that_differ_and_videos_missing_on_a_side_are_reported(labels):
     predicted = {"a": np.nan_to_num(labels["a"][:30]), "c": np.zeros((5, 2))}
     scores = evaluate(predicted, labels)
-    assert (scores.ccc["valence"], scores.n_videos, scores.n_frames) == (pytest.approx(1.0), 1, 24)
+    assert (scores.ccc["valence"], len(scores.videos), scores.n_frames) == (pytest.approx(1.0), 1, 24)
     reported = " | ".join(scores.warnings)
     assert "a: 30 predictions, 40 annotated rows" in reported
     assert "b: no predictions" in reported and "c: no annotation" in reported
@@ -73,11 +71,12 @@ def test_annotated_frame_without_prediction_has_no_score(labels):
     predicted = {name: np.nan_to_num(values) for name, values in labels.items()}
     predicted["b"][5, 1] = np.nan
     scores = evaluate(predicted, labels)
-    assert scores.ccc["valence"] == pytest.approx(1.0) and math.isnan(scores.ccc["arousal"]) and math.isnan(scores.mean)
+    assert scores.ccc["valence"] == pytest.approx(1.0)
+    assert math.isnan(scores.ccc["arousal"]) and math.isnan(scores.mean.ccc)
     assert scores.warnings == ("b: 1 annotated frames have no prediction: CCC is undefined",)
     valence, of_labels = ({name: x[:, :1] for name, x in side.items()} for side in (predicted, labels))
     scores = evaluate(valence, of_labels, targets=("liking",))
-    assert scores.ccc == {"liking": pytest.approx(1.0)} and scores.mean == scores.ccc["liking"]
+    assert scores.ccc == {"liking": pytest.approx(1.0)} and scores.mean.ccc == scores.ccc["liking"]
     assert scores.warnings == ()
 
 
@@ -101,7 +100,7 @@ def made_set(n_videos: int, *, seed: int, offset: float = 0.0) -> tuple[Arrays, 
 
 
 def slowly_resampled(predicted: list[np.ndarray], labels: list[np.ndarray], draws: np.ndarray) -> np.ndarray:
-    """Each draw's videos one behind the other."""
+    """CCC of the concatenated videos of each draw."""
     values = []
     for draw in draws:
         x, y = np.concatenate([predicted[v] for v in draw]), np.concatenate([labels[v] for v in draw])
@@ -110,7 +109,7 @@ def slowly_resampled(predicted: list[np.ndarray], labels: list[np.ndarray], draw
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e5])
-def test_resampled_ccc_is_that_of_the_videos_put_together(offset: float):
+def test_resampled_ccc_is_the_ccc_of_the_concatenated_videos(offset: float):
     predicted, labels = (list(side.values()) for side in made_set(8, seed=0, offset=offset))
     draws = np.random.default_rng(1).integers(8, size=(50, 8))
     fast = resampled_ccc(predicted, labels, draws=draws)
@@ -119,7 +118,7 @@ def test_resampled_ccc_is_that_of_the_videos_put_together(offset: float):
 
 
 @pytest.mark.filterwarnings("error")
-def test_resample_has_no_ccc_where_the_videos_put_together_have_none():
+def test_resampled_ccc_is_undefined_where_the_ccc_of_the_concatenated_videos_is():
     predicted, labels = (list(side.values()) for side in made_set(5, seed=0))
     labels[0][:, 0] = 0.1  # constant: alone it has no CCC, together with another it has
     labels[1][:] = np.nan  # nothing annotated
@@ -135,66 +134,62 @@ def test_intervals_lie_around_the_score_and_shrink_with_more_videos():
     widths = []
     for n_videos in (24, 384):
         predicted, labels = made_set(n_videos, seed=3)
-        scores = evaluate_in_detail(predicted, labels)
-        intervals = {**scores.intervals.by_target, "mean": scores.intervals.mean}
+        scores = evaluate(predicted, labels, n_resamples=200)
         for name, measures in {**scores.by_target, "mean": scores.mean}.items():
-            low, high = intervals[name]
+            low, high = scores.intervals.ends[name]
             assert -1 <= low < measures.ccc < high <= 1
-        low, high = scores.intervals.mean
+        low, high = scores.intervals.ends["mean"]
         widths.append(high - low)
     assert widths[1] < 0.5 * widths[0], "a quarter is expected of sixteen times as many"
 
 
 def test_same_seed_gives_the_same_intervals_whatever_the_order_of_the_videos():
     predicted, labels = made_set(24, seed=6)
-    first = evaluate_in_detail(predicted, labels)
-    again = evaluate_in_detail(dict(reversed(predicted.items())), dict(reversed(labels.items())))
+    first = evaluate(predicted, labels, n_resamples=200)
+    again = evaluate(dict(reversed(predicted.items())), dict(reversed(labels.items())), n_resamples=200)
     assert first == again
-    assert evaluate_in_detail(predicted, labels, seed=1).intervals != first.intervals
+    assert evaluate(predicted, labels, n_resamples=200, seed=1).intervals != first.intervals
 
 
-def test_interval_is_that_of_the_percentiles_of_slow_resampling():
+def test_interval_has_the_percentiles_of_slow_resampling():
     predicted, labels = made_set(24, seed=7)
-    intervals = evaluate_in_detail(predicted, labels, n_resamples=60, seed=8).intervals
+    intervals = evaluate(predicted, labels, n_resamples=60, seed=8).intervals
     draws = np.random.default_rng(8).integers(24, size=(60, 24))
     values = slowly_resampled(list(predicted.values()), list(labels.values()), draws)
     for k, name in enumerate(("valence", "arousal")):
-        assert intervals.by_target[name] == pytest.approx(np.percentile(values[:, k], [2.5, 97.5]))
-    assert intervals.mean == pytest.approx(np.percentile(values.mean(axis=1), [2.5, 97.5]))
+        assert intervals.ends[name] == pytest.approx(np.percentile(values[:, k], [2.5, 97.5]))
+    assert intervals.ends["mean"] == pytest.approx(np.percentile(values.mean(axis=1), [2.5, 97.5]))
     assert (intervals.n_resamples, intervals.seed) == (60, 8)
 
 
 def test_few_videos_have_no_interval():
     n = MIN_VIDEOS_FOR_INTERVALS
     predicted, labels = made_set(n, seed=9)
-    assert evaluate_in_detail(predicted, labels).intervals is not None
+    assert evaluate(predicted, labels, n_resamples=200).intervals is not None
     labels["v00"][:] = np.nan  # a video without annotated frames is none
-    assert evaluate_in_detail(predicted, labels).intervals is None
+    assert evaluate(predicted, labels, n_resamples=200).intervals is None
 
 
-def test_details_agree_with_the_score_and_with_independent_measures(labels: Arrays):
+def test_measures_agree_with_independent_ones(labels: Arrays):
     random = np.random.default_rng(2)
     predicted = {name: np.nan_to_num(values) + random.normal(0, 0.3, values.shape) for name, values in labels.items()}
-    scores, details = evaluate(predicted, labels), evaluate_in_detail(predicted, labels)
-    assert {target: measures.ccc for target, measures in details.by_target.items()} == scores.ccc
-    assert details.mean.ccc == scores.mean
-    assert (len(details.videos), details.n_frames, details.warnings) == (2, scores.n_frames, ())
+    scores = evaluate(predicted, labels)
     x = np.concatenate([predicted["a"], predicted["b"]])
     y = np.concatenate([labels["a"], labels["b"]])
     kept = ~np.isnan(y[:, 0])
     for k, target in enumerate(("valence", "arousal")):
-        measures = details.by_target[target]
+        measures = scores.by_target[target]
         assert measures.pcc == pytest.approx(scipy.stats.pearsonr(x[kept, k], y[kept, k]).statistic)
         assert measures.rmse == pytest.approx(np.sqrt(((x - y)[kept, k] ** 2).mean()))
-    valence, arousal = details.by_target.values()
-    assert details.mean.pcc == pytest.approx((valence.pcc + arousal.pcc) / 2)
-    assert details.mean.rmse == pytest.approx((valence.rmse + arousal.rmse) / 2)
+    valence, arousal = scores.by_target.values()
+    assert scores.mean.pcc == pytest.approx((valence.pcc + arousal.pcc) / 2)
+    assert scores.mean.rmse == pytest.approx((valence.rmse + arousal.rmse) / 2)
 
 
 def test_each_video_is_scored_by_itself(labels: Arrays):
     predicted = {"a": np.nan_to_num(labels["a"][:30]) + 0.1, "b": np.vstack([labels["b"], np.zeros((2, 2))])}
     labels["b"][:, 1] = 0.25  # constant: correlation says nothing there, an error can still be told
-    a, b = evaluate_in_detail(predicted, labels).videos
+    a, b = evaluate(predicted, labels).videos
     kept = [k for k in range(30) if not 3 <= k < 9]
     expected = reference(predicted["a"][kept, 0], labels["a"][kept, 0])
     assert (a.video_id, a.n_predicted, a.n_annotation_rows, a.n_not_annotated, a.n_compared) == ("a", 30, 40, 6, 24)
@@ -210,7 +205,7 @@ def test_each_video_is_scored_by_itself(labels: Arrays):
 def test_json_holds_everything_and_no_nan(labels: Arrays):
     predicted = {name: np.nan_to_num(values) for name, values in labels.items()}
     predicted["b"][5, 1] = np.nan
-    content = json.loads(json.dumps(as_json(evaluate_in_detail(predicted, labels)), allow_nan=False))
+    content = json.loads(json.dumps(as_json(evaluate(predicted, labels)), allow_nan=False))
     assert (content["valence"], content["arousal"], content["mean"]) == (pytest.approx(1.0), None, None)
     assert content["rmse"] == {"valence": 0.0, "arousal": None, "mean": None}
     assert (content["n_videos"], content["n_frames"], content["n_not_annotated"]) == (2, 124, 6)
@@ -233,7 +228,7 @@ def test_json_of_intervals(labels: Arrays):
     predicted, labels = made_set(MIN_VIDEOS_FOR_INTERVALS, seed=10)
     for values in predicted.values():
         values[:, 1] = 0.5
-    interval = as_json(evaluate_in_detail(predicted, labels, n_resamples=30, seed=2))["ccc_interval"]
+    interval = as_json(evaluate(predicted, labels, n_resamples=30, seed=2))["ccc_interval"]
     low, high = interval.pop("valence")
     assert low < high
     none = [None, None]
@@ -306,17 +301,18 @@ def test_disagreement_is_compared_with_the_error_over_all_frames() -> None:
         assert one.all.rmse == pytest.approx(np.sqrt(np.mean((x - y) ** 2)))
         assert one.least.ccc == pytest.approx(ccc(x[half], y[half]))
         assert one.spearman > 0.2 and one.least.rmse < one.all.rmse
-    content = json.loads(json.dumps(disagreement_as_json(compared), allow_nan=False))
-    assert content["valence"]["least"]["rmse"] == compared["valence"].least.rmse
+    content = json.loads(json.dumps(as_json(evaluate(predictions, labels), compared), allow_nan=False))
+    assert content["disagreement"]["valence"]["least"]["rmse"] == compared["valence"].least.rmse
 
 
-def test_disagreement_that_says_nothing_ranks_nothing() -> None:
+def test_random_or_constant_disagreement_has_no_rank_correlation() -> None:
     labels, predicted, spread = disagreeing(0, 4000, honest=False)
     compared, _ = compare_disagreement({"v": predicted}, {"v": labels}, {"v": (predicted, spread)})
     assert abs(compared["valence"].spearman) < 0.06
     constant, _ = compare_disagreement({"v": predicted}, {"v": labels}, {"v": (predicted, np.full_like(spread, 0.1))})
     assert math.isnan(constant["valence"].spearman)
-    assert disagreement_as_json(constant)["valence"]["spearman"] is None  # type: ignore[index]
+    content = as_json(evaluate({"v": predicted}, {"v": labels}), constant)
+    assert content["disagreement"]["valence"]["spearman"] is None
 
 
 def test_disagreement_of_other_predictions_is_left_out() -> None:
@@ -329,7 +325,7 @@ def test_disagreement_of_other_predictions_is_left_out() -> None:
     assert nothing == {}
 
 
-def test_command_says_how_well_disagreement_ranks_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_prints_how_well_disagreement_ranks_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = {f"v{k}": disagreeing(k, 200, honest=True) for k in range(3)}
     time_s = np.arange(200) / 25
     with open_table(tmp_path / "predictions" / "frames.csv", "csv") as append:
@@ -345,7 +341,7 @@ def test_command_says_how_well_disagreement_ranks_errors(tmp_path: Path, capsys:
     scores = json.loads((tmp_path / "predictions" / "scores.json").read_text())
     assert scores["disagreement"]["valence"]["n_frames"] == 600
     assert scores["disagreement"]["arousal"]["spearman"] > 0.2
-    # Without such columns, nothing is said.
+    # Without such columns, nothing is printed.
     (tmp_path / "predictions" / "frames.csv").unlink()
     assert cli.evaluate.main(command) == 0
     assert "disagreement" not in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""CCC, its loss, PCC and RMSE: the formula, an independent implementation, and every case that says nothing."""
+"""CCC, its loss, PCC and RMSE: the formula, an independent implementation, and every undefined case."""
 
 from __future__ import annotations
 
@@ -88,9 +88,8 @@ def test_unlabelled_positions_do_not_count() -> None:
     ],
 )
 @pytest.mark.filterwarnings("error")
-def test_ccc_is_nan_where_it_says_nothing(x: list[float], y: list[float]) -> None:
+def test_ccc_is_nan_where_it_is_undefined(x: list[float], y: list[float]) -> None:
     assert math.isnan(ccc(x, y))
-
     assert math.isnan(pcc(x, y))
 
 

@@ -17,7 +17,7 @@ from preprocessing.errors import InputError
 from preprocessing.features.folder import load_features
 from preprocessing.inputs import collect_sources
 from preprocessing.names import as_video_id, by_video_id, video_id_of
-from rcma.abaw.files import find_annotations, read_predictions, read_template, write_per_video, write_single_file
+from rcma.abaw import find_annotations, read_predictions, read_template, write_per_video, write_single_file
 from rcma.data.training_data import open_training_data
 
 NO_SPEECH = ["--set", "speech.backend=none", "--device", "cpu", "--workers", "1"]

@@ -10,7 +10,6 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-import torch
 from benchmark_modules import import_benchmark
 
 from preprocessing.errors import InputError
@@ -120,9 +119,9 @@ def test_a_training_looks_at_no_test_label_and_can_be_repeated(study: ModuleType
         for s in fold.test
     ]
     system = study.systems()[name]
-    reached, predictions = study.train_network(system, fold, rate=1e-2, seed=3, epochs=2)
+    reached, predictions = study.train_network(system, fold, fold.name, rate=1e-2, seed=3, epochs=2)
     hidden = study.Fold(fold.name, fold.train, fold.validation, blind)
-    again, others = study.train_network(system, hidden, rate=1e-2, seed=3, epochs=2)
+    again, others = study.train_network(system, hidden, fold.name, rate=1e-2, seed=3, epochs=2)
     assert reached == again and predictions.keys() == {s.name for s in fold.test}
     for session in fold.test:
         assert predictions[session.name].shape == (210, 2)
@@ -169,20 +168,20 @@ def test_comparisons(study: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None
     assert comparisons.sign_flip_test(good, bad, labels) == pytest.approx(expected, abs=0.1)
 
 
-def test_tiny_run_goes_on_and_predicts_others(
+@pytest.mark.usefixtures("one_thread")
+def test_tiny_run_resumes_and_predicts_others(
     study: ModuleType, data: tuple, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    threads = torch.get_num_threads()
-    monkeypatch.setattr(sys.modules["results"], "FOLDER", tmp_path / "results")
+    monkeypatch.setattr(sys.modules["measuring"], "RESULTS", tmp_path / "results")
     monkeypatch.setattr(study, "LEARNING_RATES", (1e-2,))
     names = ["picture", "concat", "rcma, 2 steps"]
     root, _ = data
     command = [str(root), "--epochs", "1", "--systems", *names, "--keep", str(tmp_path / "keep"), "--seeds"]
     study.main([*command, "1", "--contrast-seeds", "2"])
-    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "keep").iterdir()}
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "keep").rglob("output.pkl")}
     assert len(kept) == 5 * (1 + 2 + 2)
     study.main([*command, "1", "--contrast-seeds", "2"])
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "keep").iterdir()} == kept
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "keep").rglob("output.pkl")} == kept
     (path,) = (tmp_path / "results").iterdir()
     content = json.loads(path.read_text())
     *rows, contrast = content["measurements"]
@@ -195,7 +194,6 @@ def test_tiny_run_goes_on_and_predicts_others(
     (tmp_path / "others" / "labels" / "y.csv").unlink()
     held_out = ["--held-out", str(tmp_path / "others"), "--out", str(tmp_path / "predictions"), "--keep", str(tmp_path)]
     study.main([str(root), "--epochs", "1", "--systems", "picture", "--seeds", "1", "--contrast-seeds", "1", *held_out])
-    torch.set_num_threads(threads)
     assert sorted(path.name for path in (tmp_path / "predictions").iterdir()) == ["x.csv", "y.csv"]
     assert len((tmp_path / "predictions" / "y.csv").read_text().splitlines()) == 1 + N_ROWS // 2
     assert sum("held-out" in path.name for path in (tmp_path / "results").iterdir()) == 1

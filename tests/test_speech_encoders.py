@@ -60,12 +60,7 @@ ENCODERS: dict[str, Callable[[], PreTrainedModel]] = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def write_encoder(folder: Path, kind: str = "wav2vec2", *, do_normalize: bool | None = True) -> PreTrainedModel:

@@ -21,21 +21,14 @@ import rcma
 from preprocessing.config import PreprocessConfig
 from preprocessing.errors import InputError
 from preprocessing.features.folder import load_features
-from rcma.abaw.files import read_annotation
+from rcma.abaw import read_annotation
 from rcma.config import TrainConfig
 from rcma.metrics import ccc
 from rcma.model.checkpoint import load_run_config
 from rcma.training import TrainingResult, train
 from rcma.training.run_folder import load_state
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The number of threads decides the order of sums, and with it the last bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -37,13 +37,7 @@ from rcma.prediction import Checkpoints, predict_video
 from rcma.training.loop import train
 from rcma.training.run_folder import load_state
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

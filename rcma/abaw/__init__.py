@@ -2,25 +2,28 @@
 Out: arrays over frames; files in the challenge's formats; every problem of a submission.
 """
 
-from rcma.abaw.files import (
+from rcma.abaw.reader import (
     CHALLENGE_FOLDER,
-    EDITIONS,
+    PER_VIDEO_HEADER,
     SPLIT_FOLDERS,
-    Format,
+    Location,
     Split,
     find_annotations,
     find_split,
-    per_video_file,
     read_annotation,
     read_predictions,
     read_template,
+)
+from rcma.abaw.submission import check_submission
+from rcma.abaw.writer import (
+    EDITIONS,
+    Format,
+    per_video_file,
     reconcile,
     require_writable_ids,
     write_per_video,
     write_single_file,
 )
-from rcma.abaw.rows import PER_VIDEO_HEADER, Location
-from rcma.abaw.submission import check_submission
 
 __all__ = [
     "CHALLENGE_FOLDER",

@@ -13,7 +13,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run ``rcma-check-submission``; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="rcma-check-submission",
-        description="Whether a submission to the challenge would be accepted, and all that is wrong with it: header, "
+        description="Check whether a submission to the challenge would be accepted, and list every problem: header, "
         "order, coverage, duplicates, spelling, range, nan, columns, cut-off files, and valence or arousal that never "
         "changes in the whole submission or in a video of more than 25 rows. A 'note' is no reason to reject it.",
         epilog="exit code: 0 accepted; 1 refused; 2 the submission or the sample file cannot be read\n\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from rcma.output import PredictedFrames
 
 SCORES_FILE = "scores.json"
+N_RESAMPLES = 1000
+"""Bootstrap samples."""
 
 log = logging.getLogger("rcma")
 
@@ -31,12 +33,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run ``rcma-evaluate``; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="rcma-evaluate",
-        description="CCC of each target over the concatenation of all annotated frames, the challenge's score, with "
-        "PCC and RMSE, 95 % bootstrap intervals over videos, and every video separately; all of it is also in "
-        "scores.json beside the predictions. Annotations are ABAW files, compared frame by frame (-5 is not "
-        "annotated; where a video's two files differ in length, the frames that both have are compared), or tables of "
-        "labels with times of their own, interpolated to the times in frames.csv beside the predictions. Where the "
-        "table says how far several models disagree, it also says how well that ranks their errors.",
+        description="Print the CCC of each target over the concatenation of all annotated frames, which is the "
+        "challenge's score, PCC and RMSE, 95 % bootstrap intervals over videos, and the scores of each video; write "
+        "all of it to scores.json beside the predictions. Annotations are ABAW files, compared frame by frame (frames "
+        "with -5 are left out; if the two files of a video differ in length, the frames that both have are compared), "
+        "or tables of labels with times, interpolated to the times in frames.csv beside the predictions. If "
+        "frames.csv has the disagreement of several models, its rank correlation with their errors is printed too.",
         epilog="exit code: 0 all annotated videos have predictions; 1 some have none; 2 nothing could be compared\n\n"
         "examples:\n  rcma-evaluate --predictions predictions --annotations annotations/Validation_Set\n"
         "  rcma-evaluate --predictions predictions --annotations ratings --columns time=timestamp --scale 1 9",
@@ -46,13 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--predictions",
         required=True,
         metavar="PREDICTIONS",
-        help="what rcma-predict wrote: its folder, or a single file of the challenge",
+        help="folder that rcma-predict wrote, or a single file of the challenge",
     )
     parser.add_argument(
         "--annotations",
         required=True,
         metavar="ANNOTATIONS",
-        help="folder of VIDEO_ID.txt annotations, or tables of labels: a folder of them, or one of all videos",
+        help="folder of VIDEO_ID.txt annotations, or a folder of tables of labels, or one table for all videos",
     )
     add_label_arguments(parser)
     add_common_arguments(parser, device=False)
@@ -63,13 +65,13 @@ class _Compared(NamedTuple):
     """Predictions and annotations (n,n_targets) of each video."""
 
     targets: tuple[Target, ...]
-    predictions: dict[str, NDArray[np.float32]]
-    annotations: dict[str, NDArray[np.float32]]
+    predictions: Mapping[str, NDArray[np.float32]]
+    annotations: Mapping[str, NDArray[np.float32]]
 
 
 def _evaluate(args: argparse.Namespace) -> int:
     from rcma.data import holds_tables
-    from rcma.evaluate import as_json, compare_disagreement, disagreement_as_json, evaluate_in_detail
+    from rcma.evaluate import Disagreement, as_json, compare_disagreement, evaluate
     from rcma.output import print_disagreement, print_scores, print_videos, read_frames
 
     path, annotations = Path(args.predictions), Path(args.annotations)
@@ -79,24 +81,23 @@ def _evaluate(args: argparse.Namespace) -> int:
     settings, frames = label_settings(args), read_frames(folder)
     only_table = path.is_dir() and frames is not None and not any(path.glob("*.txt"))
     if holds_tables(annotations) or only_table:
-        compared = _compare_by_time(frames, folder, annotations, settings)
+        targets, predictions, labels = _compare_by_time(frames, folder, annotations, settings)
     else:
-        compared = _compare_frames(path, annotations)
-    targets, predictions, labels = compared
-    scores = evaluate_in_detail(predictions, labels, targets=targets)
-    for warning in scores.warnings:
-        log.warning(warning)
-    print_scores(scores)
-    print_videos(scores, all_are_in=SCORES_FILE)
-    content = as_json(scores) | {"annotations": args.annotations}
+        targets, predictions, labels = _compare_frames(path, annotations)
+    scores = evaluate(predictions, labels, targets=targets, n_resamples=N_RESAMPLES)
+    warnings = list(scores.warnings)
+    disagreement: dict[Target, Disagreement] | None = None
     if frames is not None and frames.spreads and set(targets) <= set(frames.targets):
         columns = [frames.targets.index(target) for target in targets]
         spreads = {name: (frames.values[name][:, columns], sd[:, columns]) for name, sd in frames.spreads.items()}
-        disagreement, warnings = compare_disagreement(predictions, labels, spreads, targets=targets)
-        for warning in warnings:
-            log.warning(warning)
-        print_disagreement(disagreement)
-        content["disagreement"] = disagreement_as_json(disagreement)
+        disagreement, more = compare_disagreement(predictions, labels, spreads, targets=targets)
+        warnings += more
+    for warning in warnings:
+        log.warning(warning)
+    print_scores(scores)
+    print_videos(scores, all_are_in=SCORES_FILE)
+    print_disagreement(disagreement or {})
+    content = as_json(scores, disagreement) | {"annotations": args.annotations}
     with replace_own(scores_file) as new:
         new.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     # A score over part of the annotated videos is not the score that was requested.
@@ -104,7 +105,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _compare_frames(predictions: Path, annotations: Path) -> _Compared:
-    """Files of the challenge, row by row."""
+    """Read files of the challenge, which are compared row by row."""
     from rcma.abaw import find_annotations, read_annotation, read_predictions
 
     labels = {video_id: read_annotation(file) for video_id, file in find_annotations(annotations).items()}
@@ -114,7 +115,7 @@ def _compare_frames(predictions: Path, annotations: Path) -> _Compared:
 def _compare_by_time(
     frames: PredictedFrames | None, folder: Path, annotations: Path, settings: LabelSettings
 ) -> _Compared:
-    """The table of predictions, and labels at its times."""
+    """Take the predictions from their table, and the labels at the times in it."""
     import numpy as np
 
     from rcma.data import open_labels
@@ -125,15 +126,14 @@ def _compare_by_time(
             "times in it: predict with --table csv"
         )
     known = open_labels(annotations, settings, video_ids=frames.values.keys())
-    # Of a video without predictions, that it has labels is all that matters.
+    # For a video without predictions, only its name matters.
     labels = dict.fromkeys(known.videos, np.empty((0, len(frames.targets)), np.float32))
     for video_id in sorted(frames.values.keys() & set(known.videos)):
         labels[video_id] = known.at(video_id, frames.time_s[video_id], frames.targets, on_warning=log.warning)
-    is_there = np.any([np.isfinite(values).any(axis=0) for values in labels.values()], axis=0)
-    for target, there in zip(frames.targets, is_there, strict=True):
-        if not there:
-            log.warning(f"{annotations}: no label of {target}; not compared")
-    columns = np.flatnonzero(is_there)
+    labelled = np.any([np.isfinite(values).any(axis=0) for values in labels.values()], axis=0)
+    for k in np.flatnonzero(~labelled):
+        log.warning(f"{annotations}: no label of {frames.targets[k]}; not compared")
+    columns = np.flatnonzero(labelled)
     return _Compared(
         tuple(frames.targets[k] for k in columns),
         {name: values[:, columns] for name, values in frames.values.items()},

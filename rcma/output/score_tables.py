@@ -8,14 +8,14 @@ from dataclasses import astuple
 
 from preprocessing.console import print_table
 from rcma.config import Target
-from rcma.evaluate import MIN_VIDEOS_FOR_INTERVALS, DetailedScores, Disagreement
+from rcma.evaluate import MIN_VIDEOS_FOR_INTERVALS, Disagreement, Scores
 
 MAX_VIDEOS_SHOWN = 50
 """Of more videos, only the worst are printed."""
 N_WORST_SHOWN = 10
 
 
-def print_scores(scores: DetailedScores) -> None:
+def print_scores(scores: Scores) -> None:
     """Print CCC, PCC and RMSE of each target, and over how many frames and videos."""
     n_other_length = sum(video.n_predicted != video.n_annotation_rows for video in scores.videos)
     over = f"CCC over {scores.n_frames} annotated frames of {len(scores.videos)} videos"
@@ -25,7 +25,7 @@ def print_scores(scores: DetailedScores) -> None:
     for name, measures in {**scores.by_target, "mean": scores.mean}.items():
         row = [name, *(f"{value:.3f}" for value in astuple(measures))]
         if scores.intervals is not None:
-            low, high = {**scores.intervals.by_target, "mean": scores.intervals.mean}[name]
+            low, high = scores.intervals.ends[name]
             row.insert(2, f"{low:.3f} to {high:.3f}")
         rows.append(row)
     columns = ["", "CCC", "PCC", "RMSE"]
@@ -33,10 +33,10 @@ def print_scores(scores: DetailedScores) -> None:
         columns.insert(2, "95 % interval of CCC")
     print_table(over, columns, rows)
     if scores.intervals is None:
-        print(f"no intervals: of fewer than {MIN_VIDEOS_FOR_INTERVALS} annotated videos they would mean little")
+        print(f"no intervals: they need at least {MIN_VIDEOS_FOR_INTERVALS} annotated videos")
 
 
-def print_videos(scores: DetailedScores, *, all_are_in: str) -> None:
+def print_videos(scores: Scores, *, all_are_in: str) -> None:
     """Print a row for each video and target, which fits narrow terminals; of many videos, only the worst.
 
     Args:

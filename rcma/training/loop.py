@@ -165,7 +165,7 @@ class _Trainer:
             learning_rate=plan.learning_rate,
             train_loss=loss_sum / n_terms,
             ccc=scores.ccc,
-            mean_ccc=scores.mean,
+            mean_ccc=scores.mean.ccc,
             seconds=round(time.perf_counter() - begin, 3),
         )
         self.rows.append(row)
