@@ -111,6 +111,17 @@ def test_silent_clip_has_no_sound(tmp_path: Path, make_video: Callable[..., Path
     np.testing.assert_allclose(times_of(tmp_path / "out.mp4"), features.time_s, atol=1 / 120_000)
 
 
+def test_odd_sides_become_even(tmp_path: Path, make_video: Callable[..., Path]) -> None:
+    odd = make_video(tmp_path / "odd.mp4", [np.zeros((271, 243, 3), np.uint8)] * 3)
+    features = of_recording(tmp_path / "clip", odd)
+    assert (features.meta["width"], features.meta["height"]) == (243, 271)
+    write_overlay(tmp_path / "out.mp4", odd, features, predicted(features), on_frame=ignore)
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        stream = container.streams.video[0]
+        assert stream.width % 2 == stream.height % 2 == 0
+        assert abs(stream.width - 243) <= 1 and abs(stream.height - 271) <= 1
+
+
 def drawn(features: Features, prediction: Prediction, index: int) -> np.ndarray:
     grey = np.full((480, 640, 3), 90, np.uint8)
     return Drawing(640, 480, features, prediction).draw(grey.copy(), index).astype(int) - 90
@@ -201,12 +212,16 @@ def test_unusable_places_are_refused(recording: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for out, says in (
         (tmp_path / "out.avi", "give a name that ends in .mp4"),
-        (recording, "not written by this program"),
+        (recording, "is the recording itself"),
         (tmp_path / "file" / "out.mp4", "cannot be written"),
     ):
         with pytest.raises(InputError, match=says):
             write_overlay(out, recording, features, predicted(features), on_frame=ignore)
     assert recording.read_bytes() == before
+    overlay = tmp_path / "overlay.mp4"
+    write_overlay(overlay, recording, features, predicted(features), on_frame=ignore)
+    with pytest.raises(InputError, match="is the recording itself"):
+        write_overlay(overlay, overlay, features, predicted(features), on_frame=ignore)
 
 
 def test_pictures_that_change_their_size_are_shown_whole(tmp_path: Path) -> None:

@@ -334,6 +334,10 @@ def test_a_fetched_face_model_joins_the_others(
     path = write_face_model(models_folder / file, given.side, weight, bias)
     entry = given.model_copy(update={"files": {file: sha256(path)}})
     monkeypatch.setitem(entries(), entry.name, entry)
+    # A damaged file of another model does not hide it.
+    for other in entries().values():
+        if isinstance(other, FaceEntry) and other.name != entry.name:
+            (models_folder / next(iter(other.files))).write_bytes(b"damaged")
     red = np.zeros((64, 64, 3), np.uint8)
     red[..., 0] = 255
     video = make_video(tmp_path / "red.mp4", [red] * 40, rate=RATE)

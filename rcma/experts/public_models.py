@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from preprocessing.config import PACKAGED, PreprocessConfig, SpeechSettings, WordSettings
-from preprocessing.errors import InputError
+from preprocessing.errors import InputError, describe_os_error
 from preprocessing.features import Features
 from preprocessing.media import Samples, Video, read_audio
 from preprocessing.speech import detect_speech, has_packaged_whisper
@@ -81,6 +81,8 @@ class PublicModels:
                 self.experts.append(load())
             except InputError as error:
                 self.missing.append(f"{name}: {error}")
+            except OSError as error:
+                self.missing.append(f"{name}: {describe_os_error(error)}")
         self._calibration = None if calibration is None else self._load_calibration(Path(calibration))
 
     @property
@@ -171,8 +173,15 @@ class PublicModels:
 
 def _load_face() -> Expert:
     known = [entry for entry in entries().values() if isinstance(entry, FaceEntry)]
-    entry = next((entry for entry in known if entry.is_here() and entry.is_accepted()), known[0])
-    face = FaceExpert(entry.locate(), entry)
+    for entry in known:
+        try:
+            face = FaceExpert(entry.locate(), entry)
+            break
+        except InputError as error:
+            if entry.is_here():
+                log.warning("%s", error)
+    else:
+        raise InputError(known[0].how_to_get())
 
     def values(features: Features, find_recording: FindRecording) -> NDArray[np.float32]:
         return face(find_recording(), features)

@@ -48,14 +48,17 @@ def write_overlay(
         on_frame: called after each frame with the number of finished frames, and T.
 
     Raises:
-        InputError: ``path`` is no .mp4, cannot be written, or is there already and this program did not write it; the
-            recording cannot be read, or its frames are not those of the features.
+        InputError: ``path`` is not an .mp4, is the recording itself, cannot be written, or exists and this program did
+            not write it; the recording cannot be read, or its frames are not those of the features.
         ValueError: the prediction is not of T frames.
     """
     if prediction.values.shape != (features.n_frames, len(TARGETS)):
         raise ValueError(f"{features.video_id}: prediction {prediction.values.shape} of {features.n_frames} frames")
     if path.suffix.lower() != ".mp4":
         raise InputError(f"{path}: an overlay is an .mp4 file; give a name that ends in .mp4")
+    if path.exists() and video.exists() and path.samefile(video):
+        # It may be an overlay of an earlier run, which could be replaced otherwise.
+        raise InputError(f"{path}: is the recording itself; give another name for the overlay")
     streams = (features.meta.get("settings") or {}).get("streams") or ()
     with Video(video, streams=streams) as opened:
         width, height = opened.width, opened.height
