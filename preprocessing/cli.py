@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=HelpFormatter,
     )
     parser.add_argument(
-        "inputs", nargs="*", metavar="INPUT", help="video files, folders of them, .txt files with one path a line"
+        "inputs", nargs="*", metavar="INPUT", help="video files, folders of them, .txt files with one path per line"
     )
     parser.add_argument("--out", metavar="FEATURES", help="folder that receives one folder for each video")
     parser.add_argument(
@@ -49,9 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="only print what would be done")
     add_config_arguments(parser, required=False, example="speech.backend=faster-whisper")
     settings = parser.add_argument_group("settings by another name")
-    settings.add_argument("--language", metavar="CODE", help="speech.language, such as en (default: detected)")
+    settings.add_argument("--language", metavar="CODE", help="speech.language, such as en; default: detected")
     settings.add_argument(
-        "--subjects", choices=("main", "all"), help="faces.subjects: all gives each lasting person a folder"
+        "--subjects", choices=("main", "all"), help="faces.subjects; all: one folder per person visible for long"
     )
     settings.add_argument(
         "--stream",
@@ -81,8 +81,8 @@ def _add_existing_results(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--overwrite",
         action="store_true",
-        help="do finished videos again, and replace features that were made from another file of the same name; other "
-        "files and folders are never replaced",
+        help="process finished videos again, and replace features that were made from another file of the same name; "
+        "other files and folders are never replaced",
     )
 
 
@@ -92,15 +92,19 @@ def _add_parallel_arguments(parser: argparse.ArgumentParser) -> None:
         "--workers",
         type=worker_count,
         metavar="N",
-        help="videos processed at the same time; without: one for two cores, at most 8, or on Ray as many as fit",
+        help="videos processed at the same time; default: one for every two cores, at most 8, or on Ray as many as fit",
     )
     group.add_argument("--engine", choices=("local", "ray"), default="local", help="this machine, or a Ray cluster")
-    group.add_argument("--ray-address", metavar="HOST:PORT", help="of the cluster; without, a local one is started")
+    group.add_argument("--ray-address", metavar="HOST:PORT", help="cluster; default: a local one is started")
     group.add_argument(
-        "--gpus-per-worker", type=float, default=0.25, metavar="SHARE", help="of a GPU, on Ray with --device cuda"
+        "--gpus-per-worker",
+        type=float,
+        default=0.25,
+        metavar="SHARE",
+        help="of a GPU for each worker, on Ray",
     )
     group.add_argument(
-        "--shard", metavar="I/N", help="do every N-th video from the I-th, such as 3/16 in a Slurm array"
+        "--shard", metavar="I/N", help="only every N-th video from the I-th, such as 3/16 in a Slurm array"
     )
 
 
@@ -110,7 +114,7 @@ def _main(args: argparse.Namespace) -> int:
     if not args.inputs or not args.out:
         raise InputError("give INPUT... and --out FEATURES, or --inspect FOLDER; --help shows examples")
     if args.ray_address and args.engine != "ray":
-        raise InputError("--ray-address: goes with --engine ray")
+        raise InputError("--ray-address: needs --engine ray")
     # Imported here: --help does without FFmpeg.
     from preprocessing.run import Engine, Preprocessor, preprocess_with_progress, print_plan
 

@@ -49,7 +49,10 @@ log = logging.getLogger("rcma")
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, and examples as they were written."""
+    """Shows defaults where there are any, and examples as they were written."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False, []) else super()._get_help_string(action)
 
 
 def add_common_arguments(parser: argparse.ArgumentParser, *, device: bool = True) -> None:
@@ -59,7 +62,7 @@ def add_common_arguments(parser: argparse.ArgumentParser, *, device: bool = True
             "--device",
             choices=("auto", "cpu", "cuda"),
             default="auto",
-            help="where networks run; auto takes a GPU if any",
+            help="where networks run; auto uses a GPU if there is one",
         )
     parser.add_argument(
         "--log-level",

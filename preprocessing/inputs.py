@@ -85,7 +85,7 @@ class _Found(NamedTuple):
 
 
 def collect_sources(inputs: Sequence[Path], *, cropped_aligned: Path | None = None) -> list[Source]:
-    """Find the videos in ``inputs``: files, folders and their subfolders, ``.txt`` files with one path a line.
+    """Find the videos in ``inputs``: files, folders and their subfolders, ``.txt`` files with one path per line.
 
     Inputs that cannot be used (an unreadable folder, a broken link, a name that no feature folder may have) are
     returned as sources with a ``problem``, so that they are reported and the others are processed. In folders, files

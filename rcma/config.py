@@ -77,7 +77,7 @@ class BackboneSettings(SettingsWithFormerNames):
         if self.kind in ("hf", "features") and self.pretrained is not None:
             raise ValueError(f"kind {self.kind} takes no weight file: leave pretrained out")
         if self.kind != "features" and self.width is not None:
-            raise ValueError(f"width goes with kind features; kind {self.kind} has a fixed width")
+            raise ValueError(f"width needs kind features; kind {self.kind} has a fixed width")
         return self
 
 
@@ -112,7 +112,7 @@ class FaceBackbone(BackboneSettings):
     def _check_onnx(self) -> FaceBackbone:
         if self.kind != "onnx":
             if self.onnx is not None:
-                raise ValueError(f"onnx goes with kind onnx, not {self.kind}")
+                raise ValueError(f"onnx needs kind onnx, not {self.kind}")
             return self
         if self.pretrained is None:
             raise ValueError("kind onnx needs model.face.pretrained, the .onnx file")
@@ -252,7 +252,7 @@ class DataSettings(SettingsWithFormerNames):
     features: Path
     annotations: Path
     """ABAW annotation folder: it, or its subfolder VA_Estimation_Challenge, holds Train_Set and Validation_Set. Or
-    tables of labels with times of their own, see :mod:`rcma.data.labels`."""
+    tables of labels with their own times, see :mod:`rcma.data.labels`."""
     labels: LabelSettings = LabelSettings()
     embeddings: Path | None = None
     """Folder in which outputs of frozen backbones are stored; runs may share it, see :mod:`rcma.data`. None: backbones

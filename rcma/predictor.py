@@ -143,7 +143,7 @@ class Predictor:
         """Preprocess raw videos in worker processes and check the features of all videos.
 
         Args:
-            inputs: video files, folders of them, ``.txt`` files with one path a line, feature folders and folders of
+            inputs: video files, folders of them, ``.txt`` files with one path per line, feature folders and folders of
                 them, mixed.
             features: folder for the features of raw videos; those that are there already are used.
             workers: raw videos at the same time; None: one for two cores, at most 8.

@@ -140,7 +140,7 @@ def test_export_does_not_touch_a_folder_in_use(run: Path, tmp_path: Path, capsys
     (tmp_path / "notes.txt").write_text("mine")
     for out in (tmp_path, tmp_path / "notes.txt"):
         assert cli.export.main([str(run), "--out", str(out)]) == 2
-        assert "is there already" in one_error(capsys)
+        assert "already exists" in one_error(capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
     (tmp_path / "empty").mkdir()
     assert cli.export.main([str(run), "--out", str(tmp_path / "empty")]) == 0

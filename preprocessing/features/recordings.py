@@ -40,7 +40,7 @@ class RecordingFinder:
         paths = [path for path in (given, Path(str(source["path"]))) if path is not None]
         there = [path for path in paths if path.is_file()]
         if not there:
-            raise InputError(f"{paths[0]}, which its features were made from, is gone")
+            raise InputError(f"{paths[0]}, the source of its features, no longer exists")
         for path in there:
             if self._hash(path) == source["sha256"]:
                 return path

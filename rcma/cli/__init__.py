@@ -1,4 +1,4 @@
-"""In: a command line, ``main(argv)`` of one module a command.
+"""In: a command line, ``main(argv)`` of one module per command.
 Out: what the command prints and its exit code.
 """
 

@@ -37,7 +37,7 @@ def add_label_arguments(parser: argparse.ArgumentParser) -> None:
         nargs=2,
         type=float,
         metavar=("LOW", "HIGH"),
-        help="lowest and highest possible label (default: -1 1)",
+        help="lowest and highest possible label; default: -1 1",
     )
     parser.add_argument(
         "--raters",

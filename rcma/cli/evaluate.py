@@ -122,7 +122,7 @@ def _compare_by_time(
 
     if frames is None:
         raise InputError(
-            f"{folder}: no frames.csv or frames.parquet of rcma-predict in it; labels with times of their own need the "
+            f"{folder}: no frames.csv or frames.parquet of rcma-predict in it; labels with their own times need the "
             "times in it: predict with --table csv"
         )
     known = open_labels(annotations, settings, video_ids=frames.values.keys())

@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog="example:\n  rcma-export run --out my-model --license cc-by-nc-4.0\n  hf upload org/my-model my-model",
         formatter_class=HelpFormatter,
     )
-    parser.add_argument("checkpoint", metavar="RUN", help="run folder of rcma-train, or what rcma-predict takes else")
+    parser.add_argument("checkpoint", metavar="RUN", help="run folder, or another checkpoint that rcma-predict accepts")
     parser.add_argument(
         "--out", required=True, metavar="FOLDER", help="new folder: config.json, model.safetensors, README.md"
     )

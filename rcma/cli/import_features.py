@@ -25,8 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run ``rcma-import``; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="rcma-import",
-        description="Import features made elsewhere: write feature folders with one vector a frame for each of face, "
-        "audio and text, from tables with times of their own. Tables are CSV, TSV or Parquet with a column of times "
+        description="Import features from other tools: write feature folders with one vector per frame for face, audio "
+        "and text, from tables with their own times. Tables are CSV, TSV or Parquet with a column of times "
         "(or start and end), or .npy with the rate of their rows after the folder: wav2vec@50. A folder holds a table "
         "for each video, VIDEO.csv. A frame gets the mean of the rows in its interval where rows are closer together "
         "than frames, otherwise the nearest row within half a step of the table. A model takes such features with "

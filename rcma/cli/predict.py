@@ -55,8 +55,8 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="RUN",
         help="run folder of rcma-train, its best.safetensors, or a Hugging Face Hub name such as org/model; "
-        "predictions of several are averaged, and the table and the report show how far they disagree (each Hub name "
-        "needs a --checkpoint of its own); without: the public models that are available on this machine",
+        "predictions of several are averaged, and the table and the report show how far they disagree (give each "
+        "Hub name with a separate --checkpoint); without: the public models that are available on this machine",
     )
     parser.add_argument(
         "--calibration",
@@ -87,8 +87,8 @@ def _add_output_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format",
         choices=("per-video", "single-file", "none"),
-        help="per-video: VIDEO_ID.txt, one line a frame; single-file: predictions.txt, one line a frame of all videos; "
-        "none: no such files (default: that of --edition, or per-video)",
+        help="per-video: VIDEO_ID.txt, one line per frame; single-file: predictions.txt, one line per frame of all "
+        "videos; none: no such files; default: that of --edition, or per-video",
     )
     parser.add_argument(
         "--edition",
@@ -117,7 +117,7 @@ def _add_output_arguments(parser: argparse.ArgumentParser) -> None:
         "--annotations",
         metavar="ANNOTATIONS",
         type=Path,
-        help="labels to show in the report: a folder of VIDEO_ID.txt, or tables with times of their own",
+        help="labels to show in the report: a folder of VIDEO_ID.txt, or tables with their own times",
     )
     add_label_arguments(parser)
     parser.add_argument(
@@ -136,15 +136,15 @@ def _add_raw_video_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         action="append",
         default=[],
-        help="change one setting, for example speech.backend=faster-whisper; without, the settings are those of the "
-        "training; those that change what the model sees are refused; may be given many times",
+        help="change one setting, for example speech.backend=faster-whisper; the others are those of the training; "
+        "settings that change the model's input are refused; may be given many times",
     )
-    raw.add_argument("--language", metavar="CODE", help="speech.language: such as en; without, it is detected")
+    raw.add_argument("--language", metavar="CODE", help="speech.language, such as en; default: detected")
     raw.add_argument(
         "--workers",
         type=worker_count,
         metavar="N",
-        help="videos at the same time; without: one for two cores, at most 8",
+        help="videos processed at the same time; default: one for every two cores, at most 8",
     )
 
 

@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="rcma-train",
         description="Train recursive cross-modal attention on feature folders and labels: ABAW annotations, or tables "
-        "of labels with times of their own.",
+        "of labels with their own times.",
         epilog="example:\n  rcma-train --config configs/rcma.yaml --set data.features=features --out run",
         formatter_class=HelpFormatter,
     )

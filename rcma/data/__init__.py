@@ -1,4 +1,4 @@
-"""In: feature folders and labels of any source; tables of features made elsewhere.
+"""In: feature folders and labels of any source; tables of features from other tools.
 Out: windows of tensors, labels at the times of frames, folds, embeddings computed once; feature folders.
 """
 

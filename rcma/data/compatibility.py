@@ -130,7 +130,7 @@ def check_like_training(
         meta: content of their ``meta.json``.
         preprocessing: settings of the training features.
         source: of the training features' faces; None, if not recorded, accepts any.
-        model: settings of modalities that it does not use, or takes from features made elsewhere, need not match.
+        model: settings of modalities that it does not use, or whose features come from other tools, need not match.
 
     Raises:
         InputError: naming the video, the setting and both values.

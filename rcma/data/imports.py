@@ -1,4 +1,4 @@
-"""Import features made elsewhere: from tables with times of their own to one vector for each frame and modality.
+"""Import features from other tools: from tables with their own times to one vector for each frame and modality.
 
 A table has a row of numbers for each time (CSV, TSV, Parquet with a column of times, or with ``start`` and ``end``), or
 at a fixed rate, row k at k / rate seconds (``.npy``). Where a row has an empty cell, or a column ``success`` of 0 as

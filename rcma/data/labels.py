@@ -1,6 +1,6 @@
 """Labels at the times of a video's frames, from ABAW files or from tables; NaN where there is none.
 
-ABAW files have valence and arousal of each frame (:mod:`rcma.abaw`). Tables have times of their own: a row is a sample
+ABAW files have valence and arousal of each frame (:mod:`rcma.abaw`). Tables have their own times: a row is a sample
 at a ``time``, or an utterance from ``start`` to ``end``; docs/own-labels.md shows the layouts. Samples are interpolated
 linearly. There is no label before the first sample and after the last, beside an empty cell, and between two samples
 more than five usual steps apart (:data:`rcma.data.ratings.MAX_GAP`). The label of an utterance is constant; where

@@ -32,7 +32,7 @@ class Normalisation(NamedTuple):
     text_std: Tensor
     """()"""
     vectors: Mapping[Modality, tuple[Tensor, Tensor]]
-    """Mean and deviation (width,) of each column of features made elsewhere, for modalities of kind ``features``."""
+    """Mean and deviation (width,) of each column of features from other tools, for modalities of kind ``features``."""
 
 
 def fit_normalisation(videos: Sequence[Video], model: ModelSettings) -> Normalisation:

@@ -156,7 +156,7 @@ def _read_column(path: Path, key: Literal["split", "subject"]) -> dict[str, str]
     found: dict[str, str] = {}
     for row, (video_id, text) in enumerate(zip(*columns, strict=True)):
         if key == "split" and text and text.lower() not in _SPLITS:
-            raise InputError(f"{table.where(row)}: split {text!r}; train, validation or test is right")
+            raise InputError(f"{table.where(row)}: split {text!r}; expected train, validation or test")
         if found.setdefault(as_video_id(video_id), text) != text:
             raise InputError(f"{table.where(row)}: {video_id} has a second {key}, {text}")
     return found

@@ -33,7 +33,7 @@ class TrainingData:
     text_width: int | None
     """D, width of a word vector; None when no video has a word."""
     vector_widths: Mapping[Modality, int]
-    """Columns of the features made elsewhere, of each modality for which all videos have them."""
+    """Columns of the features from other tools, of each modality for which all videos have them."""
     warnings: tuple[str, ...]
 
 
@@ -100,7 +100,7 @@ def _open_videos(
 
 
 def _common_widths(videos: Sequence[Video]) -> tuple[int | None, dict[Modality, int]]:
-    """Width of the word vectors, and of the features made elsewhere that all videos have."""
+    """Width of the word vectors, and of the features from other tools that all videos have."""
     found: dict[str, tuple[int, Path]] = {}
     n_videos: Counter[str] = Counter()
     for video in videos:

@@ -182,7 +182,7 @@ def _cut_words(features: Features, frames: slice, *, width: int) -> _Cut:
 
 
 def _cut_rows(rows: NDArray[np.floating]) -> _Cut:
-    """Embeddings or features made elsewhere (n,d), whose rows are all NaN where the modality is missing."""
+    """Embeddings or features from other tools (n,d), whose rows are all NaN where the modality is missing."""
     return np.nan_to_num(rows.astype(np.float32), copy=False), ~np.isnan(rows[:, 0])
 
 

@@ -91,7 +91,7 @@ class FaceExpert:
     def _run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         output = self._session(batch)
         if output.shape != (len(batch), _N_OUTPUTS):
-            raise InputError(f"{self._path}: an output of shape {output.shape}; {(len(batch), _N_OUTPUTS)} is right")
+            raise InputError(f"{self._path}: an output of shape {output.shape}; expected {(len(batch), _N_OUTPUTS)}")
         return output
 
 

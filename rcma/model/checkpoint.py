@@ -178,7 +178,7 @@ def export_model(
 
 def _refuse_used_folder(folder: Path) -> None:
     if folder.is_symlink() or (folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))):
-        raise InputError(f"{folder}: is there already; give a new folder, or an empty one")
+        raise InputError(f"{folder}: already exists and is not empty; give a new or an empty folder")
 
 
 def is_run(path: Path) -> bool:

@@ -49,7 +49,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file; a weight file written by torch.save is wanted") from None
+        raise InputError(f"{path}: no such file; expected a weight file written by torch.save") from None
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         raise InputError(
             f"{path}: not a file of weights alone ({first_line(error)}); save module.state_dict()"

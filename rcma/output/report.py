@@ -281,7 +281,7 @@ def _faces(features: Features, *, most: int) -> dict[str, Any]:
     """Crops at equal distances as one picture, row by row, with their times; black where there is no face."""
     index = np.unique(np.linspace(0, features.n_frames - 1, min(features.n_frames, most)).round().astype(int))
     there = np.isfinite(features.face_score[index])
-    side = min(features.faces.shape[1], _MOST_FACE_PIXELS) or 1  # features made elsewhere have no crops
+    side = min(features.faces.shape[1], _MOST_FACE_PIXELS) or 1  # features from other tools have no crops
     n_rows = -(-len(index) // _FACE_COLUMNS)
     sheet = Image.new("RGB", (min(len(index), _FACE_COLUMNS) * side, n_rows * side))
     for place, frame in enumerate(index):
@@ -325,7 +325,7 @@ class _Previews:
         if video.video is None:
             return None
         if not video.video.is_file():
-            self.warnings.append(f"{name}: {video.video} is gone; the page shows its faces only")
+            self.warnings.append(f"{name}: {video.video} no longer exists; the page only shows its faces")
             return None
         recording = video.video.absolute()
         streams = features.meta["settings"].get("streams", ())

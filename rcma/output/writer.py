@@ -54,15 +54,13 @@ class OutputSettings:
         if self.edition is not None:
             if self.edition not in EDITIONS:
                 known = ", ".join(map(str, EDITIONS))
-                raise InputError(
-                    f"--edition {self.edition}: had no valence-arousal track of its own; these had: {known}"
-                )
+                raise InputError(f"--edition {self.edition}: had no valence-arousal track; these had one: {known}")
             if self.format not in (None, EDITIONS[self.edition]):
                 raise InputError(f"--format {self.format}: edition {self.edition} takes {EDITIONS[self.edition]}")
             self.format = EDITIONS[self.edition]
         self.format = self.format or "per-video"
         if self.template_file is not None and self.format != "single-file":
-            raise InputError("--template: goes with --format single-file")
+            raise InputError("--template: needs --format single-file")
         if self.folder.exists() and not self.folder.is_dir():
             raise InputError(f"--out {self.folder}: is a file; give a folder")
         if self.overlay is not None and self.overlay.suffix not in ("", ".mp4"):
@@ -184,7 +182,7 @@ def write_outputs(
 def _collect(
     video: PreparedVideo, prediction: Prediction, labels: Labels | None, on_failure: Callable[[object], object]
 ) -> ReportedVideo:
-    """The recording and the labels of a video, as far as they can be had."""
+    """The recording and the labels of a video, where available."""
     recording, of_video = None, None
     notes: list[str] = []
     try:

@@ -34,7 +34,7 @@ def present_modalities(
     Args:
         features: the video, of T frames.
         audio_alignment: where the 0.96 s patch of a frame lies, see :func:`preprocessing.features.patch_start`.
-        vectors: modalities whose features were made elsewhere.
+        vectors: modalities whose features come from other tools.
 
     Returns:
         (T,) bool of each modality. ``face``: one was found. ``audio``: the recording has sound, silent or not, during
