@@ -37,7 +37,7 @@ def test_a_file_counts_only_with_its_checksum(tmp_path: Path) -> None:
     private.unlink()
     # What was given may have been moved since.
     assert finder.find({"source": known}, given=copy) == copy
-    with pytest.raises(InputError, match=r"private\.mp4.* is gone"):
+    with pytest.raises(InputError, match=r"private\.mp4.* no longer exists"):
         RecordingFinder().find({"source": known})
     private.write_bytes(b"another")
     for source in (known, {**known, "sha256": None}, {**known, "sha256": ""}):

@@ -231,7 +231,7 @@ def test_without_a_recording_faces_take_its_place(tmp_path: Path, opened: Callab
     path = tmp_path / "report.html"
     gone = tmp_path / "gone.mp4"
     warnings = write_report(path, [reported(tmp_path / "clip", gone)], title="Faces", on_video=ignore)
-    assert warnings == (f"clip: {gone} is gone; the page shows its faces only",)
+    assert warnings == (f"clip: {gone} no longer exists; the page only shows its faces",)
     page = opened(path)
     assert not page.is_visible("#video")
     assert page.get_attribute("#face", "aria-label") == "Face at 0:00.00"
