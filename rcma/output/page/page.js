@@ -129,15 +129,15 @@
     $("in-place").hidden = playsVideo;
     if (!playsVideo) {
       $("no-video").textContent = data.faces.picture
-        ? "No video here: the face that the model was given, in its place."
-        : "No video here, and no face was found.";
+        ? "The video is not available; this is the face crop that the model received."
+        : "The video is not available, and no face was found.";
       return sliderPlayer(data.end);
     }
     const failed = () => {
       player.stop();
       data.source = null;
       player = makePlayer();
-      $("no-video").textContent = "The video is not where it was, or this browser cannot play it.";
+      $("no-video").textContent = "The video was moved, or this browser cannot play it.";
       player.seek(0);
     };
     if ("link" in source) return videoPlayer(source.link, source.offset, failed);
@@ -588,7 +588,7 @@
     $("chosen").classList.toggle("one-model", !Object.keys(data.experts).length);
     $("name").textContent = name;
     $("notes").replaceChildren(...data.notes.map((note) => make("li", { textContent: note })));
-    if (data.source?.link) $("notes").append(make("li", { textContent: "The video is not in this page: it is played from where it lies." }));
+    if (data.source?.link) $("notes").append(make("li", { textContent: "The video is not embedded in this page; it is played from its file." }));
     $("modalities").replaceChildren(...Object.keys(data.missing).map((modality) => {
       const chip = make("li");
       chip.dataset.name = modality;
