@@ -17,6 +17,7 @@ from rcma.config import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = {
     "rcma-preprocess": preprocess,
@@ -62,6 +63,15 @@ def test_tree_names_every_room() -> None:
         assert block is not None
         named = set(re.findall(r"^ {6}(\w+)/", block[1], flags=re.MULTILINE))
         assert named == {path.parent.name for path in (ROOT / package).glob("*/__init__.py")}, package
+
+
+def test_places_that_newcomers_look_for_exist() -> None:
+    rows = re.findall(r"^\| .* \| \[(.*\.py)\]\(\1\) \| (`.*`) \|$", CONTRIBUTING, flags=re.MULTILINE)
+    assert len(rows) >= 5
+    for file, names in rows:
+        source = (ROOT / file).read_text(encoding="utf-8")
+        for name in re.findall(r"`(\w+)`", names):
+            assert re.search(rf"^(def|class) {name}\b", source, flags=re.MULTILINE), f"{file} has no {name}"
 
 
 def test_readme_is_read_in_three_minutes() -> None:

@@ -269,7 +269,7 @@ def test_beyond_the_room_for_previews_the_recording_is_played_from_its_place(
     monkeypatch.setattr(report, "PREVIEW_BYTES", 1000)
     path = tmp_path / "out" / "report.html"
     (warning,) = write_report(path, [reported(tmp_path / "clip", recording)], title="Link", on_video=ignore)
-    assert warning.startswith("clip: no preview: ") and "it plays clip.mp4 from where it lies" in warning
+    assert warning.startswith("clip: no preview: ") and "it plays clip.mp4 from its folder" in warning
     assert not blocks(path, "preview-")
     source = json.loads(blocks(path, "video-")["video-0"])["source"]
     assert (path.parent / source["link"]).resolve() == recording.resolve()

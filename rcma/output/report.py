@@ -350,7 +350,7 @@ class _Previews:
     def _link(self, name: str, recording: Path, streams: Sequence[int]) -> dict[str, object]:
         self.warnings.append(
             f"{name}: no preview: all of them would take more than {PREVIEW_BYTES / 2**20:.0f} MB of the page; "
-            f"it plays {recording.name} from where it lies"
+            f"it plays {recording.name} from its folder"
         )
         relative = os.path.relpath(recording, self._folder)
         offset_s = self._call(recording, _shown_start_s, recording, streams)
