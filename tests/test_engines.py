@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import signal
@@ -84,6 +85,14 @@ class Sleeps:
             (self.folder / f"slept-{job}").touch()
         finally:
             (self.folder / f"cleaned-{job}").touch()
+        return job
+
+
+class EndsSlowly:
+    """Registers something for the end of its process that takes a while, as PyTorch does."""
+
+    def __call__(self, job, *, status):
+        atexit.register(time.sleep, 2.0)
         return job
 
 
@@ -362,6 +371,11 @@ def test_hundreds_of_jobs_leave_nothing_open():
     before = n_open(), threading.active_count()
     assert len(list(run_on_processes(range(300), Square, n_workers=2))) == 300
     assert (n_open(), threading.active_count()) == before
+
+
+def test_workers_that_end_slowly_end_quietly(capfd):
+    assert [job for job, _ in run_on_processes([1, 2], EndsSlowly, n_workers=2)] in ([1, 2], [2, 1])
+    assert capfd.readouterr() == ("", "")
 
 
 def test_functions_are_called_in_another_process():

@@ -159,8 +159,6 @@ _report: Status
 def _begin(sender: Connection, log_level: int) -> None:
     global _report
     Thread(target=_end_with_parent, daemon=True).start()
-    # By an exception, so that what is half-written is removed.
-    signal.signal(signal.SIGTERM, _exit_by_signal)
     set_up_logging(log_level)
     os.set_blocking(sender.fileno(), False)
     _report = partial(_send, sender)
@@ -177,6 +175,9 @@ def _do(job: Any) -> Any:
 
 def _call(name: str, function: Callable[[Any], Any], argument: Any) -> Any:
     """Call a function; exceptions, which may be impossible to pickle, become an InputError in place of the result."""
+    # By an exception, so that what is half-written is removed; but not between two calls, where the interpreter would
+    # print it.
+    before = signal.signal(signal.SIGTERM, _exit_by_signal)
     try:
         return function(argument)
     except InputError as error:
@@ -187,6 +188,8 @@ def _call(name: str, function: Callable[[Any], Any], argument: Any) -> Any:
     except Exception as error:
         log.debug("traceback of an error in a worker process", exc_info=True)
         return InputError(f"{name}: {type(error).__name__}: {' '.join(str(error).split())}")
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _exit_by_signal(number: int, frame: object) -> NoReturn:
