@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test test-all lint types bench clean
+.PHONY: help demo test test-all quick-tests lint bench clean
 
 help:
 	@echo "make demo              preprocess, train, predict and evaluate on the bundled clips"
@@ -18,8 +18,12 @@ help:
 demo: .venv/.demo
 	@$(BIN)/python benchmarks/run_demo.py
 
+# Lint and types run beside the tests, because mypy without its cache takes a minute on one core.
+test:
+	@$(MAKE) --no-print-directory --jobs=2 lint quick-tests
+
 # Test files run in parallel processes of one thread each.
-test: lint
+quick-tests: .venv/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --numprocesses auto --maxprocesses 4 --dist loadfile
 
 # Slow tests run one after the other: they start clusters and kill processes.
