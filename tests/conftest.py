@@ -25,6 +25,16 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with small features and annotations, to train on; one for each test module."""
+    from made_features import make_data
+
+    folder = tmp_path_factory.mktemp("training")
+    make_data(folder, n_frames=60)
+    return folder
+
+
 def _folder_from_environment(variable: str, content: str) -> Path:
     value = os.environ.get(variable)
     if not value:

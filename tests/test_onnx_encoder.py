@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from made_features import data_settings, make_data, small_config
+from made_features import data_settings, small_config
 from made_onnx import write_face_model
 from numpy.typing import NDArray
 
@@ -123,13 +123,6 @@ def test_a_copy_gives_the_same(graph: Path) -> None:
     network, crops = encoder(graph), torch.rand((3, 3, 40, 40))
     before = network(crops)
     torch.testing.assert_close(copy.deepcopy(network)(crops), before, rtol=0, atol=0)
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("onnx")
-    make_data(folder, n_frames=60)
-    return folder
 
 
 def config_with(root: Path, graph: Path, **data: object) -> TrainConfig:

@@ -11,27 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from made_features import changed, data_settings, make_data, small_config
+from made_features import changed, data_settings, small_config
 
 from rcma.config import ModelSettings
 from rcma.data import SharedBatches, WindowDataset, open_training_data
 from rcma.data.dataset import EMPTY_WINDOW
 from rcma.model.network import RCMA
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("processes")
-    make_data(folder, n_frames=60)
-    return folder
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_processes_share_each_batch(root: Path) -> None:

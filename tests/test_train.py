@@ -32,13 +32,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("training")
-    make_data(folder, n_frames=60)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def whole(root: Path) -> tuple[Path, TrainingResult]:
     """A run of three epochs that nothing interrupts."""
     return root / "whole", train(small_config(root), root / "whole", device="cpu")

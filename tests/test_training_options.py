@@ -40,13 +40,6 @@ from rcma.training.run_folder import load_state
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("options")
-    make_data(folder, n_frames=60)
-    return folder
-
-
 # Loss.
 
 
