@@ -261,7 +261,7 @@ def test_command_prints_the_scores_and_of_many_videos_the_worst(
         row = next(line for line in lines if line[1:2] == [name])
         assert f"{content[name]:.3f}" in row and f"{content['rmse'][name]:.3f}" in row
         assert ("to" in row) == bool(n_intervals)
-    assert ("no intervals" in printed) == (not n_intervals)
+    assert ("no intervals: they need at least 20 annotated videos" in printed) == (not n_intervals)
     shown = [line[1] for line in lines if len(line) > 1 and line[1].startswith("v") and line[1] != "valence"]
     by_ccc = sorted(content["videos"], key=lambda video: video["valence"]["ccc"] + video["arousal"]["ccc"])
     worst = [video["video"] for video in by_ccc][:n_shown]

@@ -17,8 +17,9 @@ from preprocessing.errors import InputError
 from preprocessing.features import describe, load_features
 from preprocessing.files import sha256
 from rcma import cli
+from rcma.data import imports
 from rcma.data.imports import FeatureSource, place_on_frames
-from rcma.data.times import Times
+from rcma.data.times import Times, read_timed_table
 from rcma.metrics import ccc
 from rcma.output.table import read_frames
 
@@ -168,6 +169,33 @@ def test_a_bad_table_is_named_with_its_line_and_ends_nothing(
     assert [path.name for path in (tmp_path / "f").iterdir()] == ["a good one"]
 
 
+def test_a_table_may_be_named_itself_and_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_rows(tmp_path / "v.csv", ["time", "x"], [[0, 1.0], [1, 2.0]])
+    table = (tmp_path / "v.csv").rename(tmp_path / "v.txt")
+    parsed = []
+    monkeypatch.setattr(
+        imports, "read_timed_table", lambda path, columns: parsed.append(path) or read_timed_table(path, columns)
+    )
+    assert run("--face", table, "--rate", 1, "--out", tmp_path / "f") == 0
+    assert parsed == [table]
+    np.testing.assert_array_equal(load_features(tmp_path / "f" / "v").vectors["face"], [[1.0], [2.0]])
+
+
+@pytest.mark.parametrize(("rate", "n_frames"), [(".5", 11), ("1e1", 1), ("1.", 6)])
+def test_rates_of_arrays_are_numbers_in_any_form(tmp_path: Path, rate: str, n_frames: int) -> None:
+    (tmp_path / "t").mkdir()
+    np.save(tmp_path / "t" / "v.npy", np.arange(6.0)[:, None])
+    assert run("--face", f"{tmp_path / 't'}@{rate}", "--rate", 1, "--out", tmp_path / "f") == 0
+    assert load_features(tmp_path / "f" / "v").n_frames == n_frames
+
+
+def test_a_bad_array_is_named_with_its_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "t").mkdir()
+    np.save(tmp_path / "t" / "v.npy", np.array([[0.0], [np.inf]]))
+    assert run("--face", f"{tmp_path / 't'}@5", "--rate", 1, "--out", tmp_path / "f") == 1
+    assert "v.npy, row 1: " in capsys.readouterr().err
+
+
 def test_part_of_a_modality_is_refused_and_a_whole_one_may_lack(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -188,6 +216,8 @@ def test_part_of_a_modality_is_refused_and_a_whole_one_may_lack(
         (["--rate", "10"], "--face"),
         (["--face", "nowhere", "--rate", "10"], "no such folder"),
         (["--face", "nowhere@x", "--rate", "10"], "no such folder"),
+        (["--face", "arrays@0", "--rate", "10"], "no such folder"),
+        (["--face", "arrays@inf", "--rate", "10"], "no such folder"),
         (["--face", ".", "--rate", "10"], "no tables in it"),
         (["--face", "arrays", "--rate", "10"], "arrays@25"),
         (["--face", "arrays@25", "--rate", "0"], "--rate"),
@@ -345,7 +375,8 @@ def test_splits_of_labels_of_ones_own(features: Path, tmp_path: Path, capsys: py
     assert [list(used[split]) for split in ("training", "validation")] == [list(VIDEOS[:4]), list(VIDEOS[4:])]
     table.write_text("video,split\ntalk_a,train\ntalk_b,held out\n")
     assert cli.train.main([*words, str(tmp_path / "b"), "--set", f"data.split={table}"]) == 2
-    assert "split.csv, line 3" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "data.split: " in error and "split.csv, line 3" in error
     assert cli.train.main([*words, str(tmp_path / "b"), "--set", "model.targets=[dominance]", "--fold", "1"]) == 2
     assert ".csv, line 1: no column of dominance" in capsys.readouterr().err
 

@@ -224,6 +224,7 @@ def test_abaw_files_are_read_as_ever_beside_tables(tmp_path: Path) -> None:
         ("start,end,valence\n0,1,0\n0,1,.1\n", {}, "v.csv, line 3", "another label"),
         ('time;valence\n0;"1,500"\n1;"2,000"\n', {"scale": [0, 9000]}, "v.csv, line 2", "two ways"),
         ("time;valence\n0;0,5\n1;0.25\n", {}, "v.csv, line 2", "two ways"),
+        ("time;valence\n0;0,5\n1;n.a.\n", {}, "v.csv, line 3", "n.a."),
         ('time,valence\n0,"0\n1,0\n', {}, "v.csv, line", "end of data"),
     ],
 )
@@ -260,6 +261,13 @@ def test_a_video_with_a_file_of_its_own_name_has_no_raters_beside_it(tmp_path: P
     for name in ("v.csv", "v_2.csv", "w_anna.csv", "w_bob.csv", "x_left_anna.csv"):
         write(tmp_path / name, "time,valence\n0,0\n1,0\n")
     assert open_labels(tmp_path, video_ids=["v", "w", "x", "x_left"]).videos == ("v", "v_2", "w", "x_left")
+
+
+def test_raters_may_differ_in_case_alone(tmp_path: Path) -> None:
+    write(tmp_path / "v_A.csv", "time,valence\n0,0\n1,0\n")
+    write(tmp_path / "v_a.csv", "time,valence\n0,1\n1,1\n")
+    labels = open_labels(tmp_path, video_ids=["v"]).at("v", np.array([0.0, 1.0]), ("valence",))
+    np.testing.assert_array_equal(labels[:, 0], [0.5, 0.5])
 
 
 def test_one_table_needs_a_video_in_each_row(tmp_path: Path) -> None:

@@ -264,7 +264,7 @@ def test_broken_variant_is_refused_with_its_reason_and_no_other(
         assert problems[what].startswith(starts)
 
 
-@pytest.mark.parametrize("kind", ["two rows swapped", "nan", "semicolons"])
+@pytest.mark.parametrize("kind", BROKEN)
 def test_command_lists_the_problems_and_fails(
     tmp_path: Path, sample: Path, right: str, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

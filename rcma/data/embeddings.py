@@ -113,17 +113,16 @@ def embed_videos(
             for done, video in enumerate([*videos[first:], *videos[:first]]):
                 on_video(done, len(videos))
                 features = video.features()
-                views: dict[Modality, list[dict[str, Any]]] = {
-                    "face": _face_views(n_views, features.faces.shape[1]),
-                    "audio": [{"audio_alignment": audio_alignment}],
-                }
                 paths[video.video_id] = {}
                 for m, of_backbone in folders.items():
+                    views: list[dict[str, Any]] = [{"audio_alignment": audio_alignment}]
+                    if m == "face":
+                        views = _face_views(n_views, features.faces.shape[1])
                     hashes = {name: hash_of(video.folder / f"{name}.npy") for name in _arrays_of(model, m)}
                     made_from = {"n_frames": features.n_frames, "features": hashes}
                     paths[video.video_id][m] = tuple(
                         _embed_view(of_backbone, model, features, m, {**made_from, "view": view}, optimised)
-                        for view in views[m]
+                        for view in views
                     )
     except OSError as error:
         raise InputError(f"data.embeddings: {error.filename or folder}: {error.strerror or error}") from None
@@ -232,7 +231,10 @@ def _feature_hashes(folder: Path) -> Iterator[Callable[[Path], str]]:
 
     def read() -> dict[str, list[Any]]:
         with suppress(OSError, ValueError):
-            return dict(json.loads(path.read_text(encoding="utf-8")))
+            content = json.loads(path.read_text(encoding="utf-8"))
+            # Damaged in any other way, it is written anew.
+            if isinstance(content, dict) and all(isinstance(entry, list) and entry for entry in content.values()):
+                return content
         return {}
 
     known, new = read(), {}

@@ -16,7 +16,6 @@ Frames without a row are NaN.
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -81,18 +80,18 @@ class FeatureSource:
         Raises:
             InputError: no such folder, no tables in it, two for one video, or a missing rate.
         """
-        with_rate = None if Path(text).exists() else re.fullmatch(r"(.+)@(\d+(?:\.\d+)?)", text)
-        self.path = Path(with_rate[1] if with_rate else text)
-        self._rate = float(with_rate[2]) if with_rate else 0.0
+        self.path, self._rate = _split_rate(text)
         self._columns, self._unit = columns, unit
-        if not self.path.exists():
-            raise InputError(f"{text}: no such folder of tables")
-        paths = [self.path] if self.path.is_file() else sorted(self.path.iterdir())
-        found = [p for p in paths if p.suffix.lower() in _SUFFIXES and not p.name.startswith(".") and p.is_file()]
+        self._last: tuple[Path, FeatureTable] | None = None
+        if self.path.is_file():
+            found = [self.path]
+        else:
+            paths = sorted(self.path.iterdir())
+            found = [p for p in paths if p.suffix.lower() in _SUFFIXES and not p.name.startswith(".") and p.is_file()]
         if not found:
             raise InputError(f"{self.path}: no tables in it ({', '.join(_SUFFIXES)})")
         arrays = [path for path in found if path.suffix.lower() == ".npy"]
-        if arrays and not self._rate:
+        if arrays and self._rate is None:
             raise InputError(f"{arrays[0]}: has no times; give the rate of its rows: {self.path}@25")
         self.files = by_video_id((video_id_of(path), path) for path in found)
 
@@ -101,12 +100,13 @@ class FeatureSource:
         """Columns that every table must have: those of the first table that can be read.
 
         Raises:
-            InputError: no table can be read.
+            InputError: no table can be read; this is the problem of the last one.
         """
-        for path in self.files.values():
+        *others, last = self.files.values()
+        for path in others:
             with suppress(InputError):
                 return self._read(path).columns
-        raise InputError(f"{self.path}: no table in it can be read")
+        return self._read(last).columns
 
     def read(self, video_id: str) -> FeatureTable:
         """Read the table of a video.
@@ -125,7 +125,14 @@ class FeatureSource:
         return table
 
     def _read(self, path: Path) -> FeatureTable:
+        # The first table is read for its columns, and then for its rows.
+        if self._last is None or self._last[0] != path:
+            self._last = path, self._parse(path)
+        return self._last[1]
+
+    def _parse(self, path: Path) -> FeatureTable:
         if path.suffix.lower() == ".npy":
+            assert self._rate is not None
             return _read_array(path, self._rate)
         is_parquet = path.suffix.lower() == ".parquet"
         table = _read_parquet(path) if is_parquet else read_timed_table(path, self._columns)
@@ -302,14 +309,29 @@ def _to_features(table: Table, columns: Mapping[str, str], unit: Unit) -> Featur
     return FeatureTable(table.path, times, found, values)
 
 
+def _split_rate(text: str) -> tuple[Path, float | None]:
+    """Path and rate in Hz of ``PATH@HZ``; None for a path alone."""
+    if Path(text).exists():
+        return Path(text), None
+    path, _, number = text.rpartition("@")
+    with suppress(ValueError):
+        rate = float(number)
+        if 0.0 < rate < np.inf and path and Path(path).exists():
+            return Path(path), rate
+    raise InputError(f"{text}: no such folder of tables")
+
+
 def _read_array(path: Path, rate: float) -> FeatureTable:
     try:
         values = np.load(path, allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise InputError(f"{path}: cannot be read as an array: {' '.join(str(error).split())}") from None
     is_table = isinstance(values, np.ndarray) and values.ndim == 2 and np.issubdtype(values.dtype, np.number)
-    if not is_table or not values.size or np.isinf(values).any():
-        raise InputError(f"{path}: should hold an array of finite numbers with two dimensions, rows and columns")
+    if not is_table or not values.size:
+        raise InputError(f"{path}: should hold an array of numbers with two dimensions, rows and columns")
+    infinite = np.flatnonzero(np.isinf(values).any(axis=1))
+    if len(infinite):
+        raise InputError(f"{path}, row {infinite[0]}: holds an infinite value")
     time_s = np.arange(len(values)) / rate
     times = Times(time_s, time_s, (), f"{rate:g} Hz")
     return FeatureTable(path, times, tuple(map(str, range(values.shape[1]))), values.astype(np.float32))

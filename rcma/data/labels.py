@@ -246,7 +246,7 @@ def _open_folder(folder: Path, settings: LabelSettings, video_ids: Collection[st
         video_id = max(prefixes, key=len, default=stem)
         folders = path.relative_to(folder).parts[:-1]
         suffix = stem.removeprefix(video_id).split("_")[1:]
-        parts = tuple(name.lower() for name in (*folders, *suffix) if name.lower() not in split_of)
+        parts = tuple(name for name in (*folders, *suffix) if name.lower() not in split_of)
         files.setdefault(video_id, []).append(_LabelFile(path, parts))
         for own in (split_of[name.lower()] for name in folders if name.lower() in split_of):
             if split.setdefault(video_id, own) != own:
@@ -276,7 +276,8 @@ def _tables_below(folder: Path) -> list[Path]:
 def _labels_of_tables(
     files: Mapping[str, Sequence[_LabelFile]], split: Mapping[str, Split], settings: LabelSettings
 ) -> Labels:
-    names_at_levels = [set(names) for names in zip_longest(*(file.parts for group in files.values() for file in group))]
+    levels = zip_longest(*(file.parts for group in files.values() for file in group))
+    names_at_levels = [{name.lower() for name in names if name is not None} for names in levels]
     readers = {video_id: partial(_read_tables, group, names_at_levels, settings) for video_id, group in files.items()}
     return Labels(readers, split)
 
@@ -293,7 +294,8 @@ def _read_tables(
     ratings: Ratings = defaultdict(list)
     for path, parts, known in files:
         # A name is a target's if the same level of folders holds a wanted target.
-        named = [part for part, names in zip(parts, names_at_levels, strict=False) if not names.isdisjoint(targets)]
+        levels = zip(parts, names_at_levels, strict=False)
+        named = [part.lower() for part, names in levels if not names.isdisjoint(targets)]
         if not set(named) <= set(targets):
             continue
         table = read_timed_table(path, settings.columns) if known is None else known

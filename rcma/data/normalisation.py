@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from preprocessing.media import N_MELS
@@ -62,6 +61,8 @@ def fit_normalisation(videos: Sequence[Video], model: ModelSettings) -> Normalis
 
 def _fit_columns(arrays: Iterable[NDArray[np.floating]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean and deviation (width,) of the columns of all rows that are not NaN."""
+    from sklearn.preprocessing import StandardScaler
+
     scaler, width = StandardScaler(), 0
     for array in arrays:
         width = array.shape[1]
@@ -77,6 +78,8 @@ def _fit_columns(arrays: Iterable[NDArray[np.floating]]) -> tuple[NDArray[np.flo
 
 def _fit_words(videos: Sequence[Video], width: int) -> tuple[float, float]:
     """Mean and deviation of the values (T,D) of all frames of all videos; a frame without a word has D zeros."""
+    from sklearn.preprocessing import StandardScaler
+
     scaler = StandardScaler()
     for video in videos:
         features = video.features()

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from sklearn.model_selection import GroupKFold
-
 from preprocessing.errors import InputError
 from preprocessing.names import as_video_id
 from rcma.abaw import Split
@@ -106,6 +104,8 @@ def divide(
         # The authors roll (block 1, ..., block 5, official validation) by the number of the fold; the last is held out.
         held_out = set(blocks[N_FOLDS - fold])
     else:
+        from sklearn.model_selection import GroupKFold
+
         names = sorted(everything)
         groups = _subjects_of(names, subjects)
         if len(set(groups)) < N_FOLDS:
@@ -151,12 +151,16 @@ def _read_column(path: Path, key: Literal["split", "subject"]) -> dict[str, str]
     def names(header: Sequence[str]) -> list[str]:
         return [plain(name).removesuffix("_id") for name in header]
 
-    table = read_table(path, lambda header: {"video", key} <= set(names(header)), wanted=f"columns video and {key}")
-    columns = (table.texts(names(table.header).index(name)) for name in ("video", key))
     found: dict[str, str] = {}
-    for row, (video_id, text) in enumerate(zip(*columns, strict=True)):
-        if key == "split" and text and text.lower() not in _SPLITS:
-            raise InputError(f"{table.where(row)}: split {text!r}; expected train, validation or test")
-        if found.setdefault(as_video_id(video_id), text) != text:
-            raise InputError(f"{table.where(row)}: {video_id} has a second {key}, {text}")
+    try:
+        table = read_table(path, lambda header: {"video", key} <= set(names(header)), wanted=f"columns video and {key}")
+        columns = (table.texts(names(table.header).index(name)) for name in ("video", key))
+        for row, (video_id, text) in enumerate(zip(*columns, strict=True)):
+            if key == "split" and text and text.lower() not in _SPLITS:
+                raise InputError(f"{table.where(row)}: split {text!r}; expected train, validation or test")
+            if found.setdefault(as_video_id(video_id), text) != text:
+                raise InputError(f"{table.where(row)}: {video_id} has a second {key}, {text}")
+    except InputError as error:
+        setting = {"split": "data.split", "subject": "data.subjects"}[key]
+        raise InputError(f"{setting}: {error}") from None
     return found

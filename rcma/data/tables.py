@@ -25,6 +25,7 @@ _MAX_LINES_BEFORE_HEADER = 30
 _MISSING = ("", "nan", "na", "n/a", "null", "none")
 _WITH_COMMA = re.compile(r"[+-]?\d*(,\d+)+(e[+-]?\d+)?", re.IGNORECASE)
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")
+_WITH_POINT = re.compile(r"[+-]?(\d+\.\d*|\.\d+)")
 _NAMES_SHOWN = 10
 
 
@@ -65,7 +66,7 @@ class Table:
     def numbers(self, columns: Sequence[int]) -> NDArray[np.float64]:
         """Parse columns as numbers, (N,len(columns)); NaN where a cell is empty or a word for a missing value.
 
-        A comma is a decimal comma only if it can be nothing else: no cell of these columns has a point, and at least
+        A comma is a decimal comma only if it can be nothing else: no number in these columns has a point, and at least
         one comma cannot separate thousands.
 
         Raises:
@@ -77,7 +78,9 @@ class Table:
             values = np.array([list(map(float, row)) for row in cells]).reshape(len(cells), len(columns))
         except ValueError:
             values = self._parse([[cell.strip() for cell in row] for row in cells], columns)
-        for row, place in np.argwhere(np.isinf(values)):
+        infinite = np.argwhere(np.isinf(values))
+        if len(infinite):
+            row, place = infinite[0]
             raise self._bad_cell(row, columns[place], "is infinite; leave the cell empty")
         return values
 
@@ -90,7 +93,7 @@ class Table:
     def _parse(self, cells: Sequence[Sequence[str]], columns: Sequence[int]) -> NDArray[np.float64]:
         texts = [text for row in cells for text in row]
         has_thousands = all(_THOUSANDS.fullmatch(text) for text in texts if _WITH_COMMA.fullmatch(text))
-        decimal_comma = not has_thousands and not any("." in text for text in texts)
+        decimal_comma = not has_thousands and not any(map(_WITH_POINT.fullmatch, texts))
         values = np.full((len(cells), len(columns)), np.nan)
         for row, own in enumerate(cells):
             for place, text in enumerate(own):

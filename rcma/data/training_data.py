@@ -70,11 +70,13 @@ def open_training_data(settings: DataSettings, targets: Sequence[Target] = TARGE
                 )
     videos = [*opened["training"], *opened["validation"]]
     first = videos[0]
+    # First: different settings are the cause of different widths.
+    face_source = check_alike([(video.folder, video.features().meta) for video in videos])
     text_width, vector_widths = _common_widths(videos)
     return TrainingData(
         train=tuple(opened["training"]),
         validation=tuple(opened["validation"]),
-        face_source=check_alike([(video.folder, video.features().meta) for video in videos]),
+        face_source=face_source,
         preprocessing=build_config(
             PreprocessConfig, first.features().meta["settings"], source=f"{first.folder}/meta.json"
         ),

@@ -86,6 +86,8 @@ def check_features(model: ModelSettings, features: Features) -> None:
     """
     name, size = features.video_id, features.faces.shape[1]
     side, kind = face_side(size), model.face.kind
+    if model.uses("face") and kind != "features" and not size:
+        raise InputError(f"{name}: its features hold no faces, which model.face.kind {kind} takes")
     # Other encoders resize their pictures themselves.
     sides = {"ir50": (side == IR50.side, IR50.side), "small": (side > 0 and side % 8 == 0, "multiples of 8")}
     fits, wanted = sides.get(kind, (True, ""))

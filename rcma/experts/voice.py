@@ -20,7 +20,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
 
 from preprocessing.media import HOP_LENGTH, MEL_RATE, SAMPLE_RATE, Samples, band_centres_hz
 
@@ -189,4 +188,6 @@ def _spearman(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
     """Rank correlation; 0 where it is undefined."""
     if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return 0.0
+    from scipy.stats import spearmanr  # takes a while to import
+
     return float(spearmanr(x, y).statistic)
